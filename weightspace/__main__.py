@@ -1,0 +1,5 @@
+"""`python -m weightspace`."""
+
+from weightspace.cli import main
+
+main()

@@ -1,0 +1,228 @@
+"""Symmetry proved numerically: declared moves leave functions and embeddings alone, everything else does not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace import encoders, families
+from weightspace.families import Family
+from weightspace.rollout import generator, rollout
+from weightspace.spec import Charge, Gauge, GroupElement, Params, WeightSpec
+from weightspace.store import Stack
+
+FUNCTION_TOLERANCE = 1e-9
+ROLLOUT_TOLERANCE = 1e-10
+EMBEDDING_TOLERANCE = 1e-5
+VIOLATION_THRESHOLD = 1e-3
+Row = dict[str, Any]
+Move = Callable[[Params], Params]
+
+
+def check_families(name: str | None = None) -> list[Row]:
+    """Rows for every example of every family (or of the one named): see `family_rows`."""
+    chosen = _choose("family", families.available(), name)
+    return [row for family in chosen.values() for example in family.examples() for row in family_rows(example)]
+
+
+def family_rows(family: Family) -> list[Row]:
+    """Check one family, yours or ours. Errors are relative to the spread of what is compared.
+
+    Declared moves must leave outputs unchanged, moves that break the declaration must be seen, both in float64; stacked
+    rollouts must equal sequential ones, forward and gradient; and the graph embedding must not see permutations.
+    """
+    label = f"{type(family).__name__}({', '.join(f'{k}={v}' for k, v in family.config.items())})"
+    rows = [*_declared_moves(family), *_violations(family), *_rollouts(family), _graph_embedding(family)]
+    return [{"name": label, **row} for row in rows]
+
+
+def check_encoders(name: str | None = None) -> list[Row]:
+    """Rows for every encoder: invariant to the symmetry it states, and sensitive to moves that change the function."""
+    chosen = _choose("encoder", encoders.available(), name)
+    return [row for label, encoder in chosen.items() for row in encoder_rows(label, encoder())]
+
+
+def encoder_rows(label: str, encoder: encoders.Encoder) -> list[Row]:
+    """Check one untrained encoder on the examples of every family, in float32."""
+    rows = []
+    for family in (example for kind in families.available().values() for example in kind.examples()):
+        stack = _random_stack(family, torch.float32)
+        encoder.fit_standardisation([stack])
+        for move, moved in _encoder_moves(encoder, family, stack.params):
+            error = _embedding_change(encoder, stack, Stack(family, moved, stack.rows))
+            rows.append(_row(f"{move} of {type(family).__name__}", True, torch.float32, error, EMBEDDING_TOLERANCE))
+        for tensor in family.spec.recurrent():
+            moved = {**stack.params, tensor: stack.params[tensor].roll(1, dims=-2)}
+            error = _embedding_change(encoder, stack, Stack(family, moved, stack.rows))
+            move = f"permute rows of {tensor} alone, of {type(family).__name__}"
+            rows.append(_row(move, False, torch.float32, error, VIOLATION_THRESHOLD))
+    return [{"name": label, **row} for row in rows]
+
+
+def _encoder_moves(encoder: encoders.Encoder, family: Family, params: Params) -> Iterator[tuple[str, Params]]:
+    element = family.spec.random_elements(next(iter(params.values())).shape[0], generator(0, "check", "encoder"))
+    still = {k: torch.ones_like(v) for k, v in element.gauges.items()}
+    if "permutation" in encoder.symmetry:
+        yield "declared permutations", family.spec.act_stacked(GroupElement(element.permutations, still), params)
+    kinds = {"sign": ("sign",), "positive": ("scale",), "nonzero": ("sign", "scale")}
+    keys = {f"{k}@{g.axis}" for k, g in family.spec.gauges.items() if set(kinds[g.kind]) <= encoder.symmetry}
+    if keys:
+        gauges = {k: v if k in keys else still[k] for k, v in element.gauges.items()}
+        in_place = {a: torch.arange(p.shape[1]).expand_as(p) for a, p in element.permutations.items()}
+        yield "declared gauges", family.spec.act_stacked(GroupElement(in_place, gauges), params)
+
+
+def _choose(what: str, known: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    if name is None:
+        return known
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{hint}")
+    return {name: known[name]}
+
+
+def _row(move: str, declared: bool, dtype: torch.dtype, error: float, threshold: float) -> Row:
+    passed = error <= threshold if declared else error > threshold
+    return {
+        "move": move,
+        "declared": declared,
+        "dtype": str(dtype).removeprefix("torch."),
+        "error": error,
+        "passed": passed,
+    }
+
+
+def _random_stack(family: Family, dtype: torch.dtype, models: int = 4) -> Stack:
+    draws = [family.spec.random_params(generator(0, str(i), "check/params"), dtype) for i in range(models)]
+    return Stack(family, {k: torch.stack([d[k] for d in draws]) for k in family.spec.tensors}, torch.arange(models))
+
+
+def _inputs(family: Family, models: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Inputs (models, time 10, batch 4, input) and the declared noise, the same for every move."""
+    source = generator(0, "check", "inputs")
+    x = torch.randn(1, 10, 4, family.input_size, generator=source, dtype=torch.float64)
+    noise = {k: torch.randn(1, 10, 4, family.spec.axes[a].size, generator=source, dtype=torch.float64)
+             for k, a in family.spec.noise.items()}  # fmt: skip
+    return x.expand(models, -1, -1, -1), {k: v.expand(models, -1, -1, -1) for k, v in noise.items()}
+
+
+def _outputs(family: Family, params: Params) -> Tensor:
+    x, noise = _inputs(family, next(iter(params.values())).shape[0])
+    return rollout(family, params, x, noise=noise).outputs
+
+
+def _relative(moved: Tensor, reference: Tensor) -> float:
+    return ((moved - reference).abs().max() / reference.std()).item()
+
+
+def _function_change(family: Family, params: Params, moved: Params) -> float:
+    return _relative(_outputs(family, moved), _outputs(family, params))
+
+
+def _declared_moves(family: Family) -> Iterator[Row]:
+    spec, params = family.spec, _random_stack(family, torch.float64).params
+    models = next(iter(params.values())).shape[0]
+    element = spec.random_elements(models, generator(1, "check", "move"), torch.float64)
+    ones = {k: torch.ones_like(v) for k, v in element.gauges.items()}
+    in_place = {a: torch.arange(p.shape[1]).expand_as(p) for a, p in element.permutations.items()}
+    moves = {f"permute {a}": GroupElement({**in_place, a: p}, ones) for a, p in element.permutations.items()}
+    moves |= {
+        f"gauge {k.replace('@', ' of ')}": GroupElement(in_place, {**ones, k: g}) for k, g in element.gauges.items()
+    }
+    moves["all together"] = element
+    for move, one in moves.items():
+        error = _function_change(family, params, spec.act_stacked(one, params))
+        yield _row(move, True, torch.float64, error, FUNCTION_TOLERANCE)
+
+
+def _violations(family: Family) -> Iterator[Row]:
+    params = _random_stack(family, torch.float64).params
+    for move, broken in (*_lone_permutations(family.spec), *_wrong_charges(family.spec)):
+        error = _function_change(family, params, broken(params))
+        yield _row(move, False, torch.float64, error, VIOLATION_THRESHOLD)
+
+
+def _lone_permutations(spec: WeightSpec) -> Iterator[tuple[str, Move]]:
+    """Permute one occurrence of a permutable axis in one tensor, and nothing else."""
+    for name, tensor in spec.tensors.items():
+        for dim, axis in enumerate(tensor.axes):
+            if axis in spec.permutable and spec.axes[axis].size > 1:
+                yield f"permute {axis} only on axis {dim} of {name}", partial(_roll, name, dim)
+
+
+def _roll(name: str, dim: int, params: Params) -> Params:
+    return {**params, name: params[name].roll(1, dims=dim + 1)}
+
+
+def _wrong_charges(spec: WeightSpec) -> Iterator[tuple[str, Move]]:
+    """Act with one charge of one gauge flipped, or taken from another gate row."""
+    for gauge_name, gauge in spec.gauges.items():
+        for name, tensor in spec.tensors.items():
+            charges = gauge.charges.get(name, (0,) * len(tensor.axes))
+            for dim in (d for d, axis in enumerate(tensor.axes) if axis == gauge.axis):
+                for wrong in _wrong(charges[dim], gauge.kind, spec.num_rows(name)):
+                    broken = {**gauge.charges, name: (*charges[:dim], wrong, *charges[dim + 1 :])}
+                    move = f"gauge {gauge_name} with charge {wrong} on axis {dim} of {name}"
+                    yield move, partial(_act_alone, spec, gauge_name, replace(gauge, charges=broken))
+
+
+def _wrong(charge: Charge, kind: str, rows: int) -> list[Charge]:
+    def flip(value: int) -> int:
+        return 1 - value % 2 if kind == "sign" else (-value if value else 1)
+
+    if rows == 1:
+        return [flip(charge if isinstance(charge, int) else charge[0])]
+    by_row = charge if isinstance(charge, tuple) else (charge,) * rows
+    flipped = [(*by_row[:i], flip(c), *by_row[i + 1 :]) for i, c in enumerate(by_row)]
+    taken = [(*by_row[:i], b, *by_row[i + 1 :]) for i, a in enumerate(by_row) for b in by_row if a != b]
+    return list(dict.fromkeys([*flipped, *taken]))
+
+
+def _act_alone(spec: WeightSpec, name: str, gauge: Gauge, params: Params) -> Params:
+    models, size = next(iter(params.values())).shape[0], spec.axes[gauge.axis].size
+    # The first unit always moves, or a draw of signs that are all +1 would break nothing.
+    factor = torch.ones(models, size, dtype=torch.float64)
+    factor[:, 0] = {"sign": -1.0, "positive": 2.0, "nonzero": -2.0}[gauge.kind]
+    return replace(spec, gauges={name: gauge}).act_stacked(GroupElement({}, {f"{name}@{gauge.axis}": factor}), params)
+
+
+def _rollouts(family: Family) -> Iterator[Row]:
+    params = {k: v.requires_grad_() for k, v in _random_stack(family, torch.float64).params.items()}
+    x, noise = _inputs(family, next(iter(params.values())).shape[0])
+    results = {}
+    for method in ("sequential", "stacked"):
+        outputs = rollout(family, params, x, noise=noise, method=method).outputs
+        trained = [params[k] for k in family.spec.trained]
+        results[method] = outputs, torch.autograd.grad(outputs.square().sum(), trained)
+    outputs, gradients = results["stacked"]
+    error = _relative(outputs.detach(), results["sequential"][0].detach())
+    yield _row("stacked equals sequential", True, torch.float64, error, ROLLOUT_TOLERANCE)
+    pairs = zip(gradients, results["sequential"][1], strict=True)
+    error = max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
+    yield _row("stacked gradient equals sequential", True, torch.float64, error, ROLLOUT_TOLERANCE)
+
+
+def _graph_embedding(family: Family) -> Row:
+    from weightspace.encoders.message_passing import MessagePassing
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = MessagePassing()
+    stack = _random_stack(family, torch.float32)
+    encoder.fit_standardisation([stack])
+    ((_, moved),) = ((m, p) for m, p in _encoder_moves(encoder, family, stack.params))
+    error = _embedding_change(encoder, stack, Stack(family, moved, stack.rows))
+    return _row("graph embedding under declared permutations", True, torch.float32, error, EMBEDDING_TOLERANCE)
+
+
+@torch.no_grad()
+def _embedding_change(encoder: encoders.Encoder, stack: Stack, moved: Stack) -> float:
+    encoder.eval()
+    return _relative(encoder([moved]), encoder([stack]))

@@ -1,0 +1,183 @@
+"""Message passing over the recurrent graph, with edge updates and channel-wise products of edge fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+
+from weightspace.encoders.base import Encoder
+from weightspace.encoders.topology import Dense, Sparse, Topology
+from weightspace.graph import EDGE_TYPES, DenseGraphs, Layout, dense_graphs
+from weightspace.spec import NODE_KINDS, NONLINEARITIES, ROW_ROLES
+from weightspace.store import Stack
+
+MAX_LAYERS = 8
+NUM_FREQUENCIES = 8
+
+
+class MessagePassing(Encoder):
+    """Message passing with edge states, invariant to permutations of hidden units and factors.
+
+    Edge states hold both directions of a connection, and self-loops are a type of their own (neural graphs, Kofinas et
+    al., ICLR 2024, arXiv 2403.12143); nodes aggregate source-modulated messages (FiLM, Brockschmidt, ICML 2020) by mean
+    and maximum (after PNA, Corso et al., NeurIPS 2020); factor nodes add the product of what they get from states and
+    from inputs; edge fields are multiplied as matrices, channel by channel: trace(W^k) is reached in log2 k layers.
+    Weights are divided by their root mean square over the training models, by connection type and role.
+
+    Shapes: stacks of (models, ...) params -> (models, embedding_dim).
+    """
+
+    symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        edge_dim: int = 16,
+        node_dim: int = 64,
+        product_dim: int = 8,
+        num_layers: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(embedding_dim)
+        roles = len(ROW_ROLES)
+        self.register_buffer("edge_scale", torch.ones(len(EDGE_TYPES), roles))
+        self.register_buffer("node_scale", torch.ones(len(NODE_KINDS), roles))
+        self.edge_in = nn.Linear(4 * roles, edge_dim)
+        self.edge_type = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
+        self.edge_type_reverse = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
+        self.node_in = nn.Linear(2 * roles + 2 * NUM_FREQUENCIES + 2, node_dim)
+        self.kind = nn.Embedding(len(NODE_KINDS), node_dim)
+        self.node_layer = nn.Embedding(MAX_LAYERS, node_dim)
+        self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
+        self.layers = nn.ModuleList(Layer(edge_dim, node_dim, product_dim) for _ in range(num_layers))
+        pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
+        self.head = nn.Sequential(
+            nn.LayerNorm(pooled),
+            nn.Dropout(dropout),
+            nn.Linear(pooled, 2 * embedding_dim),
+            nn.SiLU(),
+            nn.Linear(2 * embedding_dim, embedding_dim),
+        )
+
+    edge_scale: Tensor
+    node_scale: Tensor
+
+    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
+        """Root mean square of training weights by (connection type, role) and (node kind, role), as buffers."""
+        sums = [torch.zeros_like(b, dtype=torch.float64) for b in (self.edge_scale, self.node_scale) for _ in range(2)]
+        for stack in stacks:
+            graphs = dense_graphs(*stack.effective)
+            where = graphs.layout
+            present = graphs.present.expand_as(graphs.edges).double()
+            kinds = where.node_roles.expand_as(graphs.nodes).double()
+            types = where.edge_type.clamp(min=0).flatten()
+            sums[0].index_add_(0, types, graphs.edges.double().square().sum(0).flatten(0, 1))
+            sums[1].index_add_(0, types, present.sum(0).flatten(0, 1))
+            sums[2].index_add_(0, where.kind, graphs.nodes.double().square().sum(0))
+            sums[3].index_add_(0, where.kind, kinds.sum(0))
+        for scale, square, count in ((self.edge_scale, *sums[:2]), (self.node_scale, *sums[2:])):
+            rms = torch.sqrt(square / count.clamp(min=1))
+            scale.copy_(torch.where(rms > 0, rms, 1.0))
+
+    def forward(self, stacks: Sequence[Stack]) -> Tensor:
+        """Embeddings (models, embedding_dim) of stacks, by the dense path."""
+        return torch.cat([self._forward_dense(dense_graphs(*stack.effective)) for stack in stacks])
+
+    def forward_data(self, batch: Data) -> Tensor:
+        """Embeddings (models, embedding_dim) of a PyG batch of `graph.to_data` graphs, by the sparse path."""
+        graph = batch.batch if isinstance(batch, Batch) else torch.zeros_like(batch.kind)
+        present, opposite = batch.edge_present, batch.edge_present_reverse
+        forward = batch.edge_attr / self.edge_scale[batch.edge_type]
+        backward = batch.edge_attr_reverse / self.edge_scale[batch.edge_type_reverse]
+        e = torch.relu(self._edges(forward, backward, present, opposite, batch.edge_type, batch.edge_type_reverse))
+        topology = Sparse(batch.edge_index, graph)
+        size = torch.bincount(graph)[graph].to(batch.x.dtype)
+        x = self._nodes(batch.x, batch.node_roles, batch, size)
+        return self._embed(topology, e, x, batch.kind, batch.edge_type)
+
+    def _forward_dense(self, graphs: DenseGraphs) -> Tensor:
+        where = graphs.layout
+        present, opposite = graphs.present, graphs.present.transpose(1, 2)
+        forward = graphs.edges / self.edge_scale[where.edge_type]
+        type_reverse = where.edge_type.T
+        e = self._edges(forward, forward.transpose(1, 2), present, opposite, where.edge_type, type_reverse)
+        topology = Dense(torch.maximum(present, opposite).amax(-1))
+        size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=e.device)
+        x = self._nodes(graphs.nodes, where.node_roles, where, size)
+        e = torch.relu(topology.silence(e))
+        return self._embed(topology, e, x, where.kind, where.edge_type)
+
+    def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
+        """First edge states: weights of both directions, which roles are there, and the connection's type."""
+        weight = self.edge_in.weight.split(len(ROW_ROLES), dim=1)
+        e = forward @ weight[0].T + backward @ weight[1].T
+        # What the declaration alone says needs no models axis.
+        return e + (present @ weight[2].T + opposite @ weight[3].T + self.edge_in.bias) + self._types(*types)
+
+    def _types(self, edge_type: Tensor, edge_type_reverse: Tensor) -> Tensor:
+        return self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
+
+    def _nodes(self, values: Tensor, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
+        """First node states: biases by role, identity of ordered nodes, kind, layer and nonlinearity."""
+        position = where.position.clamp(min=0)[:, None].to(values.dtype)
+        ordered = (where.position >= 0)[:, None].to(values.dtype)
+        angle = position * torch.pi / 2.0 ** torch.arange(NUM_FREQUENCIES, device=values.device)
+        identity = torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1) * ordered
+        known = torch.cat([roles, identity, torch.log(size)[:, None]], dim=1)
+        weight = self.node_in.weight.split([len(ROW_ROLES), known.shape[1]], dim=1)
+        layer = where.layer if isinstance(where, Layout) else where.node_layer
+        x = (values / self.node_scale[where.kind]) @ weight[0].T + (known @ weight[1].T + self.node_in.bias)
+        return x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
+
+    def _embed(self, topology: Topology, e: Tensor, x: Tensor, kind: Tensor, edge_type: Tensor) -> Tensor:
+        kinds = F.one_hot(kind, len(NODE_KINDS)).to(x.dtype)
+        types = F.one_hot(edge_type + 1, len(EDGE_TYPES) + 1)[..., 1:].to(x.dtype)
+        for layer in self.layers:
+            e, x = layer(topology, e, x, kinds)
+        values = [topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)]
+        values.append(topology.pool_edges(torch.cat([e, e.square()], dim=-1), types))
+        return self.head(torch.cat(values, dim=-1))
+
+
+class Layer(nn.Module):
+    """One round: edges hear their ends, their opposites and their products; nodes hear their edges."""
+
+    def __init__(self, edge_dim: int, node_dim: int, product_dim: int) -> None:
+        super().__init__()
+        self.widths = [edge_dim, edge_dim, product_dim, product_dim]
+        self.edge = nn.Linear(edge_dim, sum(self.widths), bias=False)
+        self.product = nn.Linear(product_dim, edge_dim)
+        self.source = nn.Linear(node_dim, 2 * edge_dim)
+        self.target = nn.Linear(node_dim, edge_dim, bias=False)
+        self.context = nn.Linear(node_dim, node_dim, bias=False)
+        aggregated = 4 * edge_dim
+        self.node = nn.Sequential(
+            nn.LayerNorm(node_dim + aggregated),
+            nn.Linear(node_dim + aggregated, node_dim),
+            nn.SiLU(),
+            nn.Linear(node_dim, node_dim),
+        )
+
+    def forward(self, topology: Topology, e: Tensor, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """Next edge and node states; `kinds` is each node's one-hot of `NODE_KINDS`."""
+        own, opposite, a, b = self.edge(e).split(self.widths, dim=-1)
+        drive, modulation = self.source(x).chunk(2, dim=-1)
+        update = self.product(topology.product(a, b))
+        update = update.add_(own).add_(topology.reverse(opposite)).add_(topology.from_targets(self.target(x)))
+        e = e + torch.relu(update.add_(topology.silence(topology.from_sources(drive))))
+        message = e * topology.from_sources(modulation)
+        heard = [topology.mean(message), topology.maximum(message), topology.diagonal(e)]
+        heard.append(self._multiply(topology, message, kinds))
+        everyone = topology.to_nodes(self.context(topology.pool_nodes(x, torch.ones_like(kinds[:, :1]))))
+        return e, x + everyone + self.node(torch.cat([x, *heard], dim=-1))
+
+    def _multiply(self, topology: Topology, message: Tensor, kinds: Tensor) -> Tensor:
+        """At factor nodes, what comes from states times what comes from inputs; 0 elsewhere."""
+        by_kind = dict(zip(NODE_KINDS, kinds.unbind(-1), strict=True))
+        product = topology.total(message, by_kind["hidden"]) * topology.total(message, by_kind["input"])
+        return product * by_kind["factor"][..., None]

@@ -1,0 +1,91 @@
+"""The contract of a family: a declared weight space and the function its params compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightspace.spec import Params, State, WeightSpec
+
+Noise = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family(ABC):
+    """One family of recurrent networks at one size. Subclasses are frozen dataclasses whose fields are their config.
+
+    Every method is pure and speaks of ONE model and a batch of sequences; `torch.func.vmap` adds the models axis.
+    No method branches on the values of tensors.
+    """
+
+    input_size: int
+    output_size: int
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ValueError(f"`{item.name}` (={value}) of {type(self).__name__} must be at least 1.")
+
+    @abstractmethod
+    def declare(self) -> WeightSpec:
+        """The weight space of this family at this size; read it as `family.spec`."""
+
+    @cached_property
+    def spec(self) -> WeightSpec:
+        """The declared weight space of the stored (raw) params."""
+        return self.declare()
+
+    @abstractmethod
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh float32 params of one model."""
+
+    def initial_state(self, params: Params, start: Tensor) -> State:
+        """State before the first input; `start` (batch, start) is what the task supplies, with start 0 if nothing."""
+        return {name: start.new_zeros(start.shape[0], self.spec.axes[a].size) for name, a in self.spec.states.items()}
+
+    @abstractmethod
+    def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:
+        """State after one input x (batch, input)."""
+
+    @abstractmethod
+    def readout(self, params: Params, state: State) -> Tensor:
+        """Outputs (batch, output) of a state."""
+
+    def effective(self, params: Params) -> Params:
+        """What the function really uses (masked, clamped); the raw params unless a family says otherwise."""
+        return params
+
+    @property
+    def effective_spec(self) -> WeightSpec:
+        """The declared weight space of `effective(params)`."""
+        return self.spec
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> Sequence[Family]:
+        """Small instances that every contract test runs on."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of this instance, from which `families.load` rebuilds it."""
+        return dataclasses.asdict(self)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Affine map of x (batch, from) by weight (to, from); channel rows come out side by side, (batch, gate * to)."""
+    return F.linear(x, weight.flatten(0, -2), None if bias is None else bias.flatten())
+
+
+def uniform(shape: Sequence[int], fan: int, generator: torch.Generator) -> Tensor:
+    """Draws from U(-1/sqrt(fan), 1/sqrt(fan)), the default of torch.nn's recurrent layers."""
+    bound = 1 / math.sqrt(fan)
+    return (2 * torch.rand(tuple(shape), generator=generator) - 1) * bound
