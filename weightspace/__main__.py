@@ -1,5 +1,7 @@
 """`python -m weightspace`."""
 
+import sys
+
 from weightspace.cli import main
 
-main()
+sys.exit(main())

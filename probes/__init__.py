@@ -1,0 +1,1 @@
+"""Probes: what frozen embeddings know of a zoo's labels, beside baselines and controls."""

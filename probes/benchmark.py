@@ -1,0 +1,230 @@
+"""Encoders compared: each trained on the same zoo, frozen, and probed beside the same baselines."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from probes.probe import FeatureSet, evaluate
+from probes.targets import Target, default_targets, named_target
+from weightspace import encoders as encoder_files
+from weightspace import objectives as objective_files
+from weightspace.datamodule import ZooDataModule
+from weightspace.embed import embed_rows, embed_stacks, load
+from weightspace.features import metadata, spectra, statistics
+from weightspace.module import EmbeddingModule, fit
+from weightspace.store import Zoo, write_durably
+from weightspace.targets import Target as Learned
+
+logger = logging.getLogger(__name__)
+
+MAX_EPOCHS = 40
+MAX_EPOCHS_IN_BUDGET = 10_000
+"""With a budget of CPU minutes the budget ends training, not the number of epochs."""
+
+
+COSTS = ("parameters", "models_per_cpu_second", "peak_memory_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One encoder trained with one seed: embeddings (rows, embedding_dim) of every row, and what they cost."""
+
+    encoder: str
+    seed: int
+    learned_with: str
+    embeddings: np.ndarray
+    parameters: int
+    models_per_cpu_second: float
+    peak_memory_mb: float
+    training_cpu_seconds: float
+
+    @property
+    def features(self) -> FeatureSet:
+        """The embeddings as what is probed; seeds after the first carry their number in the name."""
+        return FeatureSet(
+            name=f"embedding:{self.encoder}" + (f"#{self.seed}" if self.seed else ""),
+            values=self.embeddings,
+            names=[f"embedding.{i}" for i in range(self.embeddings.shape[1])],
+            kind="embedding",
+            learned_with=self.learned_with,
+        )
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What training and embedding took."""
+        return {name: getattr(self, name) for name in ("encoder", "seed", *COSTS, "training_cpu_seconds")}
+
+
+def benchmark(
+    zoo: Path | str,
+    out: Path | str,
+    encoders: Sequence[str] = ("MessagePassing",),
+    objective: str = "Supervised",
+    seeds: int = 1,
+    cpu_minutes: float | None = None,
+    targets: Sequence[str] = (),
+    max_epochs: int = MAX_EPOCHS,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train, freeze and probe each encoder with each seed; writes and returns the content of benchmark.json.
+
+    `cpu_minutes` bounds the training of one encoder with one seed. Values of several seeds are averaged, and so are the
+    ends of their intervals, which therefore speak of test models and not of seeds.
+    """
+    _refuse_unusable(encoders, objective, seeds)
+    data = ZooDataModule(zoo)
+    chosen = _targets(data.zoo, targets)
+    trained = []
+    for name in encoders:
+        for seed in range(seeds):
+            logger.info("Training %s with %s, seed %d.", name, objective, seed)
+            run = Path(out) / "runs" / f"{name}-{objective}-{seed}"
+            trained.append(train(name, objective, zoo, run, chosen, seed, cpu_minutes, max_epochs, progress))
+    feature_sets = [*(one.features for one in trained), *_baselines(data.zoo)]
+    evaluation = evaluate(data.zoo.table, feature_sets, chosen)
+    document = {
+        "rows": _averaged(evaluation.rows, trained),
+        "runs": [one.cost for one in trained],
+        "zoo": data.zoo.fingerprint,
+        "objective": objective,
+        "targets": [target.name for target in chosen],
+        "excluded": evaluation.excluded,
+    }
+    Path(out).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, sort_keys=True, allow_nan=False, indent=1)
+    write_durably(Path(out) / "benchmark.json", text.encode())
+    return document
+
+
+def _refuse_unusable(encoders: Sequence[str], objective: str, seeds: int) -> None:
+    """Raise ValueError for what would only fail after training."""
+    if seeds < 1:
+        raise ValueError(f"`seeds` (={seeds}) must be at least 1.")
+    if len(set(encoders)) < len(encoders) or not encoders:
+        raise ValueError(f"`encoders` (={list(encoders)}) must name at least one encoder, and each once.")
+    for name in encoders:
+        _refuse_unknown("encoder", name, encoder_files.available())
+    _refuse_unknown("objective", objective, objective_files.available())
+
+
+def _refuse_unknown(what: str, name: str, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{hint}")
+
+
+def _targets(zoo: Zoo, names: Sequence[str]) -> list[Target]:
+    if names:
+        return [named_target(zoo.table, name) for name in names]
+    return default_targets(zoo.table, sorted(zoo.manifest.get("labels", {})))
+
+
+def train(
+    encoder: str,
+    objective: str,
+    zoo: Path | str,
+    run: Path,
+    targets: Sequence[Target],
+    seed: int,
+    cpu_minutes: float | None,
+    max_epochs: int,
+    progress: bool = False,
+) -> Trained:
+    """Train one encoder at its default size with one seed, and embed every row with the best checkpoint."""
+    torch.manual_seed(seed)
+    numbers = [target for target in targets if target.kind == "regression"]
+    made = objective_files.available()[objective]
+    # An objective with labels learns the very targets that are probed, with their bounds.
+    goal = made(targets=_learned(numbers)) if made.learned_with == "labels" else made()
+    module = EmbeddingModule(encoder_files.available()[encoder](), goal, seed=seed)
+    data = ZooDataModule(zoo, seed=seed)
+    _forget_peak_memory()
+    start = time.process_time()
+    epochs = MAX_EPOCHS_IN_BUDGET if cpu_minutes else max_epochs
+    best = fit(module, data, run, max_epochs=epochs, cpu_minutes=cpu_minutes, progress=progress)
+    cpu_seconds = time.process_time() - start
+    frozen = load(best).encoder.eval()
+    embeddings = embed_rows(frozen, data).double().numpy()
+    return Trained(
+        encoder=encoder,
+        seed=seed,
+        learned_with=goal.learned_with,
+        embeddings=embeddings,
+        parameters=sum(p.numel() for p in frozen.parameters()),
+        models_per_cpu_second=_throughput(frozen, data),
+        peak_memory_mb=_peak_memory_mb(),
+        training_cpu_seconds=cpu_seconds,
+    )
+
+
+def _learned(targets: Sequence[Target]) -> list[Learned]:
+    return [Learned(name=t.name, low=t.low, high=t.high, trained_only=t.leave_out_step_0) for t in targets]
+
+
+def _throughput(encoder: encoder_files.Encoder, data: ZooDataModule, seconds: float = 1.0) -> float:
+    """Models embedded per second of CPU time, loading left out, over about a second of batches."""
+    batches = [batch.stacks for _, batch in zip(range(8), data.predict_dataloader(), strict=False)]
+    embed_stacks(encoder, batches[0])
+    models, start = 0, time.process_time()
+    while time.process_time() - start < seconds:
+        for stacks in batches:
+            embed_stacks(encoder, stacks)
+            models += sum(len(stack) for stack in stacks)
+    return models / (time.process_time() - start)
+
+
+def _forget_peak_memory() -> None:
+    """Make the peak start from now, where Linux lets us; elsewhere it is that of the whole process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logger.debug("The peak of memory cannot be reset here.")
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory of this process, in MiB."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _baselines(zoo: Zoo) -> list[FeatureSet]:
+    found = {"metadata": metadata(zoo.table), "statistics": statistics(zoo), "spectra": spectra(zoo)}
+    return [FeatureSet(name=k, values=f.values, names=f.names, kind="baseline") for k, f in found.items()]
+
+
+def _averaged(rows: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Rows with values and interval ends averaged over seeds, costs beside the rows of the embedding itself."""
+    alike: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        # Seeds share a name here: `embedding:NAME#1 - statistics` and `embedding:NAME - statistics` are one row.
+        row = row | {"features": re.sub(r"#\d+", "", row["features"])}
+        key = tuple(row.get(name) for name in ("features", "of", "probe", "target", "split", "metric"))
+        alike.setdefault(key, []).append(row)
+    averaged = []
+    for same in alike.values():
+        learned = same[0]["features"].startswith("embedding:")
+        row = same[0] | {"num_seeds": len(same) if learned else 1}
+        for key in ("value", "low", "high"):
+            values = [one[key] for one in same if one[key] is not None]
+            row[key] = float(np.mean(values)) if values else None
+        runs = [one.cost for one in trained if f"embedding:{one.encoder}" == row["features"]]
+        for key in COSTS:
+            row[key] = float(np.mean([run[key] for run in runs])) if runs else None
+        averaged.append(row)
+    return averaged

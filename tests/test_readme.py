@@ -1,0 +1,42 @@
+"""What the README says is so."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=lambda b: b.split("\n")[0])
+def test_python_in_the_readme_runs(block, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_file_tree_in_the_readme_is_the_file_tree():
+    (tree,) = re.findall(r"<!-- file tree -->\n```\n(.*?)```", README, re.DOTALL)
+    folder, told = "", set()
+    for line in tree.splitlines():
+        name = line.strip().split("  ")[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+            if folder:
+                continue
+        told.add(folder + name)
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = {f for f in listed.stdout.splitlines() if f.startswith(("weightspace/", "zoo_builder/", "probes/"))}
+    files = {f for f in files if f.endswith(".py") and not f.endswith(("__init__.py", "__main__.py"))}
+    missing = sorted(f for f in files if f not in told and Path(f).name != "base.py")
+    assert missing == []
+    assert sorted(f for f in told if not (ROOT / f).exists()) == []
+
+
+@pytest.mark.parametrize("marker", ["quickstart command", "test command"])
+def test_each_command_is_one_line(marker):
+    (block,) = re.findall(rf"<!-- {marker} -->\n```\n(.*?)```", README, re.DOTALL)
+    assert len(block.strip().splitlines()) == 1

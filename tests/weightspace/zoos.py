@@ -1,0 +1,94 @@
+"""Small zoos written by the real store, for tests of what reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from weightspace.families import Family
+from weightspace.families.elman import Elman
+from weightspace.families.gru import GRU
+from weightspace.rollout import rollout
+from weightspace.store import ShardContent, finish, write_shard
+
+FAMILIES = (
+    Elman(input_size=1, hidden_size=4, output_size=1),
+    Elman(input_size=1, hidden_size=6, output_size=1, nonlinearity="relu"),
+    GRU(input_size=2, hidden_size=4, output_size=3),
+)
+STEPS = (0, 100)
+LABELS = ("score", "trace", "decay")
+
+
+def write_zoo(
+    path: Path,
+    families: Sequence[Family] = FAMILIES,
+    models: int = 20,
+    steps: Sequence[int] = STEPS,
+    seed: int = 0,
+    rollouts: bool = True,
+    shards_per_family: int = 1,
+) -> Path:
+    """Write a finished zoo: one shard or more per family, `models` models each; a fifth is val, a fifth is test."""
+    index = 0
+    for family in families:
+        for part in range(shards_per_family):
+            content = _shard(family, models, steps, seed + index, index, rollouts and family.input_size < 9)
+            write_shard(path, index, content, "plan")
+            index += 1
+    head = {"plan": "plan", "generator": "tests", "executor": "torch", "recipe": {}, "families": {}, "labels": {}}
+    finish(path, head, index, "A zoo for tests")
+    return path
+
+
+def _shard(family: Family, models: int, steps: Sequence[int], seed: int, index: int, rollouts: bool) -> ShardContent:
+    generator = torch.Generator().manual_seed(seed)
+    # One row per (model, snapshot), the snapshots of a model one after another.
+    drawn = [family.spec.random_params(generator, torch.float32) for _ in range(models * len(steps))]
+    params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    stored = None
+    if rollouts:
+        x = torch.randn(len(drawn), 7, 3, family.input_size, generator=generator)
+        outputs = rollout(family, params, x).outputs.transpose(1, 2).contiguous()
+        stored = {"x": x.transpose(1, 2).contiguous(), "outputs": outputs}
+    table = _table(family, params, models, steps, seed, index)
+    return ShardContent(family=family, params=params, table=table, rollouts=stored)
+
+
+def _table(family: Family, params: dict, models: int, steps: Sequence[int], seed: int, index: int) -> pa.Table:
+    rows = models * len(steps)
+    step = np.tile(steps, models)
+    model = np.repeat(np.arange(models), len(steps))
+    recurrent = params[family.spec.recurrent()[0]].double()
+    trace = recurrent.diagonal(dim1=-2, dim2=-1).flatten(1).sum(1).numpy()
+    rng = np.random.default_rng(seed)
+    split = np.array(["train", "train", "train", "val", "test"])[model % 5]
+    return pa.table(
+        {
+            "model_id": [f"model-{index}-{m:04d}" for m in model],
+            "step": step,
+            "family": [type(family).__name__] * rows,
+            "task": ["DelayedRecall" if family.input_size == 1 else "TiledDigits"] * rows,
+            "family_config": [json.dumps(family.config, sort_keys=True)] * rows,
+            "task_config": [json.dumps({"delay": int(m % 3), "kind": "a"}) for m in model],
+            "learning_config": [json.dumps({"learning_rate": 10.0 ** -(m % 4)}) for m in model],
+            "hidden_size": [family.hidden_size] * rows,
+            "num_parameters": [family.spec.num_parameters] * rows,
+            "seed": [seed] * rows,
+            "status": np.where((model == 1) & (step > 0), "diverged", np.where(step == 0, "untrained", "ok")).tolist(),
+            "split": split.tolist(),
+            "split_task": ["in"] * rows,
+            "split_size": ["in"] * rows,
+            "fold_family": [0] * rows,
+            "shard": [index] * rows,
+            "row": np.arange(rows),
+            "decay": pa.array(np.where(model % 7 == 2, np.nan, rng.standard_cauchy(rows)), from_pandas=True),
+            "score": np.where(step == 0, 0.5, trace / 4),
+            "trace": trace,
+        }
+    )

@@ -1,0 +1,59 @@
+"""What the data module hands to an objective: batches of models, and what scales may be learned from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from weightspace.store import Stack
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Models to learn from. Each stack is of one family and one shape, so that nothing is padded.
+
+    All tensors follow the order of the stacks, one after another.
+    """
+
+    stacks: list[Stack]
+    rows: Tensor
+    """(models,) row numbers in models.parquet."""
+    targets: Tensor
+    """(models, target) float32, NaN where a label does not apply."""
+    cell_means: Tensor
+    """(models, target) float32: training mean of the model's cell, NaN where training never saw it."""
+    rollouts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Per stack x (models, sequences, time, input) and outputs (models, sequences, time, output), if asked for."""
+    output_kinds: list[str] = field(default_factory=list)
+    """Per stack what its task's outputs are: "categorical" (logits) or "continuous"."""
+    key: int = 0
+    """Seeds every draw made for this batch: a pure function of (seed, epoch, place in the epoch), 0 when evaluating."""
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            stacks=[stack.to(device) for stack in self.stacks],
+            rows=self.rows.to(device),
+            targets=self.targets.to(device),
+            cell_means=self.cell_means.to(device),
+            rollouts=[(x.to(device), outputs.to(device)) for x, outputs in self.rollouts],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What an objective may learn its scales from: the training rows, and nothing else.
+
+    targets, cell_means (rows, target) float64; input_size, output_size: the largest of the zoo.
+    """
+
+    targets: Tensor
+    cell_means: Tensor
+    input_size: int
+    output_size: int

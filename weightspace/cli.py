@@ -1,0 +1,163 @@
+"""The command `weightspace`: train encoders, embed zoos, check symmetry, or go the whole way."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+TRAINING = {
+    "fit": "Train an encoder on a zoo.",
+    "validate": "Loss and metrics of a checkpoint on the validation rows.",
+    "test": "Loss and metrics of a checkpoint on the test rows.",
+    "predict": "Run a checkpoint over every row (use `embed` to keep the result).",
+}
+ALLOWED_IMPORTS = ["weightspace", "zoo_builder", "probes", "lightning.pytorch", "torch.optim", "torch.nn"]
+"""What a config or checkpoint may name; nothing else is imported, not even to look at it."""
+
+EXAMPLES = """examples:
+  weightspace quickstart --out first
+  weightspace fit --config configs/encoder/supervised.yaml --data.zoo first/zoo
+  weightspace fit --config ... --data.zoo first/zoo --ckpt_path runs/version_0/checkpoints/last.ckpt   (goes on)
+  weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --zoo first/zoo --out embeddings.safetensors
+  weightspace check families --json
+"""
+
+
+def embed(
+    *, checkpoint: Path, zoo: Path, out: Path, batch_size: int = 64, device: str = "cpu", name: str | None = None
+) -> int:
+    """Write frozen embeddings of every row of a zoo.
+
+    Args:
+        checkpoint: best.ckpt or last.ckpt of a run.
+        zoo: Zoo folder.
+        out: File to write (safetensors: `embedding` in the row order of models.parquet).
+        batch_size: Models at a time.
+        device: cpu or cuda.
+        name: What tables call these embeddings, ENCODER-OBJECTIVE unless given.
+    """
+    from weightspace.embed import embed as write
+
+    print(write(checkpoint, zoo, out, batch_size=batch_size, device=device, name=name))
+    return 0
+
+
+def check(what: Literal["families", "encoders"], *, name: str | None = None, json: bool = False) -> int:
+    """Prove declared symmetry numerically; exit status 1 if a check fails.
+
+    Args:
+        what: families or encoders.
+        name: Check only this one.
+        json: Print one JSON document.
+    """
+    from weightspace import checks
+
+    rows = checks.check_families(name) if what == "families" else checks.check_encoders(name)
+    if json:
+        print(_json({"rows": rows}))
+    else:
+        for row in rows:
+            verdict = "ok    " if row["passed"] else "FAILED"
+            print(f"{verdict} {row['error']:9.2e}  {row['dtype']:8s} {row['name']}: {row['move']}")
+    return 0 if all(row["passed"] for row in rows) else 1
+
+
+def quickstart(*, out: Path = Path("quickstart"), size: Literal["tiny", "default"] = "default") -> int:
+    """Build a zoo, train encoders with and without labels, embed, probe and report; a second run resumes.
+
+    Args:
+        out: Folder for everything.
+        size: tiny takes about a minute.
+    """
+    from weightspace import quickstart as whole_way
+
+    whole_way.quickstart(out=out, size=size)
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"embed": embed, "check": check, "quickstart": quickstart}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 0 done, 1 a check found something, 2 bad usage or input, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv and argv[0] in TRAINING:
+            return _train(argv)
+        settings = vars(_parser().parse_args(argv))
+        command = settings.pop("command")
+        return COMMANDS[command](**vars(settings[command]))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(prog="weightspace", description=__doc__, epilog=EXAMPLES, formatter_class=plain)
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, line in TRAINING.items():
+        commands.add_subcommand(name, ArgumentParser(), help=line)
+    for name, function in COMMANDS.items():
+        own = ArgumentParser(prog=f"weightspace {name}", description=(function.__doc__ or "").split("Args:")[0].strip())
+        flags = {"json"} & set(inspect.signature(function).parameters)
+        own.add_function_arguments(function, as_positional=True, skip=flags)
+        for flag in flags:
+            own.add_argument(f"--{flag}", action="store_true", help="Print one JSON document.")
+        commands.add_subcommand(name, own, help=(function.__doc__ or "").split("\n")[0])
+    return parser
+
+
+def _train(argv: list[str]) -> int:
+    """fit, validate, test and predict, by Lightning's command line."""
+    # Set before anything is parsed: a class outside the list is refused before its module is imported.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_IMPORTS)
+    from weightspace.training_cli import run
+
+    run(argv, prog="weightspace", hint=_hint)
+    return 0
+
+
+def _hint(message: str) -> str:
+    """An error message of the parser with the nearest known name, if a name in it is not known."""
+    known = sorted(set(_names()))
+    for word in re.findall(r"(?:string: |Option '|class_path '|arguments: --)([\w.]+)", message):
+        asked = word.rpartition(".")[2]
+        near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
+        if near and near[0] != asked:
+            return f"{message}\n  Did you mean '{near[0]}'?"
+    return message
+
+
+def _names() -> Iterator[str]:
+    """Names of everything a config can name: encoders, objectives, augmentations, and their options."""
+    from weightspace import augment, encoders, objectives
+    from weightspace.datamodule import ZooDataModule
+    from weightspace.module import EmbeddingModule
+
+    transforms = {value.__name__: value for value in augment.Augmentation.__subclasses__()}
+    for name, value in {**encoders.available(), **objectives.available(), **transforms}.items():
+        yield name
+        yield from inspect.signature(value).parameters
+    for value in (ZooDataModule, EmbeddingModule):
+        yield from inspect.signature(value).parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Components that remember the arguments they were made with, so that a checkpoint can say how to make them again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+class Constructed:
+    """Mixin whose instances know their constructor's arguments, defaults included."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            setattr(cls, "__init__", _recorded(cls.__dict__["__init__"]))  # noqa: B010, mypy refuses the plain form
+
+    @property
+    def construction(self) -> dict[str, Any]:
+        """`{"class_path": ..., "init_args": {...}}` of plain values, from which a config makes this component again."""
+        arguments = self.__dict__.get("_arguments", {})
+        class_path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"class_path": class_path, "init_args": {name: plain(value) for name, value in arguments.items()}}
+
+
+def _recorded(init: Any) -> Any:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        # The outermost constructor runs first; those of its bases must not overwrite what it was given.
+        if "_arguments" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.__dict__["_arguments"] = dict(list(bound.arguments.items())[1:])
+        init(self, *args, **kwargs)
+
+    return construct
+
+
+def plain(value: Any) -> Any:
+    """A value as numbers, text, lists and dicts, as a config file would hold it."""
+    if isinstance(value, Constructed):
+        return value.construction
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"An argument of type {type(value).__name__} cannot be written to a checkpoint; "
+        "give components numbers, text, lists, dicts, dataclasses or other components."
+    )

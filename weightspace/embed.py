@@ -1,0 +1,136 @@
+"""Frozen embeddings of a whole zoo, from a checkpoint to one file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from weightspace.datamodule import ZooDataModule
+from weightspace.encoders.base import Encoder
+from weightspace.module import EmbeddingModule
+from weightspace.store import Stack, write_durably
+
+logger = logging.getLogger(__name__)
+
+TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
+"""Where classes that a checkpoint names may come from, besides modules that are already imported."""
+
+
+def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint of `weightspace fit`, read as plain data, its classes checked but not imported."""
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}; `weightspace fit` writes best.ckpt and last.ckpt.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises errors of many kinds here, by what is wrong with the file.
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} is no checkpoint of plain data, which is all that is accepted ({reason}).") from None
+    if not isinstance(content, dict) or "weightspace" not in content or "hyper_parameters" not in content:
+        raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: it does not say which encoder it holds.")
+    for class_path in _class_paths(content["hyper_parameters"]):
+        if not class_path.startswith(TRUSTED) and class_path.rpartition(".")[0] not in sys.modules:
+            raise ValueError(
+                f"{path} names the class {class_path}, which is not part of this package; import its module first if you "
+                "trust it."
+            )
+    return content
+
+
+def load(checkpoint: Path | str) -> EmbeddingModule:
+    """The trained module of a checkpoint; nothing that it names is imported from elsewhere."""
+    read_checkpoint(checkpoint)
+    with warnings.catch_warnings():
+        # Lightning builds the module by a call that jsonargparse has renamed.
+        warnings.filterwarnings("ignore", message=".*instantiate.*")
+        return EmbeddingModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+
+
+def _class_paths(value: Any) -> Iterable[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in ("class_path", "_class_path"):
+                yield str(item)
+            else:
+                yield from _class_paths(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _class_paths(item)
+
+
+def embed(
+    checkpoint: Path | str,
+    zoo: Path | str,
+    out: Path | str,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    name: str | None = None,
+) -> Path:
+    """Write the embeddings (rows, embedding_dim) float32 of every row of models.parquet, in its order.
+
+    `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on are
+    among them: which rows are held out is for the zoo's `split` column to say.
+    """
+    module = load(checkpoint).to(device).eval()
+    data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
+    if data.zoo.fingerprint != read_checkpoint(checkpoint)["weightspace"]["zoo"]:
+        logger.warning("The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen.")
+    embeddings = embed_rows(module.encoder, data, device)
+    encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
+    metadata = {
+        "encoder": encoder,
+        "objective": objective,
+        "learned_with": module.objective.learned_with,
+        "name": name or f"{encoder}-{objective}",
+        "zoo": data.zoo.fingerprint,
+    }
+    write_embeddings(Path(out), embeddings, metadata)
+    return Path(out)
+
+
+def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Tensor:
+    """Embeddings (rows, embedding_dim) float32 of every row of the zoo, in its order."""
+    data.serve()
+    embeddings = torch.full((data.zoo.table.num_rows, encoder.embedding_dim), torch.nan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        batches = tqdm(data.predict_dataloader(), desc="embed", unit="batch", disable=not sys.stderr.isatty())
+    for batch in batches:
+        embeddings[batch.rows] = embed_stacks(encoder, batch.to(device).stacks).float().cpu()
+    return embeddings
+
+
+def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
+    """Embeddings (models, embedding_dim) of stacks, with the encoder frozen and in evaluation mode."""
+    was_training = encoder.training
+    encoder.eval()
+    with torch.inference_mode():
+        embeddings = encoder(stacks)
+    encoder.train(was_training)
+    return embeddings
+
+
+def write_embeddings(path: Path, embeddings: Tensor, metadata: Mapping[str, Any]) -> None:
+    """Write `embedding` with one metadata key, `weightspace`, that holds sorted JSON; whole or not at all."""
+    if not torch.isfinite(embeddings).all():
+        row = int((~torch.isfinite(embeddings).all(1)).nonzero()[0, 0])
+        raise ValueError(
+            f"The embedding of row {row} is not finite, so nothing was written; the checkpoint may come from a training "
+            "that diverged (try a lower learning rate)."
+        )
+    text = json.dumps(dict(metadata), sort_keys=True, allow_nan=False)
+    data = safetensors.torch.save({"embedding": embeddings.contiguous()}, {"weightspace": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, data)

@@ -1,0 +1,191 @@
+"""What can be read off weights and their records without learning: the baselines every embedding stands beside."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from weightspace.spec import Params, WeightSpec
+from weightspace.store import Stack, Zoo
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CHUNK = 256
+"""Models described at a time."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Values (rows, columns) float64 in the row order of models.parquet, and the name of each column."""
+
+    values: np.ndarray
+    names: list[str]
+
+
+def statistics(zoo: Zoo) -> Features:
+    """Mean, variance and quantiles of every effective tensor and gate row of all models (see `statistics_of`)."""
+    return _of_zoo(zoo, statistics_of)
+
+
+def spectra(zoo: Zoo) -> Features:
+    """Singular values and eigenvalues of every recurrent tensor and gate row of all models (see `spectra_of`)."""
+    return _of_zoo(zoo, spectra_of)
+
+
+def statistics_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
+    """Columns (models,) float64 of stacked effective params: mean, variance, quantiles 0, .25, .5, .75, 1 of each tensor.
+
+    Gate rows are described one by one; masks are left out. These are the simple features of Unterthiner et al.
+    (Predicting neural network accuracy from weights, arXiv 2002.11448).
+    """
+    columns = {}
+    for name, row, values in _rows_of(spec, params, spec.tensors):
+        flat = values.flatten(1)
+        label = _label(name, row)
+        columns[f"{label}.mean"] = flat.mean(1)
+        columns[f"{label}.variance"] = flat.var(1, correction=0)
+        points = torch.tensor(QUANTILES, dtype=flat.dtype, device=flat.device)
+        for share, values_at in zip(QUANTILES, torch.quantile(flat, points, dim=1), strict=True):
+            columns[f"{label}.q{100 * share:g}"] = values_at
+    return columns
+
+
+def spectra_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
+    """Columns (models,) float64 of stacked effective params: the spectra of each recurrent tensor and gate row.
+
+    Singular values in falling order; complex eigenvalues by falling magnitude, as real part and absolute imaginary part.
+    """
+    columns = {}
+    for name, row, matrix in _rows_of(spec, params, spec.recurrent()):
+        label = _label(name, row)
+        for i, values in enumerate(torch.linalg.svdvals(matrix).unbind(1)):
+            columns[f"{label}.singular.{i}"] = values
+        eigenvalues = torch.linalg.eigvals(matrix)
+        order = eigenvalues.abs().argsort(dim=1, descending=True, stable=True)
+        eigenvalues = eigenvalues.gather(1, order)
+        for i, values in enumerate(eigenvalues.unbind(1)):
+            columns[f"{label}.eigenvalue.{i}.real"] = values.real
+            columns[f"{label}.eigenvalue.{i}.imaginary"] = values.imag.abs()
+    return columns
+
+
+def _rows_of(spec: WeightSpec, params: Params, names: Iterable[str]) -> Iterator[tuple[str, str, Tensor]]:
+    """(tensor, gate row, values (models, ...) float64) of these tensors, masks left out."""
+    for name in names:
+        if spec.tensors[name].role == "mask":
+            continue
+        tensor = params[name].double()
+        if spec.channel_axis(name) is None:
+            yield name, "", tensor
+        else:
+            yield from zip([name] * tensor.shape[1], spec.row_names(name), tensor.unbind(1), strict=True)
+
+
+def _label(name: str, row: str) -> str:
+    return f"{name}.{row}" if row else name
+
+
+def _of_zoo(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> Features:
+    """Describe all models, stack by stack. Columns that a model does not have are 0 there.
+
+    `present.NAME` says whether a model has the tensor, or the eigenvalue of that size, so that 0 is not mistaken.
+    """
+    described = [(stack.rows.numpy(), _described(stack, describe)) for stack in zoo.stacks(max_models=CHUNK)]
+    names = list(dict.fromkeys(name for _, columns in described for name in columns))
+    index = {name: i for i, name in enumerate(names)}
+    values = np.zeros((zoo.table.num_rows, len(names)))
+    present = np.zeros((zoo.table.num_rows, len(names)), dtype=bool)
+    for rows, columns in described:
+        where = np.ix_(rows, [index[name] for name in columns])
+        values[where] = np.stack(list(columns.values()), axis=1)
+        present[where] = True
+    return _with_presence(values, present, names)
+
+
+def _described(
+    stack: Stack, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]
+) -> dict[str, np.ndarray]:
+    spec, params = stack.effective
+    for name, tensor in params.items():
+        bad = ~torch.isfinite(tensor).flatten(1).all(1)
+        if bad.any():
+            row = int(stack.rows[bad.nonzero()[0, 0]])
+            raise ValueError(
+                f"'{name}' of row {row} in models.parquet holds NaN or infinity; a zoo keeps the last finite weights of a "
+                "diverged model. Run `zoo-builder verify` on it."
+            )
+    return {name: column.cpu().numpy() for name, column in describe(spec, params).items()}
+
+
+def _with_presence(values: np.ndarray, present: np.ndarray, names: Sequence[str]) -> Features:
+    """Append one `present.NAME` column for each distinct pattern of missing values."""
+    patterns: dict[bytes, int] = {}
+    for column in range(len(names)):
+        if not present[:, column].all():
+            patterns.setdefault(present[:, column].tobytes(), column)
+    chosen = list(patterns.values())
+    values = np.concatenate([values, present[:, chosen].astype(float)], axis=1)
+    return Features(values, [*names, *(f"present.{names[column]}" for column in chosen)])
+
+
+def metadata(table: pa.Table) -> Features:
+    """What is known of a model without its weights: family, sizes, task, step and every stored hyper-parameter.
+
+    Text becomes one column per value; numbers are kept, as logarithms where they are positive and span a decade; the step
+    is both a number and a category. What a model does not have is 0, with a `present.NAME` column.
+    """
+    records = [_record(row) for row in table.select(_METADATA).to_pylist()]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    values, present, labels = [], [], []
+    for name in names:
+        column = [record.get(name) for record in records]
+        for label, numbers in _numbers(name, column):
+            labels.append(label)
+            values.append(numbers)
+            present.append([item is not None for item in column])
+    return _with_presence(np.stack(values, axis=1), np.array(present).T, labels)
+
+
+_METADATA = ["family", "family_config", "task", "task_config", "learning_config", "num_parameters", "step"]
+
+
+def _record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """All leaves of one row's records by name."""
+    record = {"family": row["family"], "task": row["task"], "log.num_parameters": math.log(row["num_parameters"])}
+    record |= {"step": row["step"], "step.category": str(row["step"])}
+    for column in ("family_config", "task_config", "learning_config"):
+        text = row[column]
+        record |= dict(_leaves(column.removesuffix("_config"), json.loads(text) if text else {}))
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(f"{name}.{key}", item)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _leaves(f"{name}.{i}", item)
+    else:
+        yield name, value
+
+
+def _numbers(name: str, column: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Columns (rows,) of one record: a number as it is or as its logarithm, anything else one column per value."""
+    known = [value for value in column if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        numbers = np.array([np.nan if value is None else float(value) for value in column])
+        if min(known) > 0 and max(known) >= 10 * min(known):
+            name, numbers = f"log.{name}", np.log(numbers)
+        yield name, np.nan_to_num(numbers, nan=0.0)
+        return
+    texts = np.array([None if value is None else str(value) for value in column], dtype=object)
+    for text in sorted({str(value) for value in known}):
+        yield f"{name}={text}", (texts == text).astype(float)

@@ -1,0 +1,40 @@
+"""The contract of an objective: an encoder and a batch in, a loss and metrics out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from weightspace.batch import Batch, Training
+from weightspace.construction import Constructed
+from weightspace.encoders.base import Encoder
+from weightspace.targets import Target
+
+Metrics = dict[str, tuple[Tensor, int]]
+"""Name -> (mean, number of values it is the mean of), so that means over an epoch are exact."""
+
+
+class Objective(Constructed, nn.Module, ABC):
+    """What an encoder is trained for. Parameter and buffer shapes follow from the constructor and `build` alone."""
+
+    learned_with: ClassVar[Literal["labels", "no_labels"]]
+    """Embeddings learned with and without labels are reported apart."""
+    needs_rollouts: ClassVar[bool] = False
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Labels a batch must bring along, in the order of its target axis."""
+        return ()
+
+    @abstractmethod
+    def build(self, embedding_dim: int) -> None:
+        """Make the modules that depend on the width of the embedding; called once, before any training."""
+
+    def fit_scales(self, training: Training) -> None:  # noqa: B027, most objectives without labels have none
+        """Learn scales from the training rows; they are buffers, and so part of the checkpoint."""
+
+    @abstractmethod
+    def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Loss (scalar) and metrics of one batch."""

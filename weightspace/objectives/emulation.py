@@ -1,0 +1,124 @@
+"""Learning without labels: an emulator, told only the embedding, does what the model does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightspace.batch import Batch, Training
+from weightspace.encoders.base import Encoder
+from weightspace.objectives.base import Metrics, Objective
+
+
+class Emulation(Objective):
+    """Imitate stored rollouts from the embedding (Herrmann et al., Learning Useful Representations of Recurrent Neural
+    Network Weight Matrices, ICML 2024, arXiv 2403.11998).
+
+    One recurrent emulator serves all models: z_t = W_x x_t + P e, GRU over z, outputs W_o h_t. The paper adds the
+    projection P e of the embedding at the first step alone; here it is added at every step, so that a short emulator
+    need not spend its memory on remembering whom it imitates, at no cost. Categorical outputs are compared by the
+    Kullback-Leibler divergence of the softmaxed outputs (model from emulator), continuous ones by the squared error in
+    units of each model's own output variance. Tasks with fewer inputs or outputs use the first columns of W_x and rows of W_o.
+    """
+
+    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
+    needs_rollouts: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        max_input_size: int = 16,
+        max_output_size: int = 16,
+        width: int = 128,
+        num_layers: int = 1,
+        sequences_per_model: int = 4,
+        embedding_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.max_input_size, self.max_output_size = max_input_size, max_output_size
+        self.width, self.sequences_per_model = width, sequences_per_model
+        self.embedding_weight = embedding_weight
+        self.read = nn.Linear(max_input_size, width)
+        self.emulator = nn.GRU(width, width, num_layers)
+        self.write = nn.Linear(width, max_output_size)
+
+    project: nn.Linear
+
+    def build(self, embedding_dim: int) -> None:
+        """Make the projection P (embedding -> emulator)."""
+        self.project = nn.Linear(embedding_dim, self.width, bias=False)
+
+    def fit_scales(self, training: Training) -> None:
+        """Refuse a zoo whose sizes the emulator cannot hold."""
+        self._check("input", training.input_size, self.max_input_size)
+        self._check("output", training.output_size, self.max_output_size)
+
+    def _check(self, axis: str, size: int, limit: int) -> None:
+        if size > limit:
+            raise ValueError(
+                f"Axis '{axis}' of the zoo has size {size}, but Emulation was made for `max_{axis}_size` (={limit}); "
+                f"train with `max_{axis}_size` {size} or more."
+            )
+
+    def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean divergence over models; metrics `divergence` and `agreement` (share of steps with the same best class)."""
+        if not batch.rollouts:
+            raise ValueError("The batch has no rollouts, which Emulation imitates; build the zoo with stored rollouts.")
+        embeddings = encoder(batch.stacks)
+        counts = [len(stack.rows) for stack in batch.stacks]
+        generator = torch.Generator().manual_seed(batch.key)
+        divergences, agreements = [], []
+        for members in self._alike(batch).values():
+            e = torch.cat([embeddings.split(counts)[i] for i in members])
+            x, outputs = (torch.cat([batch.rollouts[i][side] for i in members]) for side in (0, 1))
+            chosen = self._choose(x.shape[1], generator)
+            emulated, outputs = self._emulate(e, x[:, chosen], outputs.shape[-1]), outputs[:, chosen]
+            if batch.output_kinds[members[0]] == "categorical":
+                divergences.append(_divergence(outputs, emulated))
+                agreements.append((outputs.argmax(-1) == emulated.argmax(-1)).float().mean((1, 2)))
+            else:
+                divergences.append(_relative_error(outputs, emulated))
+        divergence = torch.cat(divergences).mean()
+        loss = divergence + self.embedding_weight * embeddings.square().mean()
+        metrics: Metrics = {"divergence": (divergence.detach(), len(batch))}
+        if agreements:
+            agreement = torch.cat(agreements)
+            metrics["agreement"] = (agreement.mean(), len(agreement))
+        return loss, metrics
+
+    def _alike(self, batch: Batch) -> dict[tuple, list[int]]:
+        """Stacks whose rollouts have the same sizes and kind, which the emulator runs together."""
+        alike: dict[tuple, list[int]] = defaultdict(list)
+        for i, ((x, outputs), kind) in enumerate(zip(batch.rollouts, batch.output_kinds, strict=True)):
+            alike[(*x.shape[1:], outputs.shape[-1], kind)].append(i)
+        return alike
+
+    def _choose(self, num_sequences: int, generator: torch.Generator) -> Tensor:
+        """Sequences to imitate in this batch: a random few when training, the same first few when evaluating."""
+        few = min(self.sequences_per_model, num_sequences)
+        return torch.randperm(num_sequences, generator=generator)[:few] if self.training else torch.arange(few)
+
+    def _emulate(self, e: Tensor, x: Tensor, output_size: int) -> Tensor:
+        """Outputs (models, sequences, time, output) of the emulator for embeddings (models, embedding) and inputs x."""
+        models, sequences, time, size = x.shape
+        self._check("input", size, self.max_input_size)
+        self._check("output", output_size, self.max_output_size)
+        read = F.linear(x, self.read.weight[:, :size], self.read.bias) + self.project(e)[:, None, None]
+        h, _ = self.emulator(read.flatten(0, 1).transpose(0, 1))
+        outputs = F.linear(h, self.write.weight[:output_size], self.write.bias[:output_size])
+        return outputs.transpose(0, 1).unflatten(0, (models, sequences))
+
+
+def _divergence(outputs: Tensor, emulated: Tensor) -> Tensor:
+    """KL divergence (models,) in nats per step of softmaxed outputs (models, sequences, time, output)."""
+    wanted, got = F.log_softmax(outputs, dim=-1), F.log_softmax(emulated, dim=-1)
+    return F.kl_div(got, wanted, reduction="none", log_target=True).sum(-1).mean((1, 2))
+
+
+def _relative_error(outputs: Tensor, emulated: Tensor) -> Tensor:
+    """Squared error (models,) over the variance of the model's own outputs (models, sequences, time, output)."""
+    variance = outputs.flatten(1).var(1, correction=0).clamp(min=1e-6)
+    return (outputs - emulated).square().mean((1, 2, 3)) / variance

@@ -1,0 +1,123 @@
+"""The whole way in one call: build a zoo, learn embeddings with and without labels, probe them, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from weightspace.recipes import recipe
+
+log = logging.getLogger(__name__)
+
+EMBEDDINGS = {"supervised": "embeddings.safetensors", "emulation": "embeddings_no_labels.safetensors"}
+LOG, FINISHED = "fit.log", "finished"
+SECONDS_BETWEEN_WORDS = 20
+
+
+def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] = "default") -> dict[str, Any]:
+    """Build, fit, embed, probe and report under `out`; a stage that is already there is not done again.
+
+    Leaves `zoo/`, `run/supervised/`, `run/emulation/`, `embeddings.safetensors` (learned with labels),
+    `embeddings_no_labels.safetensors` and `probes/`. Returns the paths by name and the rows of probes.json.
+    """
+    if size not in ("tiny", "default"):
+        raise ValueError(f"`size` (={size!r}) must be 'tiny' or 'default'.")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    suffix = "-tiny" if size == "tiny" else ""
+    zoo = _build(out / "zoo", recipe(f"zoo/quickstart{suffix}.yaml"))
+    _fit({name: recipe(f"encoder/{name}{suffix}.yaml") for name in EMBEDDINGS}, out / "run", zoo)
+    embeddings = [_embed(out / "run" / name, zoo, out / file, name) for name, file in EMBEDDINGS.items()]
+    rows = _probe(zoo, embeddings, out / "probes")
+    paths = {"zoo": zoo, "run": out / "run", "embeddings": embeddings[0], "embeddings_no_labels": embeddings[1]}
+    paths |= {"probes": out / "probes" / "probes.json", "report": out / "probes" / "report.html"}
+    return {"paths": {name: str(path) for name, path in paths.items()}, "rows": rows}
+
+
+def _build(zoo: Path, config: Path) -> Path:
+    from zoo_builder.build import build
+
+    log.info("Stage 1 of 4: build the zoo %s", zoo)
+    build(config, zoo)
+    return zoo
+
+
+def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
+    """Train the encoders side by side, one process and one thread each; a broken-off run goes on from its last epoch."""
+    todo = {name: config for name, config in configs.items() if not (runs / name / FINISHED).exists()}
+    log.info("Stage 2 of 4: fit %s", " and ".join(todo) or "nothing, both encoders are there")
+    processes = {name: _start(config, runs, zoo, name) for name, config in todo.items()}
+    try:
+        _watch(processes, runs)
+    finally:
+        for process in processes.values():
+            process.terminate()
+    for name in todo:
+        (runs / name / FINISHED).touch()
+
+
+def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
+    run = runs / name
+    run.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "weightspace", "fit", "--config", str(config), "--data.zoo", str(zoo)]
+    command += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(runs)]
+    command += ["--trainer.logger.name", "", "--trainer.logger.version", name]
+    last = run / "checkpoints" / "last.ckpt"
+    if last.exists():
+        command += ["--ckpt_path", str(last)]
+    for kept in ("config.yaml", "metrics.csv"):
+        # What a broken-off run left is kept under another name, for Lightning refuses to write over it.
+        if (run / kept).exists():
+            (run / kept).rename(run / f"before-{time.time_ns()}-{kept}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with (run / LOG).open("ab") as messages:
+        return subprocess.Popen(command, env=environment, stdout=messages, stderr=messages)
+
+
+def _watch(processes: dict[str, subprocess.Popen], runs: Path) -> None:
+    """Wait for all, telling now and then how far each is; raise with the last words of one that fails."""
+    told, open_processes = time.monotonic(), dict(processes)
+    while open_processes:
+        time.sleep(0.2)
+        for name, process in list(open_processes.items()):
+            if process.poll() is None:
+                continue
+            del open_processes[name]
+            if process.returncode:
+                raise ValueError(f"Training {name} failed; {runs / name / LOG} ends with:\n{_tail(runs / name / LOG)}")
+        if time.monotonic() - told > SECONDS_BETWEEN_WORDS:
+            told = time.monotonic()
+            log.info("%s", "; ".join(f"{name}: epoch {_epoch(runs / name / LOG)}" for name in open_processes))
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(errors="replace").replace("\r", "\n").splitlines()
+    return "\n".join(lines[-8:])
+
+
+def _epoch(path: Path) -> str:
+    seen = re.findall(r"Epoch (\d+)", path.read_text(errors="replace"))
+    return seen[-1] if seen else "-"
+
+
+def _embed(run: Path, zoo: Path, out: Path, name: str) -> Path:
+    from weightspace.embed import embed
+
+    log.info("Stage 3 of 4: embed every model with %s", name)
+    if not out.exists():
+        embed(run / "checkpoints" / "best.ckpt", zoo, out, name=name)
+    return out
+
+
+def _probe(zoo: Path, embeddings: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+    from probes.report import run
+
+    log.info("Stage 4 of 4: probe and report")
+    return run(zoo, embeddings, out)

@@ -1,0 +1,129 @@
+"""Which rows make up which batch: pure functions of (seed, epoch), so that a resumed run sees the same batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to load: groups of row numbers, each group of one shard, and the key of its random draws."""
+
+    groups: tuple[tuple[int, ...], ...]
+    key: int = 0
+
+
+def derive_key(*parts: int | str) -> int:
+    """A 63-bit key for the stream of random draws that these parts name."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class EpochSampler(Sampler[Request]):
+    """Training batches: every row once an epoch, in groups of one shard, a batch's groups spread over cohorts.
+
+    rows, shards, cohorts (rows,) describe the training rows. Batch i of epoch e is a pure function of (seed, e, i) and of
+    the rows; rank r of w takes batches r, r + w, ... and all ranks take equally many.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        shards: np.ndarray,
+        cohorts: np.ndarray,
+        *,
+        batch_size: int,
+        groups_per_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or groups_per_batch < 1:
+            raise ValueError(
+                f"`batch_size` (={batch_size}) and `groups_per_batch` (={groups_per_batch}) must be at least 1."
+            )
+        self.rows, self.shards, self.cohorts = rows, shards, cohorts
+        self.groups_per_batch = min(groups_per_batch, batch_size)
+        self.group_size = batch_size // self.groups_per_batch
+        self.seed, self.rank, self.world_size, self.epoch = seed, rank, world_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration yields; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        groups = sum(-(-int(count) // self.group_size) for count in np.unique(self.shards, return_counts=True)[1])
+        return -(-(-(-groups // self.groups_per_batch)) // self.world_size)
+
+    def __iter__(self) -> Iterator[Request]:
+        generator = np.random.default_rng(derive_key(self.seed, "order", self.epoch))
+        groups = self._spread(self._groups(generator), generator)
+        starts = range(0, len(groups), self.groups_per_batch)
+        batches = [groups[start : start + self.groups_per_batch] for start in starts]
+        # Ranks must take equally many steps, or those with one more wait for the others for ever.
+        for number in range(self.rank, len(self) * self.world_size, self.world_size):
+            key = derive_key(self.seed, "batch", self.epoch, number)
+            yield Request(tuple(batches[number % len(batches)]), key)
+
+    def _groups(self, generator: np.random.Generator) -> dict[int, list[tuple[int, ...]]]:
+        """Cohort -> groups of its rows in random order, each within one shard and as even as can be."""
+        groups: dict[int, list[tuple[int, ...]]] = {}
+        for shard in np.unique(self.shards):
+            members = generator.permutation(np.flatnonzero(self.shards == shard))
+            count = -(-len(members) // self.group_size)
+            cohort = int(self.cohorts[members[0]])
+            for part in np.array_split(members, count):
+                groups.setdefault(cohort, []).append(tuple(np.sort(self.rows[part]).tolist()))
+        return groups
+
+    def _spread(
+        self, groups: dict[int, list[tuple[int, ...]]], generator: np.random.Generator
+    ) -> list[tuple[int, ...]]:
+        """All groups in an order in which each cohort is spread evenly over the epoch."""
+        places, ordered = [], []
+        for members in groups.values():
+            shuffled = [members[i] for i in generator.permutation(len(members))]
+            places.append((np.arange(len(members)) + generator.random()) / len(members))
+            ordered.extend(shuffled)
+        order = np.argsort(np.concatenate(places), kind="stable")
+        return [ordered[i] for i in order]
+
+
+class OrderedSampler(Sampler[Request]):
+    """Evaluation batches: rows ascending, each once, in groups of one shard; ranks take turns."""
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        shards: np.ndarray,
+        *,
+        batch_size: int,
+        groups_per_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        group_size = max(1, batch_size // groups_per_batch)
+        groups = list(_runs(rows, shards, group_size))
+        starts = range(0, len(groups), groups_per_batch)
+        requests = [Request(tuple(groups[start : start + groups_per_batch])) for start in starts]
+        self.requests: Sequence[Request] = requests[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+def _runs(rows: np.ndarray, shards: np.ndarray, size: int) -> Iterator[tuple[int, ...]]:
+    """Rows in order, cut wherever the shard changes and into pieces of at most `size`."""
+    order = np.argsort(rows)
+    rows, shards = rows[order], shards[order]
+    for run in np.split(rows, np.flatnonzero(np.diff(shards)) + 1):
+        for start in range(0, len(run), size):
+            yield tuple(run[start : start + size].tolist())

@@ -1,0 +1,41 @@
+"""The zoo on disk: its format, its reader and its writer, together.
+
+A zoo folder holds
+
+    README.md         dataset card, so that `datasets.load_dataset(folder)` opens the table
+    zoo.json          the manifest: format and generator version, executor, recipe, families, labels, shards with sha256
+    models.parquet    one row per (model, snapshot), the shards' tables one after another
+    shards/NNNNN/     params.safetensors (rows, ...), rollouts.safetensors, table.parquet, shard.json
+
+and `.staging/` while it is being built. Everything but `.staging/` is promised: a pure function of the recipe.
+"""
+
+from __future__ import annotations
+
+from weightspace.store.durable import STAGING, DiskFull, clean_staging, write_durably
+from weightspace.store.layout import FORMAT, canonical, digest, pretty
+from weightspace.store.reader import DamagedManifest, Stack, Zoo, open_zoo
+from weightspace.store.verify import Fault, verify
+from weightspace.store.writer import ShardContent, finish, good_shards, remove_shard, write_shard
+
+__all__ = [
+    "FORMAT",
+    "STAGING",
+    "DamagedManifest",
+    "DiskFull",
+    "Fault",
+    "ShardContent",
+    "Stack",
+    "Zoo",
+    "canonical",
+    "clean_staging",
+    "digest",
+    "finish",
+    "good_shards",
+    "open_zoo",
+    "pretty",
+    "remove_shard",
+    "verify",
+    "write_durably",
+    "write_shard",
+]

@@ -1,0 +1,117 @@
+"""Files that are there whole or not at all: written aside, flushed to the disk, renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+STAGING = ".staging"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(OSError):
+    """There is no room for a file; the message names it and the bytes it needs."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextlib.contextmanager
+def naming(path: Path, num_bytes: int) -> Iterator[None]:
+    """Turn 'no space left' into an error that names the path and the bytes needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(
+            error.errno,
+            f"No room for {path}, which needs {num_bytes:,} bytes ({os.strerror(error.errno or 0)}). "
+            "Free some space and run the same command again; what is finished is kept.",
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a new file and flush it to the disk; its mode follows the umask."""
+    with naming(path, len(data)), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def publish(staged: Path, target: Path) -> None:
+    """Rename a flushed file into place, replacing what was there, and make the rename durable."""
+    os.replace(staged, target)
+    fsync_folder(target.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write one file so that readers see the old content or the new one, never a part, also after a power cut."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_flushed(aside, data)
+        publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Staging:
+    """A private folder of one writer inside the zoo, on the same file system, gone when the writer is done or dead."""
+
+    def __init__(self, zoo: Path) -> None:
+        self.path = zoo / STAGING / _writer_name(os.getpid())
+
+    def __enter__(self) -> Path:
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def clean_staging(zoo: Path) -> None:
+    """Remove what dead writers of this machine left behind; live writers and other machines keep theirs."""
+    staging = zoo / STAGING
+    if not staging.is_dir():
+        return
+    for folder in staging.iterdir():
+        host, _, rest = folder.name.rpartition("-")[0].rpartition("-")
+        if host == socket.gethostname() and rest.isdigit() and folder.name != _writer_name(int(rest)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _writer_name(pid: int) -> str:
+    """HOST-PID-START, where START (clock ticks since boot) tells a process from a later one with the same pid."""
+    try:
+        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        start = "0" if _alive(pid) else "dead"
+    return f"{socket.gethostname()}-{pid}-{start}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""What makes zoos: tasks, learning, labels, and the plan and builder that put them together."""

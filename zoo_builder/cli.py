@@ -1,0 +1,168 @@
+"""The command `zoo-builder`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+KINDS = ("families", "tasks", "labels", "learners", "studies")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 (done), 1 (a check found something), 2 (bad input), 130 (interrupted)."""
+    parser = _parser()
+    options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    commands = {"build": _build, "verify": _verify, "info": _info, "list": _list}
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return commands[options.subcommand](options[options.subcommand])
+    except KeyboardInterrupt:
+        print("zoo-builder: interrupted; run the same command again to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Who reads our output has gone, as in `zoo-builder list families | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"zoo-builder: {error}", file=sys.stderr)
+        return 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    print("zoo-builder: terminated; run the same command again to go on.", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="zoo-builder",
+        description="Builds, checks and describes zoos of recurrent networks.",
+        epilog="Example: zoo-builder build --config configs/zoo/quickstart-tiny.yaml --out zoo",
+    )
+    commands = parser.add_subcommands(required=True)
+    _add_build(commands)
+    verify = ArgumentParser(
+        description="Checks every byte of a zoo against its zoo.json; exit status 1 if there is a fault.",
+        epilog="Example: zoo-builder verify zoo --repair",
+    )
+    verify.add_argument("folder", type=str, help="the zoo's folder")
+    verify.add_argument("--repair", action="store_true", help="make what is damaged again, with the same bytes")
+    verify.add_argument("--json", action="store_true", help="print one JSON document")
+    commands.add_subcommand("verify", verify, help="check every byte of a zoo")
+    info = ArgumentParser(
+        description="Counts models by family, task, split and status, and gives the range of each label.",
+        epilog="Example: zoo-builder info zoo --json",
+    )
+    info.add_argument("folder", type=str, help="the zoo's folder")
+    info.add_argument("--json", action="store_true", help="print one JSON document")
+    commands.add_subcommand("info", info, help="what a zoo holds")
+    listing = ArgumentParser(
+        description="Lists what recipes can name, with a definition and a citation each.",
+        epilog="Example: zoo-builder list families",
+    )
+    listing.add_argument("kind", choices=KINDS, help="what to list")
+    listing.add_argument("--json", action="store_true", help="print one JSON document")
+    commands.add_subcommand("list", listing, help="what there is to build with")
+    return parser
+
+
+def _add_build(commands: Any) -> None:
+    build = ArgumentParser(
+        description="Builds the zoo of a recipe, or goes on with a build that was stopped.",
+        epilog="Example: zoo-builder build --config configs/zoo/quickstart.yaml --out zoo --workers 2",
+    )
+    build.add_argument("--config", type=str, required=True, help="the recipe, a YAML file")
+    build.add_argument("--out", type=str, required=True, help="the zoo's folder")
+    build.add_argument("--seed", type=int, help="replaces the recipe's seed")
+    build.add_argument("--workers", type=int, help="number of processes (one per core unless given)")
+    build.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models learn")
+    build.add_argument("--method", choices=["torch"], default="torch", help="how models are run over time")
+    build.add_argument("--dry_run", action="store_true", help="print cohorts, models, bytes and estimated time only")
+    build.add_argument("--json", action="store_true", help="print one JSON document")
+    commands.add_subcommand("build", build, help="build or resume a zoo")
+
+
+def _build(options: Namespace) -> int:
+    if options.dry_run:
+        return _dry_run(options)
+    from zoo_builder.build import build
+
+    built = build(
+        options.config,
+        options.out,
+        seed=options.seed,
+        workers=options.workers,
+        device=options.device,
+        method=options.method,
+    )
+    fields = {**dataclasses.asdict(built), "path": str(built.path)}
+    counts = f"{built.models:,} models, {built.rows:,} rows, {built.shards:,} shards"
+    text = f"{built.path}: {counts} ({built.built:,} built now)"
+    _print(fields, text, options.json)
+    return 0
+
+
+def _dry_run(options: Namespace) -> int:
+    from zoo_builder.build import ROLLOUTS, num_cores
+    from zoo_builder.estimate import estimate, table
+    from zoo_builder.plan import make_plan
+    from zoo_builder.recipe import read_recipe
+
+    plan = make_plan(read_recipe(options.config, options.seed))
+    workers = num_cores() if options.workers is None else options.workers
+    estimated = estimate(plan, workers, options.device, ROLLOUTS[options.method])
+    _print(estimated, table(estimated), options.json)
+    return 0
+
+
+def _verify(options: Namespace) -> int:
+    from weightspace.store import verify
+    from zoo_builder.build import repair
+
+    folder = Path(options.folder)
+    faults = verify(folder)
+    if faults and options.repair:
+        logging.getLogger(__name__).info("%d fault(s) found, repairing.", len(faults))
+        faults = repair(folder)
+    rows = [dataclasses.asdict(fault) for fault in faults]
+    text = "\n".join(f"{fault.path!r}: {fault.problem}" for fault in faults) or f"{folder}: every byte is as promised"
+    _print({"path": str(folder), "passed": not faults, "faults": rows}, text, options.json)
+    return 1 if faults else 0
+
+
+def _info(options: Namespace) -> int:
+    from zoo_builder.overview import info, info_text
+
+    found = info(options.folder)
+    _print(found, info_text(found), options.json)
+    return 0
+
+
+def _list(options: Namespace) -> int:
+    from zoo_builder.overview import listing, listing_text
+
+    rows = listing(options.kind)
+    _print(rows, listing_text(rows), options.json)
+    return 0
+
+
+def _print(value: Any, text: str, as_json: bool) -> None:
+    """The only thing a command writes to stdout."""
+    print(json.dumps(value, allow_nan=False, sort_keys=True, indent=1) if as_json else text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""How classes are found by name: one file per class in a package, no list to keep."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@cache
+def concrete_subclasses(package: str, base: type) -> dict[str, type]:
+    """Every concrete subclass of `base` that the files of `package` define, by class name.
+
+    A file that does not import raises here, and so do two classes of one name.
+    """
+    found: dict[str, type] = {}
+    for module in _modules(package):
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value):
+                if found.setdefault(name, value) is not value:
+                    raise ValueError(f"Two classes are called '{name}': in {found[name].__module__}, {value.__module__}.")
+    return found
+
+
+def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mapping[str, Any]) -> T:
+    """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
+    if name not in found:
+        raise ValueError(f"No {kind} is called '{name}'; there are {sorted(found)}.{near_match(name, found)}")
+    known = list(inspect.signature(found[name]).parameters)
+    for key in fields:
+        if key not in known:
+            raise ValueError(f"{name} has no option '{key}'; it has {known}.{near_match(key, known)}")
+    missing = [
+        p.name
+        for p in inspect.signature(found[name]).parameters.values()
+        if p.default is inspect.Parameter.empty and p.name not in fields
+    ]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(f'`{key}`' for key in missing)}, which the {kind} leaves open.")
+    return found[name](**fields)
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest known name, empty where none is near."""
+    known = list(known)
+    folded = {k.casefold(): k for k in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
+    return f" Did you mean '{folded[near[0]]}'?" if near else ""
+
+
+def _modules(package: str) -> list[ModuleType]:
+    path = importlib.import_module(package).__path__
+    return [importlib.import_module(f"{package}.{name}") for name in sorted(i.name for i in pkgutil.iter_modules(path))]

@@ -1,0 +1,95 @@
+"""Worker processes and the handing out of shards to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo_builder.worker import ENVIRONMENT
+
+
+class BuildFailed(ValueError):
+    """A shard could not be made; the message says which and why."""
+
+
+def run_shards(
+    job: Mapping[str, Any], indices: Sequence[int], workers: int, report: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """Have the shards `indices` made by worker processes; `report` gets their messages ("progress" or "done").
+
+    Workers are processes of their own, not forks, because their environment must be set before they import torch.
+    Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
+    """
+    waiting = list(reversed(indices))
+    messages: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for number in range(min(workers, len(indices))):
+            processes.append(_start(job))
+            threading.Thread(target=_listen, args=(processes[-1], number, messages), daemon=True).start()
+            _order(processes[-1], waiting.pop())
+        missing = len(indices)
+        while missing:
+            number, message = messages.get()
+            _refuse_failure(processes[number], message)
+            assert message is not None
+            report(message)
+            if "done" in message:
+                missing -= 1
+                if waiting:
+                    _order(processes[number], waiting.pop())
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
+def _start(job: Mapping[str, Any]) -> subprocess.Popen[str]:
+    package_root = str(Path(__file__).resolve().parent.parent)
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zoo_builder.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(job) + "\n")
+    return process
+
+
+def _order(process: subprocess.Popen[str], index: int) -> None:
+    assert process.stdin is not None
+    # A worker that died is noticed by its closed stdout.
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps({"shard": index}) + "\n")
+
+
+def _listen(
+    process: subprocess.Popen[str], number: int, messages: queue.Queue[tuple[int, Mapping[str, Any] | None]]
+) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        messages.put((number, json.loads(line)))
+    messages.put((number, None))
+
+
+def _refuse_failure(process: subprocess.Popen[str], message: Mapping[str, Any] | None) -> None:
+    if message is None:
+        code = process.wait()
+        died = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        raise BuildFailed(f"A worker {died}. Run the same command again: finished shards are kept.")
+    if "error" in message:
+        raise BuildFailed(f"Shard {message['shard']:05d}: {message['error']}")

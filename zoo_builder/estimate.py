@@ -1,0 +1,129 @@
+"""What a recipe would cost, measured on a few updates and labels of each cohort, without building anything."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from weightspace.rollout import Method
+from zoo_builder import labels
+from zoo_builder.plan import Cohort, Plan
+from zoo_builder.shard import COLUMNS, STACK, label_columns
+
+UPDATES = 4
+MODELS_LABELLED = 16
+# Bytes of one row's text columns, after compression.
+TEXT_BYTES = 60
+
+
+class _Enough(Exception):
+    """Raised from the learner's progress call, once enough updates were timed."""
+
+
+def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "stacked") -> dict[str, Any]:
+    """Cohorts with their models, bytes and CPU seconds, and the totals; `seconds` is wall-clock time with `workers`."""
+    torch.set_num_threads(1)
+    num_labels = len(label_columns(plan))
+    cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in plan.cohorts]
+    cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
+    return {
+        "cohorts": cohorts,
+        "models": plan.num_models,
+        "rows": plan.num_models * len(plan.snapshots),
+        "shards": len(plan.shards),
+        "bytes": sum(row["bytes"] for row in cohorts),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "workers": min(workers, len(plan.shards)),
+        "seconds": round(cpu_seconds / min(workers, len(plan.shards)), 1),
+    }
+
+
+def _cohort(plan: Plan, cohort: Cohort, num_labels: int, device: str, method: Method) -> dict[str, Any]:
+    models = len(cohort.splits)
+    return {
+        "name": cohort.name,
+        "models": models,
+        "num_parameters": cohort.family.spec.num_parameters,
+        "bytes": models * len(plan.snapshots) * _row_bytes(plan, cohort, num_labels),
+        "cpu_seconds": round(_learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort), 2),
+    }
+
+
+def _row_bytes(plan: Plan, cohort: Cohort, num_labels: int) -> int:
+    """Bytes of one (model, snapshot) on the disk; the table is there twice, in its shard and merged."""
+    spec = cohort.family.spec
+    weights = 4 * sum(torch.Size(spec.shape(name)).numel() for name in spec.tensors)
+    table = 2 * (8 * (len(COLUMNS) + num_labels) + TEXT_BYTES)
+    if cohort.task is None or plan.recipe["rollouts"] is None:
+        return weights + table
+    channels = cohort.task.input_size + cohort.task.output_size
+    return weights + table + 4 * plan.recipe["rollouts"]["sequences"] * cohort.task.num_steps * channels
+
+
+def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> float:
+    """Seconds of learning of a whole cohort, from a few updates of its first stack."""
+    ids = cohort.model_ids[:STACK]
+    times: list[float] = []
+
+    def timed(update: int) -> None:
+        times.append(time.perf_counter())
+        if update > UPDATES:
+            raise _Enough
+
+    start = time.perf_counter()
+    values, settings = cohort.values(plan.seed, ids), cohort.settings(plan.seed, ids)
+    try:
+        arguments = (
+            cohort.family,
+            cohort.task,
+            values,
+            settings,
+            plan.seed,
+            ids,
+            plan.snapshots,
+            device,
+            method,
+            timed,
+        )
+        cohort.learner.learn(*arguments)
+    except _Enough:
+        # The quickest of a few: the first is slow, and other work on the machine slows some.
+        update = min(later - earlier for earlier, later in itertools.pairwise(times))
+        return update * plan.snapshots[-1] * len(cohort.splits) / len(ids)
+    return (time.perf_counter() - start) * len(cohort.splits) / len(ids)
+
+
+def _label_seconds(plan: Plan, cohort: Cohort) -> float:
+    """Seconds of labelling of a whole cohort, from the fresh params of a few models."""
+    if not plan.recipe["labels"]:
+        return 0.0
+    ids = cohort.model_ids[:MODELS_LABELLED]
+    generator = torch.Generator().manual_seed(0)
+    models = [cohort.family.init(generator) for _ in ids]
+    params = {name: torch.stack([model[name] for model in models]) for name in cohort.family.spec.tensors}
+    start = time.perf_counter()
+    labels.measure(
+        plan.recipe["labels"], cohort.family, params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids
+    )
+    return (time.perf_counter() - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
+
+
+def table(estimated: Mapping[str, Any]) -> str:
+    """An estimate as text: a line per cohort, then the totals."""
+    width = max(len(row["name"]) for row in estimated["cohorts"])
+    lines = [f"{'cohort':{width}}  models  parameters        bytes  CPU seconds"]
+    for row in estimated["cohorts"]:
+        lines.append(
+            f"{row['name']:{width}}  {row['models']:6}  {row['num_parameters']:10}  "
+            f"{row['bytes']:11,}  {row['cpu_seconds']:11.1f}"
+        )
+    lines.append(
+        f"{len(estimated['cohorts'])} cohorts, {estimated['models']:,} models, {estimated['rows']:,} rows in "
+        f"{estimated['shards']:,} shards: about {estimated['bytes'] / 1e6:,.1f} MB and {estimated['seconds']:,.0f} s "
+        f"with {estimated['workers']} worker(s)."
+    )
+    return "\n".join(lines)

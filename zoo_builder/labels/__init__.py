@@ -1,0 +1,71 @@
+"""One file per group of measurements that a zoo stores with its models; a new file here is found by its class name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.spec import Params, WeightSpec
+from zoo_builder.discovery import concrete_subclasses, load_from
+from zoo_builder.labels.base import Label, LabelColumn
+from zoo_builder.labels.driven import Driven
+from zoo_builder.tasks import Task
+
+__all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
+
+MODELS_TOGETHER = 64
+
+
+def available() -> dict[str, type[Label]]:
+    """Every concrete label by class name. A file that does not import raises here."""
+    return concrete_subclasses(__name__, Label)
+
+
+def load(name: str, fields: Mapping[str, Any]) -> Label:
+    """The label with this class name and these fields."""
+    return load_from(available(), "label", name, fields)
+
+
+def columns(names: Iterable[str], specs: Iterable[WeightSpec]) -> dict[str, LabelColumn]:
+    """What the labels `names` store for families with these effective specs, by column name, sorted."""
+    labels = [load(name, {}) for name in names]
+    found = {column.name: column for spec in specs for label in labels for column in label.columns(spec)}
+    return dict(sorted(found.items()))
+
+
+def measure(
+    names: Sequence[str],
+    family: Family,
+    params: Params,
+    task: Task | None,
+    values: Mapping[str, Tensor],
+    seed: int,
+    model_ids: Sequence[str],
+) -> dict[str, Tensor]:
+    """The labels `names` of stacked params (models, ...): each column (models,), float64, NaN where it does not apply.
+
+    `values[field]` (models,) are the models' own values of the task's varying fields. A model's labels depend on its
+    own params and values, on `seed` and on its id alone.
+    """
+    labels = [load(name, {}) for name in names]
+    expected = columns(names, [family.effective_spec])
+    pieces = []
+    for first in range(0, len(model_ids), MODELS_TOGETHER):
+        chosen = slice(first, first + MODELS_TOGETHER)
+        own_params = {name: tensor[chosen] for name, tensor in params.items()}
+        own_values = {name: tensor[chosen] for name, tensor in values.items()}
+        driven = Driven(family, own_params, task, own_values, seed, model_ids[chosen])
+        pieces.append(_measure(labels, driven))
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in expected}
+
+
+def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:
+    with torch.no_grad():
+        measured = {name: value for label in labels for name, value in label.measure(driven).items()}
+    missing = torch.full((len(driven.finite),), torch.nan, dtype=torch.float64)
+    usable = {k: v.to("cpu", torch.float64) for k, v in measured.items()}
+    return {k: torch.where(driven.finite.cpu() & v.isfinite(), v, missing)[: driven.num_models] for k, v in usable.items()}

@@ -1,0 +1,48 @@
+"""The contract of a label: one or more columns, each with definition, unit and source, measured on driven models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from weightspace.spec import WeightSpec
+from zoo_builder.labels.driven import Driven
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """What one column of a zoo's table holds."""
+
+    name: str
+    unit: str
+    definition: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(ABC):
+    """One group of measurements. Subclasses are frozen dataclasses whose fields are its settings, all with defaults."""
+
+    @abstractmethod
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        """What is stored for a family with this effective spec."""
+
+    @abstractmethod
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        """Every column (models,), float64, NaN where it does not apply to a model."""
+
+
+def rows_of_recurrent(spec: WeightSpec) -> dict[str, tuple[str, int | None]]:
+    """Column prefix -> (tensor, row) for every recurrent matrix of a spec; row None where there is no channel axis.
+
+    The prefix is the tensor's name, with the row's where there is one, dots turned to underscores.
+    """
+    found: dict[str, tuple[str, int | None]] = {}
+    for name in spec.recurrent():
+        for row, row_name in enumerate(spec.row_names(name)):
+            has_rows = spec.channel_axis(name) is not None
+            prefix = f"{name}_{row_name}" if has_rows else name
+            found[prefix.replace(".", "_")] = (name, row if has_rows else None)
+    return found

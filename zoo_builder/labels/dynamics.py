@@ -1,0 +1,48 @@
+"""Stability of a model's dynamics: spectral radii and the largest Lyapunov exponent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from weightspace.spec import WeightSpec
+from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
+from zoo_builder.labels.spectra import spectral_radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamics(Label):
+    """Spectral radius of the mean recurrent Jacobian and of the recurrent weights; largest Lyapunov exponent."""
+
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        found = [
+            LabelColumn(
+                name="largest_lyapunov",
+                unit="nats per step",
+                definition=f"Mean log growth of a tangent vector carried along, rescaled at every step, on {DRIVE}. "
+                "Null where a vector vanishes: the exponent is then minus infinity.",
+                source="Benettin, Galgani, Giorgilli and Strelcyn, Meccanica 1980",
+            ),
+            _radius("spectral_radius", f"the mean of the {JACOBIANS}"),
+        ]
+        for prefix, (name, row) in rows_of_recurrent(spec).items():
+            where = f"'{name}'" if row is None else f"row {row} of '{name}'"
+            found.append(_radius(f"{prefix}_spectral_radius", f"{where} as the function uses it"))
+        return tuple(found)
+
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        found = {
+            "largest_lyapunov": driven.trajectory.log_growth.mean((1, 2)),
+            "spectral_radius": spectral_radius(driven.jacobians.mean((1, 2))),
+        }
+        for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
+            tensor = driven.effective[name]
+            found[f"{prefix}_spectral_radius"] = spectral_radius(tensor if row is None else tensor[:, row])
+        return found
+
+
+def _radius(name: str, of: str) -> LabelColumn:
+    definition = f"Largest absolute eigenvalue of {of}."
+    return LabelColumn(name=name, unit="1", definition=definition, source="Gelfand 1941")

@@ -1,0 +1,73 @@
+"""How fast the influence of a state on later ones decays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.spec import WeightSpec
+from zoo_builder.labels.base import Label, LabelColumn
+from zoo_builder.labels.driven import JACOBIANS, Driven
+
+MAX_LAG = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(Label):
+    """Decay rate, half-life and goodness of fit of exponential forgetting, from products of Jacobians."""
+
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        line = (
+            f"the least-squares line through mean log ||J(t+k-1) ... J(t)||_F against the lag k = 1 to {MAX_LAG}, mean "
+            f"over starts t, with the {JACOBIANS}"
+        )
+        source = "Jacobian products as in Vogt, Puelma Touzel, Shlizerman and Lajoie, Frontiers in Applied Mathematics 2022"
+        return (
+            LabelColumn(
+                name="memory_decay_rate",
+                unit="nats per step",
+                definition=f"Minus the slope of {line}. Null where a product vanishes: such a model forgets at once.",
+                source=source,
+            ),
+            LabelColumn(
+                name="memory_half_life",
+                unit="steps",
+                definition="ln 2 / memory_decay_rate; null where influence does not decay.",
+                source=source,
+            ),
+            LabelColumn(
+                name="memory_decay_fit", unit="R^2", definition=f"Share of variance explained by {line}.", source=source
+            ),
+        )
+
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        lags = torch.arange(1, MAX_LAG + 1, dtype=torch.float64, device=driven.device)
+        norms = log_norms(driven.jacobians, MAX_LAG)
+        centred = lags - lags.mean()
+        offset = norms - norms.mean(1, keepdim=True)
+        slope = offset @ centred / centred.square().sum()
+        left = (offset - slope[:, None] * centred).square().sum(1)
+        rate = -slope
+        return {
+            "memory_decay_rate": rate,
+            "memory_half_life": torch.where(rate > 0, math.log(2) / rate, torch.nan),
+            "memory_decay_fit": 1 - left / offset.square().sum(1),
+        }
+
+
+def log_norms(jacobians: Tensor, max_lag: int) -> Tensor:
+    """Mean over starts of log ||J(t+k-1) ... J(t)||_F, (models, lag), of Jacobians (models, time, lane, to, from)."""
+    num_starts = jacobians.shape[1] - max_lag + 1
+    norms = []
+    # One start at a time: what fits in the cache costs a fraction of what does not.
+    for start in range(num_starts):
+        product = jacobians[:, start]
+        found = [torch.linalg.matrix_norm(product)]
+        for lag in range(1, max_lag):
+            product = jacobians[:, start + lag] @ product
+            found.append(torch.linalg.matrix_norm(product))
+        norms.append(torch.stack(found, dim=1).log())
+    return torch.stack(norms).mean((0, 3))

@@ -1,0 +1,39 @@
+"""What was planted in models that were drawn instead of trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from weightspace.spec import WeightSpec
+from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.driven import Driven
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMode(Label):
+    """The cosine between the two vectors of a planted recurrent matrix, read back from its trace."""
+
+    gain: float = 1.5
+
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        self._matrix(spec)
+        return (
+            LabelColumn(
+                name="memory_mode",
+                unit="1",
+                definition=f"Trace of the recurrent matrix over the planted gain of {self.gain:g}.",
+                source="the planted construction; compare Mastrogiuseppe and Ostojic, Neuron 2018",
+            ),
+        )
+
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        matrix = driven.effective[self._matrix(driven.family.effective_spec)]
+        return {"memory_mode": matrix.diagonal(dim1=1, dim2=2).sum(-1) / self.gain}
+
+    def _matrix(self, spec: WeightSpec) -> str:
+        rows = rows_of_recurrent(spec)
+        if len(rows) != 1 or any(row is not None for _, row in rows.values()):
+            raise ValueError(f"MemoryMode needs exactly one recurrent matrix without gate rows; found {sorted(rows)}.")
+        return next(iter(rows.values()))[0]

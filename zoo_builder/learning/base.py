@@ -1,0 +1,88 @@
+"""The contract of a learner: how the params of a whole cohort come about."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method, generator
+from weightspace.spec import Params
+from zoo_builder.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What became of a cohort."""
+
+    steps: tuple[int, ...]
+    """Number of updates made before each snapshot, ascending."""
+    params: Params
+    """Params (models, snapshots, ...) as stored, float32, on the CPU."""
+    diverged_step: Tensor
+    """Number of the first update a model could not make (models,), int64, -1 if it made them all.
+
+    Snapshots at that step and later hold the last finite params.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner(ABC):
+    """One way of learning. Subclasses are frozen dataclasses whose fields are its settings.
+
+    The fields named in `varying` may differ between the models of one cohort; `learn` is given their values per model.
+    """
+
+    varying: ClassVar[tuple[str, ...]] = ()
+    needs_task: ClassVar[bool] = True
+
+    @abstractmethod
+    def learn(
+        self,
+        family: Family,
+        task: Task | None,
+        values: Mapping[str, Tensor],
+        settings: Mapping[str, Tensor],
+        seed: int,
+        model_ids: Sequence[str],
+        snapshots: Sequence[int],
+        device: torch.device | str = "cpu",
+        method: Method = "stacked",
+        progress: Callable[[int], None] | None = None,
+    ) -> Learned:
+        """Params of the models `model_ids` after the numbers of updates in `snapshots` (0: before the first).
+
+        `values[field]` and `settings[field]` (models,), float64: each model's own value of the varying fields of task
+        and learner; fields left out keep the instance's. What becomes of a model depends on its own values, on `seed`
+        and on its id alone. `progress` is called after every update with the number of updates made.
+        """
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of this instance, from which `learning.load` rebuilds it."""
+        return dataclasses.asdict(self)
+
+    def setting(self, field: str, settings: Mapping[str, Tensor], num_models: int) -> Tensor:
+        """Each model's value of one varying field, (models,), float64."""
+        if field in settings:
+            return settings[field].to(torch.float64)
+        return torch.full((num_models,), float(getattr(self, field)), dtype=torch.float64)
+
+
+def fresh_params(family: Family, seed: int, model_ids: Sequence[str]) -> Params:
+    """Initial params (models, ...) of the models, each from its own stream "init"."""
+    models = [family.init(generator(seed, model_id, "init")) for model_id in model_ids]
+    return {name: torch.stack([model[name] for model in models]) for name in family.spec.tensors}
+
+
+def sorted_snapshots(snapshots: Sequence[int], last: int) -> tuple[int, ...]:
+    """The steps at which to keep params, ascending; refused where there are none or one lies beyond `last` updates."""
+    steps = tuple(sorted(set(snapshots)))
+    if not steps or steps[0] < 0 or steps[-1] > last:
+        raise ValueError(f"Snapshots {list(snapshots)} must be one or more numbers of updates from 0 to {last}.")
+    return steps

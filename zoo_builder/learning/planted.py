@@ -1,0 +1,74 @@
+"""Params drawn with a planted structure instead of learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method, generator
+from weightspace.spec import WeightSpec
+from zoo_builder.learning.base import Learned, Learner, sorted_snapshots
+from zoo_builder.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted(Learner):
+    """One planted memory mode: W_hh = gain u v^T + noise/sqrt(hidden) N(0, 1), unit u and v, their cosine uniform.
+
+    The one large eigenvalue, gain u.v, lies anywhere from -gain to gain, while the singular values of W_hh hardly tell
+    models apart: rank-one structure as in Mastrogiuseppe and Ostojic, Neuron 2018. Every other tensor is fresh.
+    """
+
+    gain: float = 1.5
+    noise: float = 0.05
+
+    needs_task: ClassVar[bool] = False
+
+    def learn(
+        self,
+        family: Family,
+        task: Task | None,
+        values: Mapping[str, Tensor],
+        settings: Mapping[str, Tensor],
+        seed: int,
+        model_ids: Sequence[str],
+        snapshots: Sequence[int],
+        device: torch.device | str = "cpu",
+        method: Method = "stacked",
+        progress: Callable[[int], None] | None = None,
+    ) -> Learned:
+        name = only_recurrent_matrix(family.spec)
+        steps = sorted_snapshots(snapshots, 0)
+        models = []
+        for model_id in model_ids:
+            stream = generator(seed, model_id, "init")
+            params = family.init(stream)
+            models.append(params | {name: self._matrix(params[name].shape[0], stream).to(params[name].dtype)})
+        stacked = {name: torch.stack([model[name] for model in models])[:, None] for name in family.spec.tensors}
+        return Learned(steps, stacked, torch.full((len(models),), -1, dtype=torch.int64))
+
+    def _matrix(self, size: int, stream: torch.Generator) -> Tensor:
+        """One recurrent matrix (to, from), float64."""
+        cosine = 2 * torch.rand((), generator=stream, dtype=torch.float64) - 1
+        target, other, noise = (
+            torch.randn(shape, generator=stream, dtype=torch.float64) for shape in ((size,), (size,), (size, size))
+        )
+        target = target / target.norm()
+        across = other - (other @ target) * target
+        source = cosine * target + torch.sqrt(1 - cosine**2) * across / across.norm()
+        return self.gain * torch.outer(target, source) + self.noise / math.sqrt(size) * noise
+
+
+def only_recurrent_matrix(spec: WeightSpec) -> str:
+    """Name of the one recurrent tensor of a spec; refused where there are several or it has gate rows."""
+    names = spec.recurrent()
+    if len(names) != 1 or spec.num_rows(names[0]) != 1:
+        found = ", ".join(f"'{name}' with {spec.num_rows(name)} row(s)" for name in names) or "none"
+        raise ValueError(f"A planted mode needs exactly one recurrent tensor without gate rows; the family has {found}.")
+    return names[0]

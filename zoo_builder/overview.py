@@ -1,0 +1,103 @@
+"""What there is to build with, and what a finished zoo holds, as plain data and as text."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from weightspace import families
+from weightspace.store import Zoo, open_zoo
+from zoo_builder import labels, learning, tasks
+
+_CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[^()]*(?:\([^()]*\)[^()]*)*)\)|\bas in ([^;]*?\b(?:19|20)\d\d)")
+
+KINDS = ("families", "tasks", "labels", "learners", "studies")
+
+
+def listing(kind: str) -> list[dict[str, Any]]:
+    """Everything of one kind: name, definition (one line) and citation (None where its docstring gives none)."""
+    available: dict[str, Callable[[], Mapping[str, type]]] = {
+        "families": families.available,
+        "tasks": tasks.available,
+        "labels": labels.available,
+        "learners": learning.available,
+        "studies": _studies,
+    }
+    found = available[kind]()
+    return [{"name": name, **_described(found[name])} for name in sorted(found)]
+
+
+def _studies() -> dict[str, type]:
+    if importlib.util.find_spec("zoo_builder.studies.base") is None:
+        return {}
+    return importlib.import_module("zoo_builder.studies").available()
+
+
+def _described(kind: type) -> dict[str, Any]:
+    text = inspect.getdoc(kind) or ""
+    cited = _CITATION.search(" ".join(text.split()))
+    definition = text.partition("\n")[0]
+    return {"definition": definition, "citation": next(filter(None, cited.groups())) if cited else None}
+
+
+def info(path: str | Path) -> dict[str, Any]:
+    """Counts of a finished zoo by family, task, split and status, and the range of each label."""
+    zoo = open_zoo(path)
+    table = zoo.table
+    counts = {
+        name: {str(key): number for key, number in sorted(Counter(map(str, table[name].to_pylist())).items())}
+        for name in ("family", "task", "step", "status", "split", "split_task", "split_size", "fold_family")
+    }
+    return {
+        "path": str(path),
+        "title": zoo.manifest["recipe"]["title"],
+        "fingerprint": zoo.fingerprint,
+        "executor": zoo.manifest["executor"],
+        "models": zoo.manifest["num_models"],
+        "rows": zoo.num_rows,
+        "shards": len(zoo.manifest["shards"]),
+        "counts": counts,
+        "labels": {name: _range(zoo, name) for name in zoo.manifest["labels"]},
+    }
+
+
+def _range(zoo: Zoo, name: str) -> dict[str, Any]:
+    column = zoo.table[name]
+    bounds = pc.min_max(column).as_py()
+    return {
+        "count": len(column) - column.null_count,
+        "low": bounds["min"],
+        "mean": pc.mean(column).as_py(),
+        "high": bounds["max"],
+        "unit": zoo.manifest["labels"][name]["unit"],
+    }
+
+
+def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A listing as text, two lines each."""
+    return "\n".join(
+        f"{row['name']}: {row['definition']}" + (f"\n    {row['citation']}" if row["citation"] else "") for row in rows
+    )
+
+
+def info_text(found: Mapping[str, Any]) -> str:
+    """What a zoo holds, as text."""
+    lines = [
+        f"{found['title']}: {found['models']:,} models, {found['rows']:,} rows, {found['shards']:,} shards",
+        f"fingerprint {found['fingerprint']}",
+    ]
+    for name, counts in found["counts"].items():
+        lines.append(f"rows by {name}: " + ", ".join(f"{key} {number:,}" for key, number in counts.items()))
+    width = max([len(name) for name in found["labels"]], default=0)
+    for name, label in found["labels"].items():
+        numbers = ["         -" if label[key] is None else f"{label[key]:10.4g}" for key in ("low", "mean", "high")]
+        lines.append(f"{name:{width}}  {label['count']:6} values  {'  '.join(numbers)}  {label['unit']}")
+    return "\n".join(lines)

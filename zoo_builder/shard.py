@@ -1,0 +1,212 @@
+"""Making one shard: learn, label, roll out, tabulate; a pure function of the plan and the shard's place in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method, Streams, rollout
+from weightspace.spec import Params
+from weightspace.store import ShardContent, canonical
+from zoo_builder import labels
+from zoo_builder.learning import Learned
+from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
+from zoo_builder.tasks import Task
+
+STACK = 64
+# Vectorised loops treat the last elements of a tensor (up to 32) unlike the others, with other bits in sigmoid or
+# softplus. In stacks of a multiple of 32 models no model has such elements, so bits do not depend on the neighbours.
+MULTIPLE = 32
+
+COLUMNS = {
+    "model_id": pa.string(),
+    "step": pa.int64(),
+    "family": pa.string(),
+    "task": pa.string(),
+    "family_config": pa.string(),
+    "task_config": pa.string(),
+    "learning_config": pa.string(),
+    "hidden_size": pa.int64(),
+    "num_parameters": pa.int64(),
+    "seed": pa.int64(),
+    "status": pa.string(),
+    "diverged_step": pa.int64(),
+    "split": pa.string(),
+    "split_task": pa.string(),
+    "split_size": pa.string(),
+    "fold_family": pa.int64(),
+    "shard": pa.int64(),
+    "row": pa.int64(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Models of one shard that are computed together, and what became of them (padding left out)."""
+
+    model_ids: list[str]
+    values: dict[str, Tensor]
+    settings: dict[str, Tensor]
+    learned: Learned
+    measured: list[dict[str, Tensor]]
+    """The labels of each snapshot, columns (models,)."""
+    rollouts: list[tuple[Tensor, Tensor]]
+    """Inputs and outputs (models, sequences, time, ...) of each snapshot, none if the recipe asks for none."""
+
+
+def make_shard(
+    plan: Plan,
+    shard: Shard,
+    device: str = "cpu",
+    method: Method = "stacked",
+    progress: Callable[[int], None] | None = None,
+) -> ShardContent:
+    """Everything one shard holds, rows by model, then snapshot.
+
+    `progress` is called with the number of (model, update) pairs done since the last call.
+    """
+    ids = shard.model_ids
+    chunks = [
+        make_chunk(plan, shard.cohort, ids[i : i + STACK], device, method, progress) for i in range(0, len(ids), STACK)
+    ]
+    params = {
+        name: torch.cat([chunk.learned.params[name] for chunk in chunks]).flatten(0, 1)
+        for name in shard.cohort.family.spec.tensors
+    }
+    table = pa.concat_tables([_table(plan, shard, chunk, place * STACK) for place, chunk in enumerate(chunks)])
+    stored = None
+    if plan.recipe["rollouts"] is not None:
+        x, outputs = (
+            torch.cat([torch.stack([pair[i] for pair in chunk.rollouts], dim=1) for chunk in chunks]).flatten(0, 1)
+            for i in range(2)
+        )
+        stored = {"x": x, "outputs": outputs}
+    return ShardContent(family=shard.cohort.family, params=params, table=table, rollouts=stored)
+
+
+def make_chunk(
+    plan: Plan, cohort: Cohort, ids: list[str], device: str, method: Method, progress: Callable[[int], None] | None
+) -> Chunk:
+    """Learn, label and roll out a few models of one cohort together."""
+    count = len(ids)
+    padded = ids + [ids[-1]] * (-count % MULTIPLE)
+    values, settings = cohort.values(plan.seed, padded), cohort.settings(plan.seed, padded)
+    told = (lambda update: progress(count)) if progress is not None else None
+    learned = cohort.learner.learn(
+        cohort.family, cohort.task, values, settings, plan.seed, padded, plan.snapshots, device, method, told
+    )
+    measured, rollouts = [], []
+    for place in range(len(learned.steps)):
+        params = {name: tensor[:, place].contiguous() for name, tensor in learned.params.items()}
+        names = plan.recipe["labels"]
+        own = labels.measure(names, cohort.family, params, cohort.task, values, plan.seed, padded) if names else {}
+        measured.append({name: column[:count] for name, column in own.items()})
+        if cohort.task is not None and plan.recipe["rollouts"] is not None:
+            sequences = plan.recipe["rollouts"]["sequences"]
+            pair = _held_out(
+                cohort.family, params, cohort.task, values, Streams(plan.seed, padded, "rollouts"), sequences
+            )
+            rollouts.append((pair[0][:count], pair[1][:count]))
+    return Chunk(ids, values, settings, _first(learned, count), measured, rollouts)
+
+
+def _first(learned: Learned, count: int) -> Learned:
+    params = {name: tensor[:count] for name, tensor in learned.params.items()}
+    return Learned(learned.steps, params, learned.diverged_step[:count])
+
+
+@torch.no_grad()
+def _held_out(
+    family: Family, params: Params, task: Task, values: Mapping[str, Tensor], streams: Streams, sequences: int
+) -> tuple[Tensor, Tensor]:
+    """Held-out inputs and the outputs on them, both (models, sequences, time, ...)."""
+    batch = task.sample(values, streams, sequences, "test")
+    time = batch.x.shape[1]
+    noise = {
+        name: streams.normal(time, sequences, family.spec.axes[axis].size) for name, axis in family.spec.noise.items()
+    }
+    outputs = rollout(family, params, batch.x, batch.start, noise=noise).outputs
+    return batch.x.transpose(1, 2).contiguous(), outputs.transpose(1, 2).contiguous()
+
+
+def _table(plan: Plan, shard: Shard, chunk: Chunk, offset: int) -> pa.Table:
+    rows = []
+    share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
+    split_task = out_of_task(shard.cohort, chunk.values, share, len(chunk.model_ids))
+    for model, model_id in enumerate(chunk.model_ids):
+        shared = {
+            "model_id": model_id,
+            "seed": plan.seed,
+            "shard": shard.index,
+            "split": shard.cohort.splits[shard.first + offset + model],
+            "split_task": split_task[model],
+            **_configs(shard.cohort, chunk, model),
+        }
+        rows += [shared | _snapshot(chunk.learned, model, step) for step in chunk.learned.steps]
+    columns = {
+        name: pa.array([row[name] for row in rows], type=kind) for name, kind in COLUMNS.items() if name != "row"
+    }
+    first = offset * len(chunk.learned.steps)
+    columns["row"] = pa.array(range(first, first + len(rows)), type=pa.int64())
+    for name in label_columns(plan):
+        columns[name] = _label_column(chunk, name)
+    return pa.table(columns)
+
+
+def _configs(cohort: Cohort, chunk: Chunk, model: int) -> dict[str, Any]:
+    """What one model has in common at all snapshots."""
+    learner, task = cohort.learner, cohort.task
+    learning_config = {"class": type(learner).__name__, **own_config(learner, chunk.settings, model)}
+    return {
+        "family": type(cohort.family).__name__,
+        "family_config": canonical(cohort.family.config),
+        "task": None if task is None else type(task).__name__,
+        "task_config": None if task is None else canonical(own_config(task, chunk.values, model)),
+        "learning_config": canonical(learning_config),
+        "hidden_size": hidden_size(cohort.family),
+        "num_parameters": cohort.family.spec.num_parameters,
+        "split_size": cohort.split_size,
+        "fold_family": cohort.fold_family,
+    }
+
+
+def _snapshot(learned: Learned, model: int, step: int) -> dict[str, Any]:
+    diverged_step = int(learned.diverged_step[model])
+    diverged = 0 <= diverged_step <= step
+    return {
+        "step": step,
+        "status": "diverged" if diverged else "untrained" if step == 0 else "ok",
+        "diverged_step": diverged_step if diverged_step >= 0 else None,
+    }
+
+
+def _label_column(chunk: Chunk, name: str) -> pa.Array:
+    """One label, rows by model, then snapshot, null where it does not apply or is not finite."""
+    missing = torch.full((len(chunk.model_ids),), torch.nan, dtype=torch.float64)
+    values = torch.stack([measured.get(name, missing) for measured in chunk.measured], dim=1).flatten()
+    return pa.array(values.tolist(), type=pa.float64(), mask=(~values.isfinite()).numpy())
+
+
+def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:
+    """Every label column of the zoo, sorted by name."""
+    return labels.columns(plan.recipe["labels"], [cohort.family.effective_spec for cohort in plan.cohorts])
+
+
+def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_models: int) -> list[str]:
+    """`out` for models with an extreme task parameter (in the top `share` of its range), else `in`."""
+    out = torch.zeros(num_models, dtype=torch.bool)
+    for key, spread in cohort.task_spreads.items():
+        out |= spread.beyond(values[key][:num_models], share)
+    return ["out" if extreme else "in" for extreme in out.tolist()]
+
+
+def own_config(instance: Any, values: Mapping[str, Tensor], model: int) -> dict[str, Any]:
+    """The fields of a task or learner with one model's own values put in."""
+    own = {key: type(getattr(instance, key))(tensor[model].item()) for key, tensor in values.items()}
+    return {**instance.config, **own}

@@ -1,0 +1,93 @@
+"""The contract of a task: sequences drawn for many models at once, and how well they are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from weightspace.rollout import Streams
+
+Split = Literal["train", "test"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences for a stack of models; the last `scored` of the `time` steps have an answer to compare with."""
+
+    x: Tensor
+    """Inputs (models, time, batch, input), float32."""
+    start: Tensor
+    """What the task gives the initial state, (models, batch, start), float32."""
+    target: Tensor
+    """Right answers: classes (models, scored, batch), int64, or values (models, scored, batch, output), float32."""
+    weight: Tensor | None = None
+    """How much each scored step counts for each model, (models, scored), 0 or above; None if all count alike."""
+
+    def split(self, batch_size: int) -> list[Batch]:
+        """The same sequences as several batches of `batch_size`, the last one with what is left."""
+        pieces = zip(self.x.split(batch_size, 2), self.start.split(batch_size, 1), self.target.split(batch_size, 2), strict=True)
+        return [Batch(x.contiguous(), start, target, self.weight) for x, start, target in pieces]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """One task. Subclasses are frozen dataclasses whose fields are its parameters.
+
+    The fields named in `varying` may differ between the models of one cohort; `sample` is given their values per model.
+    """
+
+    varying: ClassVar[tuple[str, ...]] = ()
+    output_kind: ClassVar[Literal["categorical", "continuous"]]
+    """Whether outputs are the log-odds of classes or values."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int:
+        """Number of inputs at each step."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Number of outputs at each step."""
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Length of a sequence."""
+
+    @abstractmethod
+    def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
+        """Sequences for the models of `streams`, from whose streams alone the randomness comes.
+
+        `values[field]` (models,), float64: each model's own value of a varying field; fields left out keep the task's.
+        No sequence that `split` "test" can draw is drawn under "train" where the sequences come from a finite set.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """What learning minimises, (models,), for outputs (models, time, batch, output): the mean over scored steps."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """How well the task is done, (models,), float64, at most 1, higher is better; NaN where outputs are not finite."""
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> Sequence[Task]:
+        """Small instances that every contract test runs on."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of this instance, from which `tasks.load` rebuilds it."""
+        return dataclasses.asdict(self)
+
+    def value(self, field: str, values: Mapping[str, Tensor], streams: Streams) -> Tensor:
+        """Each model's value of one varying field, (models,), float64, on the device of the streams."""
+        if field in values:
+            return values[field].to(streams.device, torch.float64)
+        return torch.full((len(streams),), float(getattr(self, field)), dtype=torch.float64, device=streams.device)

@@ -1,0 +1,44 @@
+"""Tasks whose answers are classes: cross-entropy as loss, accuracy as score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo_builder.tasks.base import Batch, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categorical(Task):
+    """A task that asks for one of `output_size` classes at its scored steps."""
+
+    output_kind: ClassVar[Literal["categorical", "continuous"]] = "categorical"
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats (models,) of outputs (models, time, batch, output)."""
+        scored = outputs[:, -batch.target.shape[1] :]
+        # Softmax over a short last axis is slow; with the class axis first it runs along the positions.
+        log_odds = scored.movedim(-1, 1).flatten(2)
+        entropy = F.cross_entropy(log_odds, batch.target.flatten(1), reduction="none")
+        return mean_over_scored(entropy.unflatten(1, batch.target.shape[1:]), batch)
+
+    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Share of right answers (models,) among the scored ones of outputs (models, time, batch, output)."""
+        scored = outputs[:, -batch.target.shape[1] :]
+        right = (scored.argmax(-1) == batch.target).to(torch.float64)
+        finite = scored.isfinite().flatten(1).all(1)
+        return torch.where(finite, mean_over_scored(right, batch), torch.nan)
+
+
+def mean_over_scored(per_position: Tensor, batch: Batch) -> Tensor:
+    """Mean (models,) of a quantity (models, scored, batch), each step counted as much as the batch says."""
+    per_step = per_position.mean(2)
+    if batch.weight is None:
+        return per_step.mean(1)
+    weight = batch.weight.to(per_step.dtype)
+    # A weight of zero must hide even an infinite entry.
+    return torch.where(weight > 0, per_step * weight, 0).sum(1) / weight.sum(1)

@@ -1,0 +1,105 @@
+"""Scanned digits read tile by tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from weightspace.rollout import Streams
+from weightspace.rollout.streams import derive
+from zoo_builder.tasks.base import Batch, Split, Task
+from zoo_builder.tasks.categorical import Categorical
+
+SIDE = 8
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledDigits(Categorical):
+    """Which digit is it? A scanned digit, rotated, is shown tile by tile in raster order and named after the last tile.
+
+    Images are the 1,797 scans of 8x8 pixels that scikit-learn ships (Alpaydin and Kaynak, Optical recognition of
+    handwritten digits, UCI 1998), pixels 0 to 16 mapped to -1 to 1. Each is rotated counter-clockwise by `angle`
+    degrees about its centre (bilinear, background outside). Every image is either a training or a test image.
+    """
+
+    tile_size: int = 2
+    angle: float = 0.0
+
+    varying: ClassVar[tuple[str, ...]] = ("angle",)
+
+    def __post_init__(self) -> None:
+        if self.tile_size not in (1, 2, 4, 8):
+            raise ValueError(f"`tile_size` (={self.tile_size}) must divide the image side of {SIDE}: 1, 2, 4 or 8.")
+        if not math.isfinite(self.angle):
+            raise ValueError(f"`angle` (={self.angle}) must be a finite number of degrees.")
+
+    @property
+    def input_size(self) -> int:
+        return self.tile_size**2
+
+    @property
+    def output_size(self) -> int:
+        return 10
+
+    @property
+    def num_steps(self) -> int:
+        return (SIDE // self.tile_size) ** 2
+
+    def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
+        images, digits = _images(split, streams.device)
+        chosen = streams.integers(len(images), batch_size)
+        rotation = rotations(self.value("angle", values, streams)).to(images.dtype)
+        # Background is 0 while pixels move, and -1 once they are scaled.
+        rotated = torch.bmm(images[chosen], rotation.transpose(1, 2)) / 8 - 1
+        count, tiles = len(streams), SIDE // self.tile_size
+        grid = rotated.reshape(count, batch_size, tiles, self.tile_size, tiles, self.tile_size)
+        x = grid.permute(0, 2, 4, 1, 3, 5).reshape(count, self.num_steps, batch_size, self.input_size)
+        return Batch(x=x, start=x.new_zeros(count, batch_size, 0), target=digits[chosen][:, None])
+
+    @classmethod
+    def examples(cls) -> Sequence[Task]:
+        return [cls(angle=30.0), cls(tile_size=4, angle=-100.0)]
+
+
+def rotations(angle: Tensor) -> Tensor:
+    """Matrices (models, pixel, pixel) that rotate an image by angle (models,) in degrees, counter-clockwise.
+
+    Bilinear interpolation about the centre with zeros outside: scipy.ndimage.rotate with order=1, reshape=False,
+    mode="grid-constant".
+    """
+    axis = torch.arange(SIDE, dtype=angle.dtype, device=angle.device) - (SIDE - 1) / 2
+    down, right = (grid.flatten() for grid in torch.meshgrid(axis, axis, indexing="ij"))
+    cos, sin = torch.cos(torch.deg2rad(angle))[:, None], torch.sin(torch.deg2rad(angle))[:, None]
+    source = torch.stack([cos * down + sin * right, cos * right - sin * down]) + (SIDE - 1) / 2
+    corner = source.floor()
+    beyond = source - corner
+    matrices = angle.new_zeros(len(angle), SIDE**2, SIDE**2)
+    for row_offset, column_offset in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        row, column = corner[0] + row_offset, corner[1] + column_offset
+        share = (beyond[0] if row_offset else 1 - beyond[0]) * (beyond[1] if column_offset else 1 - beyond[1])
+        inside = (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
+        pixel = (row.clamp(0, SIDE - 1) * SIDE + column.clamp(0, SIDE - 1)).long()
+        matrices.scatter_add_(2, pixel[..., None], torch.where(inside, share, 0)[..., None])
+    return matrices
+
+
+@cache
+def _images(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images (image, pixel) in 0 to 16, float32, and their digits (image,) of one part of the fixed split."""
+    from sklearn.datasets import load_digits
+
+    pixels, digits = load_digits(return_X_y=True)
+    order = sorted(range(len(pixels)), key=lambda i: derive(0, f"image-{i}", "TiledDigits/split"))
+    num_test = round(TEST_SHARE * len(order))
+    chosen = sorted(order[:num_test] if split == "test" else order[num_test:])
+    return (
+        torch.tensor(pixels[chosen], dtype=torch.float32, device=device),
+        torch.tensor(digits[chosen], dtype=torch.int64, device=device),
+    )

@@ -1,0 +1,99 @@
+"""A worker process: makes the shards it is told to on stdin, and reports on stdout, one line of JSON each.
+
+It ends when its stdin closes, so that no worker outlives its builder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+# Torch's matrix products must have one summation order, whatever the size of the stack and a model's place in it; MKL
+# promises that if told before torch is imported. One thread each: workers are as many as cores.
+ENVIRONMENT = {
+    "MKL_CBWR": "AVX2",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # Freed memory stays with the process, instead of going back and forth between it and the kernel.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+}
+
+
+def main() -> None:
+    """Serve one builder: its first line is the job, every further line the index of a shard."""
+    # The builder stops its workers; Ctrl-C in the terminal reaches all of them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    # What anything else prints must not mix with the reports.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    orders: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(sys.stdin, orders), daemon=True).start()
+    job = orders.get()
+    try:
+        _serve(job, orders, reports)
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _listen(stdin: TextIO, orders: queue.Queue[dict[str, Any]]) -> None:
+    for line in stdin:
+        orders.put(json.loads(line))
+    os._exit(0)
+
+
+def _serve(job: dict[str, Any], orders: queue.Queue[dict[str, Any]], reports: TextIO) -> None:
+    import torch
+
+    from zoo_builder.plan import make_plan
+
+    torch.set_num_threads(1)
+    plan = make_plan(job["recipe"])
+    shards = plan.shards
+    while True:
+        index = orders.get()["shard"]
+        try:
+            _make(job, plan, shards[index], reports)
+        except (ValueError, OSError) as error:
+            _report(reports, {"error": str(error), "shard": index})
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            _report(reports, {"error": "the builder failed, see the traceback above", "shard": index})
+        else:
+            _report(reports, {"done": index})
+
+
+def _make(job: dict[str, Any], plan: Any, shard: Any, reports: TextIO) -> None:
+    from weightspace.store import write_shard
+    from zoo_builder.shard import make_shard
+
+    told = time.monotonic()
+    waiting = 0
+
+    def progress(count: int) -> None:
+        nonlocal told, waiting
+        waiting += count
+        if time.monotonic() - told > 0.5:
+            _report(reports, {"progress": waiting})
+            told, waiting = time.monotonic(), 0
+
+    content = make_shard(plan, shard, job["device"], job["method"], progress)
+    write_shard(Path(job["out"]), shard.index, content, job["plan"])
+
+
+def _report(reports: TextIO, message: dict[str, Any]) -> None:
+    reports.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
