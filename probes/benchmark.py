@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import logging
 import re
@@ -17,14 +18,14 @@ import numpy as np
 import torch
 
 from probes.probe import FeatureSet, evaluate
-from probes.targets import Target, default_targets, named_target
+from probes.report import baselines, choose_targets, render
+from probes.targets import Target, read_rows
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.datamodule import ZooDataModule
 from weightspace.embed import embed_rows, embed_stacks, load
-from weightspace.features import metadata, spectra, statistics
 from weightspace.module import EmbeddingModule, fit
-from weightspace.store import Zoo, write_durably
+from weightspace.store import write_durably
 from weightspace.targets import Target as Learned
 
 logger = logging.getLogger(__name__)
@@ -78,21 +79,20 @@ def benchmark(
     max_epochs: int = MAX_EPOCHS,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Train, freeze and probe each encoder with each seed; writes and returns the content of benchmark.json.
+    """Train, freeze and probe each encoder with each seed; writes benchmark.json, returned too, and report.html.
 
     `cpu_minutes` bounds the training of one encoder with one seed. Values of several seeds are averaged, and so are the
     ends of their intervals, which therefore speak of test models and not of seeds.
     """
     _refuse_unusable(encoders, objective, seeds)
     data = ZooDataModule(zoo)
-    chosen = _targets(data.zoo, targets)
+    chosen = choose_targets(data.zoo, targets)
     trained = []
-    for name in encoders:
-        for seed in range(seeds):
-            logger.info("Training %s with %s, seed %d.", name, objective, seed)
-            run = Path(out) / "runs" / f"{name}-{objective}-{seed}"
-            trained.append(train(name, objective, zoo, run, chosen, seed, cpu_minutes, max_epochs, progress))
-    feature_sets = [*(one.features for one in trained), *_baselines(data.zoo)]
+    for name, seed in itertools.product(encoders, range(seeds)):
+        logger.info("Training %s with %s, seed %d.", name, objective, seed)
+        module, run = make(name, objective, chosen, seed), Path(out) / "runs" / f"{name}-{objective}-{seed}"
+        trained.append(train(module, zoo, run, max_epochs=max_epochs, cpu_minutes=cpu_minutes, progress=progress))
+    feature_sets = [*(one.features for one in trained), *baselines(data.zoo)]
     evaluation = evaluate(data.zoo.table, feature_sets, chosen)
     document = {
         "rows": _averaged(evaluation.rows, trained),
@@ -103,6 +103,9 @@ def benchmark(
         "excluded": evaluation.excluded,
     }
     Path(out).mkdir(parents=True, exist_ok=True)
+    title = f"Encoders on {Path(zoo).resolve().name}, trained with {objective}"
+    page = render(evaluation, read_rows(data.zoo.table), feature_sets, chosen, title, data.zoo.fingerprint)
+    write_durably(Path(out) / "report.html", page.encode())
     text = json.dumps(document, sort_keys=True, allow_nan=False, indent=1)
     write_durably(Path(out) / "benchmark.json", text.encode())
     return document
@@ -126,31 +129,38 @@ def _refuse_unknown(what: str, name: str, known: Mapping[str, Any]) -> None:
         raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{hint}")
 
 
-def _targets(zoo: Zoo, names: Sequence[str]) -> list[Target]:
-    if names:
-        return [named_target(zoo.table, name) for name in names]
-    return default_targets(zoo.table, sorted(zoo.manifest.get("labels", {})))
+def make(encoder: str, objective: str, targets: Sequence[Target], seed: int) -> EmbeddingModule:
+    """An encoder of its default size with an objective, initialised by the seed.
+
+    An objective with labels learns the very targets that are probed, with their bounds.
+    """
+    torch.manual_seed(seed)
+    made: Any = encoder_files.available()[encoder]
+    goal: Any = objective_files.available()[objective]
+    if goal.learned_with == "labels":
+        return EmbeddingModule(made(), goal(targets=_learned(targets)), seed=seed)
+    return EmbeddingModule(made(), goal(), seed=seed)
+
+
+def _learned(targets: Sequence[Target]) -> list[Learned]:
+    return [
+        Learned(name=target.name, low=target.low, high=target.high, trained_only=target.leave_out_step_0)
+        for target in targets
+        if target.kind == "regression"
+    ]
 
 
 def train(
-    encoder: str,
-    objective: str,
+    module: EmbeddingModule,
     zoo: Path | str,
     run: Path,
-    targets: Sequence[Target],
-    seed: int,
-    cpu_minutes: float | None,
-    max_epochs: int,
+    *,
+    max_epochs: int = MAX_EPOCHS,
+    cpu_minutes: float | None = None,
     progress: bool = False,
 ) -> Trained:
-    """Train one encoder at its default size with one seed, and embed every row with the best checkpoint."""
-    torch.manual_seed(seed)
-    numbers = [target for target in targets if target.kind == "regression"]
-    made = objective_files.available()[objective]
-    # An objective with labels learns the very targets that are probed, with their bounds.
-    goal = made(targets=_learned(numbers)) if made.learned_with == "labels" else made()
-    module = EmbeddingModule(encoder_files.available()[encoder](), goal, seed=seed)
-    data = ZooDataModule(zoo, seed=seed)
+    """Train a module in the folder `run`, and embed every row of the zoo with its best checkpoint."""
+    data = ZooDataModule(zoo, seed=module.seed)
     _forget_peak_memory()
     start = time.process_time()
     epochs = MAX_EPOCHS_IN_BUDGET if cpu_minutes else max_epochs
@@ -159,19 +169,15 @@ def train(
     frozen = load(best).encoder.eval()
     embeddings = embed_rows(frozen, data).double().numpy()
     return Trained(
-        encoder=encoder,
-        seed=seed,
-        learned_with=goal.learned_with,
+        encoder=type(module.encoder).__name__,
+        seed=module.seed,
+        learned_with=module.objective.learned_with,
         embeddings=embeddings,
         parameters=sum(p.numel() for p in frozen.parameters()),
         models_per_cpu_second=_throughput(frozen, data),
         peak_memory_mb=_peak_memory_mb(),
         training_cpu_seconds=cpu_seconds,
     )
-
-
-def _learned(targets: Sequence[Target]) -> list[Learned]:
-    return [Learned(name=t.name, low=t.low, high=t.high, trained_only=t.leave_out_step_0) for t in targets]
 
 
 def _throughput(encoder: encoder_files.Encoder, data: ZooDataModule, seconds: float = 1.0) -> float:
@@ -203,28 +209,24 @@ def _peak_memory_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _baselines(zoo: Zoo) -> list[FeatureSet]:
-    found = {"metadata": metadata(zoo.table), "statistics": statistics(zoo), "spectra": spectra(zoo)}
-    return [FeatureSet(name=k, values=f.values, names=f.names, kind="baseline") for k, f in found.items()]
-
-
 def _averaged(rows: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> list[dict[str, Any]]:
     """Rows with values and interval ends averaged over seeds, costs beside the rows of the embedding itself."""
     alike: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
+    for one in rows:
         # Seeds share a name here: `embedding:NAME#1 - statistics` and `embedding:NAME - statistics` are one row.
-        row = row | {"features": re.sub(r"#\d+", "", row["features"])}
-        key = tuple(row.get(name) for name in ("features", "of", "probe", "target", "split", "metric"))
-        alike.setdefault(key, []).append(row)
-    averaged = []
-    for same in alike.values():
-        learned = same[0]["features"].startswith("embedding:")
-        row = same[0] | {"num_seeds": len(same) if learned else 1}
-        for key in ("value", "low", "high"):
-            values = [one[key] for one in same if one[key] is not None]
-            row[key] = float(np.mean(values)) if values else None
-        runs = [one.cost for one in trained if f"embedding:{one.encoder}" == row["features"]]
-        for key in COSTS:
-            row[key] = float(np.mean([run[key] for run in runs])) if runs else None
-        averaged.append(row)
-    return averaged
+        row = one | {"features": re.sub(r"#\d+", "", one["features"])}
+        identity = tuple(row.get(name) for name in ("features", "of", "probe", "target", "split", "metric"))
+        alike.setdefault(identity, []).append(row)
+    return [_average(same, trained) for same in alike.values()]
+
+
+def _average(same: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> dict[str, Any]:
+    learned = same[0]["features"].startswith("embedding:")
+    row = same[0] | {"num_seeds": len(same) if learned else 1}
+    for name in ("value", "low", "high"):
+        values = [one[name] for one in same if one[name] is not None]
+        row[name] = float(np.mean(values)) if values else None
+    runs = [one.cost for one in trained if f"embedding:{one.encoder}" == row["features"]]
+    for name in COSTS:
+        row[name] = float(np.mean([run[name] for run in runs])) if runs else None
+    return row

@@ -117,7 +117,7 @@ def _parser() -> ArgumentParser:
     for name, function in COMMANDS.items():
         own = ArgumentParser(prog=f"weightspace {name}", description=(function.__doc__ or "").split("Args:")[0].strip())
         flags = {"json"} & set(inspect.signature(function).parameters)
-        own.add_function_arguments(function, as_positional=True, skip=flags)
+        own.add_function_arguments(function, as_positional=True, skip=set(flags))
         for flag in flags:
             own.add_argument(f"--{flag}", action="store_true", help="Print one JSON document.")
         commands.add_subcommand(name, own, help=(function.__doc__ or "").split("\n")[0])

@@ -26,7 +26,7 @@ class ZooDataModule(pl.LightningDataModule):
     """Train, validation and test rows of a zoo, split as the zoo says.
 
     Rows whose status is not among `statuses` are neither trained on nor evaluated, but `predict` embeds every row.
-    `augment` changes training stacks only. A batch is `groups_per_batch` stacks, each of one shard, so nothing is padded.
+    `augment` changes training stacks only. A batch is `groups_per_batch` stacks, each of one shard: nothing is padded.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class ZooDataModule(pl.LightningDataModule):
         super().__init__()
         for status in statuses:
             if status not in STATUSES:
-                near = difflib.get_close_matches(status, STATUSES, n=1)
-                raise ValueError(f"No status is called '{status}'; expected some of {STATUSES}. {near}")
+                near = difflib.get_close_matches(status.lower(), STATUSES, n=1, cutoff=0.4)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{hint}")
         self.zoo: Zoo = open_zoo(Path(zoo))
         self.batch_size, self.groups_per_batch, self.seed = batch_size, groups_per_batch, seed
         self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers
@@ -138,7 +139,7 @@ class ZooDataModule(pl.LightningDataModule):
 
     def _served(self) -> ZooBatches:
         if self._source is None:
-            raise ValueError("The data module does not know what to serve yet; call `serve(targets, with_rollouts)` first.")
+            raise ValueError("The data module does not know what to serve; call `serve(targets, with_rollouts)` first.")
         return self._source
 
 
@@ -233,8 +234,5 @@ def _codes(table, rows: np.ndarray) -> np.ndarray:
 
 def _output_kinds(zoo: Zoo) -> list[str]:
     """What each row's outputs are, as the manifest says of its task; categorical where it says nothing."""
-    kinds = zoo.manifest.get("output_kind", {})
-    tasks = zoo.table.column("task").to_pylist()
-    if isinstance(kinds, str):
-        return [kinds] * len(tasks)
-    return [kinds.get(task, "categorical") for task in tasks]
+    kinds = {name: task.get("output_kind", "categorical") for name, task in zoo.manifest.get("tasks", {}).items()}
+    return [kinds.get(task, "categorical") for task in zoo.table.column("task").to_pylist()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
-from weightspace.module import EmbeddingModule
+from weightspace.module import EmbeddingModule, quiet
 from weightspace.store import Stack, write_durably
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,8 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
     for class_path in _class_paths(content["hyper_parameters"]):
         if not class_path.startswith(TRUSTED) and class_path.rpartition(".")[0] not in sys.modules:
             raise ValueError(
-                f"{path} names the class {class_path}, which is not part of this package; import its module first if you "
-                "trust it."
+                f"{path} names the class {class_path}, which is not part of this package; import its module first "
+                "if you trust it."
             )
     return content
 
@@ -51,9 +50,7 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
 def load(checkpoint: Path | str) -> EmbeddingModule:
     """The trained module of a checkpoint; nothing that it names is imported from elsewhere."""
     read_checkpoint(checkpoint)
-    with warnings.catch_warnings():
-        # Lightning builds the module by a call that jsonargparse has renamed.
-        warnings.filterwarnings("ignore", message=".*instantiate.*")
+    with quiet():
         return EmbeddingModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
 
 
@@ -80,13 +77,15 @@ def embed(
 ) -> Path:
     """Write the embeddings (rows, embedding_dim) float32 of every row of models.parquet, in its order.
 
-    `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on are
-    among them: which rows are held out is for the zoo's `split` column to say.
+    `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on
+    are among them: which rows are held out is for the zoo's `split` column to say.
     """
     module = load(checkpoint).to(device).eval()
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
     if data.zoo.fingerprint != read_checkpoint(checkpoint)["weightspace"]["zoo"]:
-        logger.warning("The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen.")
+        logger.warning(
+            "The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen."
+        )
     embeddings = embed_rows(module.encoder, data, device)
     encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
     metadata = {
@@ -104,9 +103,7 @@ def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Te
     """Embeddings (rows, embedding_dim) float32 of every row of the zoo, in its order."""
     data.serve()
     embeddings = torch.full((data.zoo.table.num_rows, encoder.embedding_dim), torch.nan)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        batches = tqdm(data.predict_dataloader(), desc="embed", unit="batch", disable=not sys.stderr.isatty())
+    batches = tqdm(data.predict_dataloader(), desc="embed", unit="batch", disable=not sys.stderr.isatty())
     for batch in batches:
         embeddings[batch.rows] = embed_stacks(encoder, batch.to(device).stacks).float().cpu()
     return embeddings
@@ -127,8 +124,8 @@ def write_embeddings(path: Path, embeddings: Tensor, metadata: Mapping[str, Any]
     if not torch.isfinite(embeddings).all():
         row = int((~torch.isfinite(embeddings).all(1)).nonzero()[0, 0])
         raise ValueError(
-            f"The embedding of row {row} is not finite, so nothing was written; the checkpoint may come from a training "
-            "that diverged (try a lower learning rate)."
+            f"The embedding of row {row} is not finite, so nothing was written; the checkpoint may come from a "
+            "training that diverged (try a lower learning rate)."
         )
     text = json.dumps(dict(metadata), sort_keys=True, allow_nan=False)
     data = safetensors.torch.save({"embedding": embeddings.contiguous()}, {"weightspace": text})

@@ -40,10 +40,10 @@ def spectra(zoo: Zoo) -> Features:
 
 
 def statistics_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
-    """Columns (models,) float64 of stacked effective params: mean, variance, quantiles 0, .25, .5, .75, 1 of each tensor.
+    """Columns (models,) float64 of stacked effective params: mean, variance, quantiles 0, .25, .5, .75, 1.
 
-    Gate rows are described one by one; masks are left out. These are the simple features of Unterthiner et al.
-    (Predicting neural network accuracy from weights, arXiv 2002.11448).
+    Tensors and their gate rows are described one by one; masks are left out. These are the simple features of
+    Unterthiner et al. (Predicting neural network accuracy from weights, arXiv 2002.11448).
     """
     columns = {}
     for name, row, values in _rows_of(spec, params, spec.tensors):
@@ -60,7 +60,7 @@ def statistics_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
 def spectra_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
     """Columns (models,) float64 of stacked effective params: the spectra of each recurrent tensor and gate row.
 
-    Singular values in falling order; complex eigenvalues by falling magnitude, as real part and absolute imaginary part.
+    Singular values in falling order; eigenvalues by falling magnitude, as real part and absolute imaginary part.
     """
     columns = {}
     for name, row, matrix in _rows_of(spec, params, spec.recurrent()):
@@ -103,23 +103,21 @@ def _of_zoo(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]
     values = np.zeros((zoo.table.num_rows, len(names)))
     present = np.zeros((zoo.table.num_rows, len(names)), dtype=bool)
     for rows, columns in described:
-        where = np.ix_(rows, [index[name] for name in columns])
+        where = np.ix_(rows, np.array([index[name] for name in columns]))
         values[where] = np.stack(list(columns.values()), axis=1)
         present[where] = True
     return _with_presence(values, present, names)
 
 
-def _described(
-    stack: Stack, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]
-) -> dict[str, np.ndarray]:
+def _described(stack: Stack, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> dict[str, np.ndarray]:
     spec, params = stack.effective
     for name, tensor in params.items():
         bad = ~torch.isfinite(tensor).flatten(1).all(1)
         if bad.any():
             row = int(stack.rows[bad.nonzero()[0, 0]])
             raise ValueError(
-                f"'{name}' of row {row} in models.parquet holds NaN or infinity; a zoo keeps the last finite weights of a "
-                "diverged model. Run `zoo-builder verify` on it."
+                f"'{name}' of row {row} in models.parquet holds NaN or infinity; a zoo keeps the last finite weights "
+                "of a diverged model. Run `zoo-builder verify` on it."
             )
     return {name: column.cpu().numpy() for name, column in describe(spec, params).items()}
 
@@ -138,8 +136,8 @@ def _with_presence(values: np.ndarray, present: np.ndarray, names: Sequence[str]
 def metadata(table: pa.Table) -> Features:
     """What is known of a model without its weights: family, sizes, task, step and every stored hyper-parameter.
 
-    Text becomes one column per value; numbers are kept, as logarithms where they are positive and span a decade; the step
-    is both a number and a category. What a model does not have is 0, with a `present.NAME` column.
+    Text becomes one column per value; numbers are kept, as logarithms where they are positive and span a decade; the
+    step is both a number and a category. What a model does not have is 0, with a `present.NAME` column.
     """
     records = [_record(row) for row in table.select(_METADATA).to_pylist()]
     names = list(dict.fromkeys(name for record in records for name in record))

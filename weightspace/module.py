@@ -90,10 +90,10 @@ class EmbeddingModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Refuse a loader that Lightning has sharded a second time."""
-        sampler = self.trainer.train_dataloader.sampler
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if not isinstance(sampler, EpochSampler):
             raise ValueError(
-                "The training batches were sharded twice over devices; make the Trainer with `use_distributed_sampler=False`."
+                "The training batches were sharded twice; make the Trainer with `use_distributed_sampler=False`."
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -118,13 +118,13 @@ class EmbeddingModule(pl.LightningModule):
 
     def _run(self, batch: Batch, stage: str) -> Tensor:
         loss, metrics = self.objective(self.encoder, batch)
-        shared = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
+        shared: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
         self.log(f"{stage}/loss", loss, batch_size=len(batch), prog_bar=True, **shared)
         for name, (value, count) in metrics.items():
             self.log(f"{stage}/{name}", value, batch_size=count, **shared)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW, with no weight decay on biases, norms and embeddings' one-dimensional parameters."""
         matrices = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
         vectors = [p for p in self.parameters() if p.requires_grad and p.dim() <= 1]
@@ -155,7 +155,7 @@ class EmbeddingModule(pl.LightningModule):
 
 
 class StopAfter(Callback):
-    """Stops training at the end of an epoch, or of a step, once it has used its CPU minutes; the schedule ends with it."""
+    """Stops training, with a last validation, once it has used its CPU minutes; the learning rate ends with them."""
 
     def __init__(self, cpu_minutes: float) -> None:
         if cpu_minutes <= 0:
@@ -171,6 +171,7 @@ class StopAfter(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and end training when the budget is used up."""
+        assert isinstance(pl_module, EmbeddingModule)
         pl_module.spent = (time.process_time() - self._start) / (60 * self.cpu_minutes)
         if pl_module.spent >= 1:
             trainer.should_stop = True
@@ -234,7 +235,12 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Shards are mapped and cached: worker processes would only copy them.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # Lightning's own use of torch.
+            # A run that goes on does so in its own folder, where `run_logger` has put the earlier metrics aside.
+            warnings.filterwarnings("ignore", message="(Experiment logs|Checkpoint) directory.* is not empty.*")
+            # Evaluating keeps no checkpoints, so it does not matter where the training kept them.
+            warnings.filterwarnings("ignore", message="The dirpath has changed.*")
+            # Lightning's own use of jsonargparse and torch.
+            warnings.filterwarnings("ignore", message="(?s).*(JsonargparseDeprecationWarning|was deprecated in v4)")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ def derive_key(*parts: int | str) -> int:
 class EpochSampler(Sampler[Request]):
     """Training batches: every row once an epoch, in groups of one shard, a batch's groups spread over cohorts.
 
-    rows, shards, cohorts (rows,) describe the training rows. Batch i of epoch e is a pure function of (seed, e, i) and of
-    the rows; rank r of w takes batches r, r + w, ... and all ranks take equally many.
+    rows, shards, cohorts (rows,) describe the training rows. Batch i of epoch e is a pure function of (seed, e, i) and
+    of the rows; rank r of w takes batches r, r + w, ... and all ranks take equally many.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class EpochSampler(Sampler[Request]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        groups = sum(-(-int(count) // self.group_size) for count in np.unique(self.shards, return_counts=True)[1])
-        return -(-(-(-groups // self.groups_per_batch)) // self.world_size)
+        groups = sum(math.ceil(int(count) / self.group_size) for count in np.unique(self.shards, return_counts=True)[1])
+        return math.ceil(math.ceil(groups / self.groups_per_batch) / self.world_size)
 
     def __iter__(self) -> Iterator[Request]:
         generator = np.random.default_rng(derive_key(self.seed, "order", self.epoch))
@@ -75,7 +76,7 @@ class EpochSampler(Sampler[Request]):
         groups: dict[int, list[tuple[int, ...]]] = {}
         for shard in np.unique(self.shards):
             members = generator.permutation(np.flatnonzero(self.shards == shard))
-            count = -(-len(members) // self.group_size)
+            count = math.ceil(len(members) / self.group_size)
             cohort = int(self.cohorts[members[0]])
             for part in np.array_split(members, count):
                 groups.setdefault(cohort, []).append(tuple(np.sort(self.rows[part]).tolist()))

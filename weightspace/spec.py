@@ -11,6 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from weightspace.group import GroupElement, power, random_factors
+
+__all__ = ["Axis", "Charge", "Gauge", "GroupElement", "Params", "State", "TensorSpec", "WeightSpec"]
+
 Params = dict[str, Tensor]
 State = dict[str, Tensor]
 Charge = int | tuple[int, ...]
@@ -62,33 +66,6 @@ class Gauge:
     state_charges: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class GroupElement:
-    """One element of the symmetry group, or a stack of them (each tensor then has a leading models axis).
-
-    `permutations[axis]` (size,): new index i takes old index permutations[axis][i]. `gauges[name]` (size,): the factor
-    of each unit, indexed as before the permutation.
-    """
-
-    permutations: dict[str, Tensor]
-    gauges: dict[str, Tensor]
-
-    def compose(self, first: GroupElement) -> GroupElement:
-        """The element that acts as `first`, then as `self` (unstacked elements of one spec)."""
-        permutations = {a: first.permutations[a][p] for a, p in self.permutations.items()}
-        return GroupElement(permutations, {k: g * first.gauges[k] for k, g in self._pulled_back(first).items()})
-
-    def _pulled_back(self, first: GroupElement) -> dict[str, Tensor]:
-        inverse = {axis: torch.argsort(p) for axis, p in first.permutations.items()}
-        return {k: g[inverse[k.partition("@")[2]]] for k, g in self.gauges.items()}
-
-    def inverse(self) -> GroupElement:
-        """The element that undoes this one (unstacked)."""
-        permutations = {axis: torch.argsort(p) for axis, p in self.permutations.items()}
-        gauges = {k: (1 / g)[self.permutations[k.partition("@")[2]]] for k, g in self.gauges.items()}
-        return GroupElement(permutations, gauges)
-
-
 @dataclass(frozen=True, kw_only=True)
 class WeightSpec:
     """The weight space of one family at one size, from which symmetry, graphs, storage and checks all follow.
@@ -128,8 +105,6 @@ class WeightSpec:
         unknown = set(tensor.row_roles) - set(ROW_ROLES)
         if unknown:
             raise ValueError(f"'{name}' has unknown row roles {sorted(unknown)}; known are {ROW_ROLES}.")
-
-    # What the declaration says of one tensor.
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Sizes of one tensor's axes."""
@@ -208,8 +183,6 @@ class WeightSpec:
                 if size != declared:
                     raise ValueError(f"Axis '{axis}' of '{name}' has size {size}, but the declaration says {declared}.")
 
-    # The symmetry group.
-
     def random_params(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
         """Random params of one model, valid in every tensor's domain, at a scale where the function is lively."""
         params = {}
@@ -236,7 +209,7 @@ class WeightSpec:
         gauges = {}
         for name, gauge in self.gauges.items():
             shape = (num_models, self.axes[gauge.axis].size)
-            gauges[f"{name}@{gauge.axis}"] = _random_factors(gauge.kind, shape, generator, dtype)
+            gauges[f"{name}@{gauge.axis}"] = random_factors(gauge.kind, shape, generator, dtype)
         return GroupElement(permutations, gauges)
 
     def random_element(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> GroupElement:
@@ -269,7 +242,7 @@ class WeightSpec:
             for gauge_name, gauge in self.gauges.items():
                 charge = gauge.state_charges.get(name, 0)
                 if gauge.axis == axis and charge:
-                    value = value * _power(element.gauges[f"{gauge_name}@{axis}"], charge, gauge.kind)
+                    value = value * power(element.gauges[f"{gauge_name}@{axis}"], charge, gauge.kind)
             if axis in element.permutations:
                 value = value.index_select(-1, element.permutations[axis])
             moved[name] = value
@@ -292,13 +265,11 @@ class WeightSpec:
         if charge == 0:
             return tensor
         rows = charge if isinstance(charge, tuple) else (charge,)
-        powers = torch.stack([_power(factor, c, kind) for c in rows])
+        powers = torch.stack([power(factor, c, kind) for c in rows])
         shape = [1] * tensor.dim()
         shape[0] = len(rows) if isinstance(charge, tuple) else 1
         shape[dim] = factor.shape[0]
         return tensor * powers.to(tensor.dtype).reshape(shape)
-
-    # Storage.
 
     def to_json(self) -> str:
         """The declaration as one line of JSON, equal specs giving equal text."""
@@ -318,18 +289,6 @@ class WeightSpec:
             for name, t in data.pop("tensors").items()
         }
         return cls(axes=axes, tensors=tensors, gauges=gauges, **data)
-
-
-def _random_factors(kind: str, shape: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    sign = 1.0 - 2.0 * torch.randint(2, shape, generator=generator).to(dtype)
-    scale = torch.exp(0.5 * torch.randn(shape, generator=generator, dtype=dtype))
-    return {"sign": sign, "positive": scale, "nonzero": sign * scale}[kind]
-
-
-def _power(factor: Tensor, charge: int, kind: str) -> Tensor:
-    if kind == "sign":
-        return factor if charge % 2 else torch.ones_like(factor)
-    return factor**charge
 
 
 def _tuples(value: Any) -> Any:

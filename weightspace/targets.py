@@ -16,8 +16,8 @@ import pyarrow as pa
 class Target:
     """A label to learn, in the label's unit.
 
-    Values are clipped to [low, high], and further to the training quantiles `quantile` and 1 - `quantile`, because a few
-    outliers would otherwise rule a squared loss. `trained_only` leaves out snapshots of step 0.
+    Values are clipped to [low, high], and further to the training quantiles `quantile` and 1 - `quantile`, because a
+    few outliers would otherwise rule a squared loss. `trained_only` leaves out snapshots of step 0.
     """
 
     name: str

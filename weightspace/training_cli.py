@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,10 @@ class FitOnlySave(SaveConfigCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save when fitting to a logger's folder; without one, nothing is written into the current directory."""
-        if stage != "fit" or not trainer.loggers:
-            return
-        kept = Path(str(trainer.log_dir)) / self.config_filename
-        self.overwrite = trainer.ckpt_path is not None
-        if kept.exists() and not self.overwrite:
-            raise ValueError(
-                f"{kept.parent} already holds a run; go on with `--ckpt_path {kept.parent / 'checkpoints' / 'last.ckpt'}`, "
-                "or choose another folder."
-            )
-        super().setup(trainer, pl_module, stage)
+        # A run that goes on writes the options it goes on with.
+        self.overwrite = self.config.get("ckpt_path") is not None
+        if stage == "fit" and trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainingCLI(LightningCLI):
@@ -57,11 +52,21 @@ class TrainingCLI(LightningCLI):
             callbacks.append(TQDMProgressBar())
         if config.get("enable_model_summary") is not False:
             callbacks.append(ModelSummary())
-        root, logger = config.get("default_root_dir"), config.get("logger")
-        if root is not None and self.subcommand == "fit" and _is_default(self.config[self.subcommand].trainer.logger):
-            logger = run_logger(Path(root))
+        logger = config.get("logger")
+        if self.subcommand == "fit" and _is_default(self.config[self.subcommand].trainer.logger):
+            run = self._run_folder(config.get("default_root_dir"), self.config[self.subcommand].get("ckpt_path"))
+            logger = run_logger(run) if run else logger
         # The switch only says whether Lightning adds a summary of its own choice.
         return super().instantiate_trainer(callbacks=callbacks, logger=logger, enable_model_summary=False, **kwargs)
+
+    def _run_folder(self, root: str | None, checkpoint: str | None) -> Path | None:
+        """The folder a run is told to use, or goes on in, or None for a new one."""
+        going_on = checkpoint is not None and Path(checkpoint).parent.name == "checkpoints"
+        run = Path(root) if root else Path(str(checkpoint)).parent.parent if going_on else None
+        if run is not None and (run / "config.yaml").exists() and not checkpoint:
+            last = run / "checkpoints" / "last.ckpt"
+            raise ValueError(f"{run} already holds a run; go on with `--ckpt_path {last}`, or choose another folder.")
+        return run
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments given, without the warning that `sys.argv` holds some too."""
@@ -71,21 +76,17 @@ class TrainingCLI(LightningCLI):
         """Take the module from the checkpoint, and refuse options that it would silently overrule."""
         asked = self._model_options()
         super()._parse_ckpt_path()
-        stored, defaults = self._model_options(), dict(_leaves("", self._defaults()))
+        stored = self._model_options()
         for name, value in asked.items():
-            if name in stored and stored[name] != value and value != defaults.get(name, value):
+            if name in stored and stored[name] != value and value != _default(name, asked):
                 raise ValueError(
-                    f"`--model.{name} {value}` has no effect with this checkpoint, which was trained with {stored[name]}; "
-                    "leave the option out, or train anew without --ckpt_path."
+                    f"`--model.{name} {value}` has no effect with this checkpoint, which was trained with "
+                    f"{stored[name]}; leave the option out, or train anew without --ckpt_path."
                 )
 
     def _model_options(self) -> dict[str, Any]:
         command = self.config.get("subcommand")
         return dict(_leaves("", self.config[command].as_dict().get("model", {}))) if command else {}
-
-    def _defaults(self) -> Mapping[str, Any]:
-        parser = self._parser(self.config["subcommand"])
-        return parser.get_defaults(skip_validation=True).as_dict().get("model", {})
 
     def _run_subcommand(self, subcommand: str) -> None:
         with interruptible(self.trainer):
@@ -95,6 +96,15 @@ class TrainingCLI(LightningCLI):
 def _is_default(logger: Any) -> bool:
     """Whether a logger's config is the one that is taken when none is asked for."""
     return getattr(logger, "class_path", "") == LOGGER["class_path"] and logger.init_args.save_dir == RUNS
+
+
+def _default(name: str, options: Mapping[str, Any]) -> Any:
+    """The default of an option of the module, or of the encoder or objective that `options` name."""
+    owner, _, key = name.rpartition(".init_args.")
+    choices: dict[str, Mapping[str, Any]] = {"encoder": encoders.available(), "objective": objectives.available()}
+    made = choices.get(owner, {}).get(str(options.get(f"{owner}.class_path")).rpartition(".")[2], EmbeddingModule)
+    parameter = inspect.signature(made).parameters.get(key)
+    return parameter.default if parameter else inspect.Parameter.empty
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -113,10 +123,16 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
             # The usage of a whole trainer is pages long; the message alone is what helps.
             self.exit(2, f"error: {hint(str(message))}\n(`{prog} {argv[0]} --help` lists every option.)\n")
 
+    class OneCommand(TrainingCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            # The parser of each command takes a second to make.
+            return {argv[0]: LightningCLI.subcommands()[argv[0]]}
+
     # Short names in configs are those of classes that have been imported.
     encoders.available(), objectives.available()
     with quiet():
-        TrainingCLI(
+        OneCommand(
             EmbeddingModule,
             ZooDataModule,
             args=argv,

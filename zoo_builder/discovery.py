@@ -23,9 +23,11 @@ def concrete_subclasses(package: str, base: type) -> dict[str, type]:
     found: dict[str, type] = {}
     for module in _modules(package):
         for name, value in vars(module).items():
-            if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value):
-                if found.setdefault(name, value) is not value:
-                    raise ValueError(f"Two classes are called '{name}': in {found[name].__module__}, {value.__module__}.")
+            if not inspect.isclass(value) or not issubclass(value, base) or inspect.isabstract(value):
+                continue
+            if found.setdefault(name, value) is not value:
+                places = f"{found[name].__module__} and {value.__module__}"
+                raise ValueError(f"Two classes are called '{name}', in {places}; rename one of them.")
     return found
 
 

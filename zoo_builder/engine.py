@@ -31,10 +31,12 @@ def run_shards(
     waiting = list(reversed(indices))
     messages: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
     processes: list[subprocess.Popen[str]] = []
+    listeners: list[threading.Thread] = []
     try:
         for number in range(min(workers, len(indices))):
             processes.append(_start(job))
-            threading.Thread(target=_listen, args=(processes[-1], number, messages), daemon=True).start()
+            listeners.append(threading.Thread(target=_listen, args=(processes[-1], number, messages), daemon=True))
+            listeners[-1].start()
             _order(processes[-1], waiting.pop())
         missing = len(indices)
         while missing:
@@ -49,8 +51,9 @@ def run_shards(
     finally:
         for process in processes:
             process.kill()
-        for process in processes:
-            process.wait()
+        for process, listener in zip(processes, listeners, strict=False):
+            listener.join()
+            _close(process)
 
 
 def _start(job: Mapping[str, Any]) -> subprocess.Popen[str]:
@@ -75,6 +78,15 @@ def _order(process: subprocess.Popen[str], index: int) -> None:
     # A worker that died is noticed by its closed stdout.
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps({"shard": index}) + "\n")
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    process.wait()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    process.stdout.close()
 
 
 def _listen(

@@ -147,6 +147,20 @@ def test_files_follow_the_umask(tmp_path):
     assert {stat.S_IMODE(p.stat().st_mode) for p in zoo.rglob("*") if p.is_dir()} == {0o750}
 
 
+def test_the_folder_opens_with_datasets_offline_also_after_a_rebuild(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    for seed in (3, 4):
+        folder = tmp_path / "zoo"
+        for index in range(2):
+            write_shard(folder, index, content(seed=seed + index), "p")
+        finish(folder, HEAD, 2, 'A "test" zoo: two shards')
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+        assert loaded.data.table.combine_chunks().to_pylist() == open_zoo(folder).table.to_pylist()
+        assert loaded["model_id"][0] == f"m-{seed}-0"
+        shutil.rmtree(folder)
+
+
 # Damage.
 
 FILES = ("params.safetensors", "rollouts.safetensors", "table.parquet", "shard.json")

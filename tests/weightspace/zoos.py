@@ -33,12 +33,16 @@ def write_zoo(
     seed: int = 0,
     rollouts: bool = True,
     shards_per_family: int = 1,
+    other_test_rows: bool = False,
 ) -> Path:
-    """Write a finished zoo: one shard or more per family, `models` models each; a fifth is val, a fifth is test."""
+    """Write a finished zoo: one shard or more per family, `models` models each; a fifth is val, a fifth is test.
+
+    With `other_test_rows` the weights, rollouts and labels of test rows, and theirs alone, differ.
+    """
     index = 0
     for family in families:
-        for part in range(shards_per_family):
-            content = _shard(family, models, steps, seed + index, index, rollouts and family.input_size < 9)
+        for _ in range(shards_per_family):
+            content = _shard(family, models, steps, seed + index, index, rollouts, other_test_rows)
             write_shard(path, index, content, "plan")
             index += 1
     head = {"plan": "plan", "generator": "tests", "executor": "torch", "recipe": {}, "families": {}, "labels": {}}
@@ -46,11 +50,16 @@ def write_zoo(
     return path
 
 
-def _shard(family: Family, models: int, steps: Sequence[int], seed: int, index: int, rollouts: bool) -> ShardContent:
+def _shard(
+    family: Family, models: int, steps: Sequence[int], seed: int, index: int, rollouts: bool, other_test_rows: bool
+) -> ShardContent:
     generator = torch.Generator().manual_seed(seed)
     # One row per (model, snapshot), the snapshots of a model one after another.
     drawn = [family.spec.random_params(generator, torch.float32) for _ in range(models * len(steps))]
     params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    if other_test_rows:
+        test = torch.arange(models * len(steps)) // len(steps) % 5 == 4
+        params = {name: torch.where(test.view(-1, *[1] * (p.dim() - 1)), 1.7 * p, p) for name, p in params.items()}
     stored = None
     if rollouts:
         x = torch.randn(len(drawn), 7, 3, family.input_size, generator=generator)

@@ -32,7 +32,7 @@ class Objective(Constructed, nn.Module, ABC):
     def build(self, embedding_dim: int) -> None:
         """Make the modules that depend on the width of the embedding; called once, before any training."""
 
-    def fit_scales(self, training: Training) -> None:  # noqa: B027, most objectives without labels have none
+    def fit_scales(self, training: Training) -> None:
         """Learn scales from the training rows; they are buffers, and so part of the checkpoint."""
 
     @abstractmethod

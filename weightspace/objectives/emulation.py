@@ -22,7 +22,8 @@ class Emulation(Objective):
     projection P e of the embedding at the first step alone; here it is added at every step, so that a short emulator
     need not spend its memory on remembering whom it imitates, at no cost. Categorical outputs are compared by the
     Kullback-Leibler divergence of the softmaxed outputs (model from emulator), continuous ones by the squared error in
-    units of each model's own output variance. Tasks with fewer inputs or outputs use the first columns of W_x and rows of W_o.
+    units of each model's own output variance. Tasks with fewer inputs or outputs use the first
+    columns of W_x and rows of W_o.
     """
 
     learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
@@ -64,7 +65,7 @@ class Emulation(Objective):
             )
 
     def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean divergence over models; metrics `divergence` and `agreement` (share of steps with the same best class)."""
+        """Mean divergence over models; metrics `divergence` and `agreement` (share of steps with equal best class)."""
         if not batch.rollouts:
             raise ValueError("The batch has no rollouts, which Emulation imitates; build the zoo with stored rollouts.")
         embeddings = encoder(batch.stacks)
@@ -103,7 +104,7 @@ class Emulation(Objective):
 
     def _emulate(self, e: Tensor, x: Tensor, output_size: int) -> Tensor:
         """Outputs (models, sequences, time, output) of the emulator for embeddings (models, embedding) and inputs x."""
-        models, sequences, time, size = x.shape
+        models, sequences, _, size = x.shape
         self._check("input", size, self.max_input_size)
         self._check("output", output_size, self.max_output_size)
         read = F.linear(x, self.read.weight[:, :size], self.read.bias) + self.project(e)[:, None, None]

@@ -70,7 +70,7 @@ class Supervised(Objective):
             mean = values.nan_to_num(0.0).sum(0) / count
             deviation = torch.where(known, values - mean, 0.0)
             scale = torch.sqrt(deviation.square().sum(0) / count)
-            # A label that is constant (within its cells) has nothing to learn; what rounding leaves must not be blown up.
+            # A label that is constant (in its cells) has nothing to teach; what rounding leaves must not be blown up.
             constant = scale <= 1e-9 * values.nan_to_num(0.0).abs().amax(0)
             self.mean[index].copy_(mean)
             self.scale[index].copy_(torch.where(constant, 1.0, scale))

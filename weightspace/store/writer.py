@@ -112,8 +112,10 @@ def _not_empty_exists() -> Iterator[None]:
 
 
 def remove_shard(zoo: Path, index: int) -> None:
-    """Take a damaged shard away, so that it can be built again."""
+    """Take a damaged shard away, if it is there, so that it can be built again."""
     target = zoo / SHARDS / shard_name(index)
+    if not target.exists():
+        return
     with Staging(zoo) as staging:
         os.rename(target, staging / target.name)
         fsync_folder(target.parent)

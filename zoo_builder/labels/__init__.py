@@ -64,8 +64,11 @@ def measure(
 
 
 def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:
+    """Every column (models,) on the CPU, NaN where it is not finite."""
     with torch.no_grad():
         measured = {name: value for label in labels for name, value in label.measure(driven).items()}
-    missing = torch.full((len(driven.finite),), torch.nan, dtype=torch.float64)
-    usable = {k: v.to("cpu", torch.float64) for k, v in measured.items()}
-    return {k: torch.where(driven.finite.cpu() & v.isfinite(), v, missing)[: driven.num_models] for k, v in usable.items()}
+    found = {}
+    for name, column in measured.items():
+        usable = torch.where(driven.finite & column.isfinite(), column.to(torch.float64), torch.nan)
+        found[name] = usable.cpu()[: driven.num_models]
+    return found

@@ -30,7 +30,7 @@ SEQUENCES_TOGETHER = 128
 
 _DRIVEN = (
     f"{LANES} trajectories driven by held-out sequences of the model's own task (standard normal inputs where there is "
-    f"no task), one sequence after another with the state carried on, after {WARM_UP + TANGENT_WARM_UP} steps of warm-up"
+    f"no task), one sequence after another with the state carried on, after {WARM_UP + TANGENT_WARM_UP} warm-up steps"
 )
 DRIVE = f"{WINDOW} steps of {_DRIVEN}"
 JACOBIANS = f"Jacobians dh(t+1)/dh(t) of the whole state at {JACOBIAN_STEPS} steps of {_DRIVEN}"
@@ -38,7 +38,7 @@ JACOBIANS = f"Jacobians dh(t+1)/dh(t) of the whole state at {JACOBIAN_STEPS} ste
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the driven models did in the window after the warm-up; states are flattened in the order of `spec.states`."""
+    """What the driven models did in the window after the warm-up; states are side by side in the order of the spec."""
 
     x: Tensor
     """Inputs (models, time, lane, input)."""
@@ -156,7 +156,8 @@ class Driven:
         self, params: Params, state: State, tangent: State, x: Tensor, noise: Mapping[str, Tensor]
     ) -> tuple[State, State]:
         """One model's state (lane, axis) and tangent vectors one step on."""
-        return torch.func.jvp(lambda s: self.family.step(params, s, x, noise), (state,), (tangent,))
+        after, moved, *_ = torch.func.jvp(lambda s: self.family.step(params, s, x, noise), (state,), (tangent,))
+        return after, moved
 
     def _jacobian_columns(self, params: Params, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """One model's Jacobians at states (point, state), one column after another: (from state, point, to state)."""

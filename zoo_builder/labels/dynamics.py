@@ -45,4 +45,4 @@ class Dynamics(Label):
 
 def _radius(name: str, of: str) -> LabelColumn:
     definition = f"Largest absolute eigenvalue of {of}."
-    return LabelColumn(name=name, unit="1", definition=definition, source="Gelfand 1941")
+    return LabelColumn(name=name, unit="1", definition=definition, source="definition")

@@ -24,7 +24,7 @@ class Memory(Label):
             f"the least-squares line through mean log ||J(t+k-1) ... J(t)||_F against the lag k = 1 to {MAX_LAG}, mean "
             f"over starts t, with the {JACOBIANS}"
         )
-        source = "Jacobian products as in Vogt, Puelma Touzel, Shlizerman and Lajoie, Frontiers in Applied Mathematics 2022"
+        source = "Jacobian products as in Vogt et al., Frontiers in Applied Mathematics and Statistics 2022"
         return (
             LabelColumn(
                 name="memory_decay_rate",
@@ -48,7 +48,8 @@ class Memory(Label):
         norms = log_norms(driven.jacobians, MAX_LAG)
         centred = lags - lags.mean()
         offset = norms - norms.mean(1, keepdim=True)
-        slope = offset @ centred / centred.square().sum()
+        # Row by row: the last bits of a matrix-vector product depend on how many rows it has.
+        slope = (offset * centred).sum(1) / centred.square().sum()
         left = (offset - slope[:, None] * centred).square().sum(1)
         rate = -slope
         return {

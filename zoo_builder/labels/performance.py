@@ -42,7 +42,7 @@ class Performance(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         if driven.task is None:
-            missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64)
+            missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device)
             return {"score": missing, "loss": missing, "generalisation_gap": missing}
         score, loss = _score_and_loss(driven, "test")
         trained_on, _ = _score_and_loss(driven, "train")

@@ -59,7 +59,8 @@ class Learner(ABC):
 
         `values[field]` and `settings[field]` (models,), float64: each model's own value of the varying fields of task
         and learner; fields left out keep the instance's. What becomes of a model depends on its own values, on `seed`
-        and on its id alone. `progress` is called after every update with the number of updates made.
+        and on its id alone. Learning ends with the last snapshot. `progress` is called after every update with the
+        number of updates made.
         """
 
     @property

@@ -24,7 +24,7 @@ UPDATES_PER_DRAW = 8
 
 @dataclass(frozen=True, kw_only=True)
 class BPTT(Learner):
-    """Gradient descent through whole sequences (Werbos, Proceedings of the IEEE 1990) with AdamW, fresh data each update.
+    """Gradient descent through whole sequences with AdamW, on fresh data at each update (Werbos, Proc. IEEE 1990).
 
     Every model has its own data, learning rate, weight decay and gradient clipping (by the norm over its trained
     tensors; 0 clips nothing), and its own scale of the initial recurrent tensors. A model that diverges keeps its slot
@@ -73,11 +73,13 @@ class BPTT(Learner):
         kept: list[Params] = []
         for update in range(self.num_updates + 1):
             if update in steps:
-                kept.append({name: tensor.to("cpu", copy=True) for name, tensor in (params | optimiser.params()).items()})
+                current = params | optimiser.params()
+                kept.append({name: tensor.to("cpu", copy=True) for name, tensor in current.items()})
             if update == steps[-1]:
                 break
             if update % UPDATES_PER_DRAW == 0:
-                batches = task.sample(values, streams, UPDATES_PER_DRAW * self.batch_size, "train").split(self.batch_size)
+                drawn = task.sample(values, streams, UPDATES_PER_DRAW * self.batch_size, "train")
+                batches = drawn.split(self.batch_size)
             batch = batches[update % UPDATES_PER_DRAW]
             optimiser.update(*_losses_and_gradients(family, task, params, optimiser.params(), batch, streams, method))
             if progress is not None:

@@ -14,7 +14,7 @@ LOWER_BOUNDS = {"real": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
 
 
 class StackedAdamW:
-    """AdamW with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), as torch.optim.AdamW, for a stack of models.
+    """torch.optim.AdamW (Loshchilov and Hutter, Decoupled weight decay, ICLR 2019) for a stack of models.
 
     The trained tensors of a model lie side by side in one row, so that an update is a handful of operations however
     many tensors a family has, and no operation joins two rows. A model whose loss, gradient or new params are not
@@ -39,7 +39,8 @@ class StackedAdamW:
         self._first, self._second = torch.zeros_like(self.row), torch.zeros_like(self.row)
         self._lower = _lower_bounds(spec, names, self._sizes, self.row)
         self._betas, self._epsilon, self._updates = betas, epsilon, 0
-        columns = (setting.to(self.row.device, torch.float64)[:, None] for setting in (learning_rate, weight_decay, clip))
+        settings = (learning_rate, weight_decay, clip)
+        columns = (setting.to(self.row.device, torch.float64)[:, None] for setting in settings)
         self._learning_rate, self._weight_decay, self._clip = columns
         self.diverged_step = torch.full((len(self.row),), -1, dtype=torch.int64, device=self.row.device)
 
@@ -86,5 +87,5 @@ def _lower_bounds(spec: WeightSpec, names: Sequence[str], sizes: Sequence[int], 
     """Least allowed value of each parameter (parameters,), None where all are real."""
     if all(spec.tensors[name].domain == "real" for name in names):
         return None
-    bounds = [like.new_full((size,), LOWER_BOUNDS[spec.tensors[n].domain]) for n, size in zip(names, sizes, strict=True)]
-    return torch.cat(bounds)
+    least = (LOWER_BOUNDS[spec.tensors[name].domain] for name in names)
+    return torch.cat([like.new_full((size,), bound) for size, bound in zip(sizes, least, strict=True)])

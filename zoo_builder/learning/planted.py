@@ -70,5 +70,5 @@ def only_recurrent_matrix(spec: WeightSpec) -> str:
     names = spec.recurrent()
     if len(names) != 1 or spec.num_rows(names[0]) != 1:
         found = ", ".join(f"'{name}' with {spec.num_rows(name)} row(s)" for name in names) or "none"
-        raise ValueError(f"A planted mode needs exactly one recurrent tensor without gate rows; the family has {found}.")
+        raise ValueError(f"A planted mode needs one recurrent tensor, without gate rows; the family has {found}.")
     return names[0]

@@ -30,7 +30,8 @@ class Batch:
 
     def split(self, batch_size: int) -> list[Batch]:
         """The same sequences as several batches of `batch_size`, the last one with what is left."""
-        pieces = zip(self.x.split(batch_size, 2), self.start.split(batch_size, 1), self.target.split(batch_size, 2), strict=True)
+        starts, targets = self.start.split(batch_size, 1), self.target.split(batch_size, 2)
+        pieces = zip(self.x.split(batch_size, 2), starts, targets, strict=True)
         return [Batch(x.contiguous(), start, target, self.weight) for x, start, target in pieces]
 
 
@@ -74,7 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """How well the task is done, (models,), float64, at most 1, higher is better; NaN where outputs are not finite."""
+        """How well the task is done, (models,), float64, at most 1, higher is better; NaN if outputs are not finite."""
 
     @classmethod
     @abstractmethod

@@ -1,0 +1,158 @@
+"""The command `probes`: what embeddings of a zoo know, beside baselines and controls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+SHOWN = ("r2_within_cell", "accuracy")
+TITLES = {"r2_within_cell": "within-cell R2", "accuracy": "accuracy"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 (done), 2 (bad usage or bad input) or 130 (interrupted)."""
+    options = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    commands = {"run": _run, "benchmark": _benchmark}
+    try:
+        return commands[options.subcommand](options[options.subcommand])
+    except KeyboardInterrupt:
+        print("probes: interrupted; nothing was left half-written.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Who reads our output has gone, as in `probes run ... | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"probes: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="probes",
+        description="Asks what embeddings of a zoo know of its labels, beside baselines and controls.",
+        epilog="Example: probes run --zoo zoo --embeddings embeddings.safetensors --out probes",
+    )
+    commands = parser.add_subcommands(required=True)
+    _add_run(commands)
+    _add_benchmark(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = ArgumentParser(
+        allow_abbrev=False,
+        description="Probes embeddings of a zoo; writes probes.json and report.html, and prints a short table.",
+        epilog="Example: probes run --zoo zoo --embeddings labels.safetensors no_labels.safetensors --out probes",
+    )
+    run.add_argument("--config", action="config", help="YAML file with any of these options.")
+    run.add_argument("--zoo", type=str, required=True, metavar="DIR", help="Zoo folder.")
+    run.add_argument(
+        "--embeddings",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="Files of `weightspace embed` for this zoo; without any, the baselines alone are probed.",
+    )
+    run.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for probes.json and report.html.")
+    run.add_argument(
+        "--targets",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="Label columns to probe (default: the headline labels that the zoo has, family and task).",
+    )
+    run.add_argument("--seed", type=int, default=0, help="Seed of resamples and permutations.")
+    run.add_argument("--json", action="store_true", help="Print the content of probes.json instead of a table.")
+    commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+
+
+def _add_benchmark(commands: Any) -> None:
+    benchmark = ArgumentParser(
+        allow_abbrev=False,
+        description="Trains encoders on a zoo, freezes them and probes their embeddings; writes benchmark.json.",
+        epilog="Example: probes benchmark --zoo zoo --encoders MessagePassing --objective Supervised --out benchmark",
+    )
+    benchmark.add_argument("--config", action="config", help="YAML file with any of these options.")
+    benchmark.add_argument("--zoo", type=str, required=True, metavar="DIR", help="Zoo folder.")
+    benchmark.add_argument(
+        "--encoders", type=str, nargs="+", default=["MessagePassing"], metavar="NAME", help="Encoders to compare."
+    )
+    benchmark.add_argument("--objective", type=str, default="Supervised", metavar="NAME", help="What they learn from.")
+    benchmark.add_argument("--seeds", type=int, default=1, help="Seeds of each encoder.")
+    benchmark.add_argument(
+        "--cpu_minutes", type=float, default=None, help="CPU minutes to train one encoder with one seed."
+    )
+    benchmark.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for benchmark.json.")
+    benchmark.add_argument(
+        "--json", action="store_true", help="Print the content of benchmark.json instead of a table."
+    )
+    commands.add_subcommand("benchmark", benchmark, help="Train and compare encoders.")
+
+
+def _run(options: Namespace) -> int:
+    from probes.report import run
+
+    rows = run(options.zoo, options.embeddings, options.out, targets=options.targets, seed=options.seed)
+    if options.json:
+        sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
+        return 0
+    for line in _lines(rows):
+        print(line)
+    print(f"\nWrote {Path(options.out, 'probes.json')} and {Path(options.out, 'report.html')}.")
+    return 0
+
+
+def _benchmark(options: Namespace) -> int:
+    from probes.benchmark import benchmark
+
+    document = benchmark(
+        zoo=options.zoo,
+        out=options.out,
+        encoders=options.encoders,
+        objective=options.objective,
+        seeds=options.seeds,
+        cpu_minutes=options.cpu_minutes,
+    )
+    if options.json:
+        print(json.dumps(document, sort_keys=True, allow_nan=False))
+        return 0
+    for line in _lines(document["rows"]):
+        print(line)
+    print(f"\nWrote {Path(options.out, 'benchmark.json')}.")
+    return 0
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table of the headline metric for each target and split, a line for each row."""
+    width = max((len(row["features"]) for row in rows), default=0)
+    headings: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["metric"] in SHOWN:
+            headings.setdefault((row["target"], row["metric"], row["split"]), []).append(row)
+    for (target, metric, split), same in headings.items():
+        first = same[0]
+        yield f"\n{target}: {TITLES[metric]}, {split}, {first['num_train']} training and {first['num_test']} test rows"
+        for row in same:
+            probe = row["probe"].replace("_", " ")
+            learned_with = f"  {row['learned_with']}" if row["learned_with"] and " - " not in row["features"] else ""
+            yield f"  {row['features']:{width}}  {probe:25}  {_interval(row)}{learned_with}".rstrip()
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    value, low, high = ("   n/a" if row[key] is None else f"{row[key]:6.3f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

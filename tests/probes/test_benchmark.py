@@ -1,0 +1,106 @@
+"""Encoders trained, frozen and probed on a small zoo."""
+
+import json
+
+import numpy as np
+import pytest
+
+from probes.benchmark import COSTS, Trained, _averaged, benchmark
+from tests.weightspace.zoos import write_zoo
+from weightspace.families.elman import Elman
+from weightspace.store import open_zoo
+
+ROW = {"features", "target", "learned_with", "split", "metric", "value", "low", "high", "num_train", "num_test"}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    families = [Elman(input_size=1, hidden_size=4, output_size=2)]
+    return write_zoo(tmp_path_factory.mktemp("benchmark") / "zoo", families, models=40)
+
+
+@pytest.fixture(scope="module")
+def made(zoo, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return out, benchmark(zoo, out, seeds=2, targets=["trace"], max_epochs=12)
+
+
+def test_the_table_has_every_row_of_the_vocabulary_beside_its_costs(made, zoo):
+    out, document = made
+    assert json.loads((out / "benchmark.json").read_text()) == document
+    names = {row["features"] for row in document["rows"]}
+    assert {"embedding:MessagePassing", "metadata", "statistics", "spectra", "shuffled"} <= names
+    assert {"embedding:MessagePassing - statistics", "embedding:MessagePassing - spectra"} <= names
+    for row in document["rows"]:
+        assert set(row) >= ROW | {"num_seeds", *COSTS}
+        own = row["features"] == "embedding:MessagePassing"
+        assert all((row[key] is not None) == own for key in COSTS)
+        assert row["num_seeds"] == (2 if row["features"].startswith("embedding:") else 1)
+    assert document["zoo"] == open_zoo(zoo).fingerprint
+    assert {run["seed"] for run in document["runs"]} == {0, 1}
+    assert "MessagePassing" in (out / "report.html").read_text()
+
+
+def test_a_planted_label_is_learned_and_probed_beside_statistics(made):
+    values = {
+        (row["features"], row["probe"]): row["value"] for row in made[1]["rows"] if row["metric"] == "r2_within_cell"
+    }
+    assert values["embedding:MessagePassing", "ridge"] > values["statistics", "ridge"]
+    assert values["embedding:MessagePassing", "ridge"] > 0.5
+
+
+def test_costs_are_those_of_the_encoder(made):
+    from weightspace.encoders.message_passing import MessagePassing
+
+    run = made[1]["runs"][0]
+    assert run["parameters"] == sum(p.numel() for p in MessagePassing().parameters())
+    assert run["models_per_cpu_second"] > 10
+    assert 50 < run["peak_memory_mb"] < 20_000
+
+
+def test_objectives_without_labels_are_reported_as_such_and_budgets_end_training(zoo, tmp_path):
+    document = benchmark(zoo, tmp_path, objective="Emulation", targets=["trace"], cpu_minutes=2 / 60)
+    learned = {row["learned_with"] for row in document["rows"] if row["features"] == "embedding:MessagePassing"}
+    assert learned == {"no_labels"}
+    assert document["runs"][0]["training_cpu_seconds"] < 15
+
+
+def test_seeds_are_averaged_row_by_row():
+    def row(features, value, low, high):
+        return {
+            "features": features, "probe": "ridge", "target": "t", "split": "s", "metric": "r2",
+            "value": value, "low": low, "high": high, "num_seeds": 1, "learned_with": None,
+        }  # fmt: skip
+
+    def trained(seed, parameters):
+        return Trained(
+            encoder="E", seed=seed, learned_with="labels", embeddings=np.zeros((1, 1)), parameters=parameters,
+            models_per_cpu_second=1.0, peak_memory_mb=2.0, training_cpu_seconds=3.0,
+        )  # fmt: skip
+
+    rows = [
+        row("embedding:E", 0.2, 0.1, 0.3),
+        row("embedding:E#1", 0.4, 0.3, 0.7),
+        row("statistics", 0.5, 0.4, None),
+        row("embedding:E - statistics", -0.3, -0.4, 0.0),
+        row("embedding:E#1 - statistics", -0.1, -0.2, 0.2),
+    ]
+    found = {one["features"]: one for one in _averaged(rows, [trained(0, 10), trained(1, 20)])}
+    assert len(found) == 3
+    own, difference = found["embedding:E"], found["embedding:E - statistics"]
+    assert (own["value"], own["low"], own["high"]) == pytest.approx((0.3, 0.2, 0.5))
+    assert (own["num_seeds"], own["parameters"]) == (2, 15.0)
+    assert (difference["value"], difference["num_seeds"], difference["parameters"]) == (pytest.approx(-0.2), 2, None)
+    assert (found["statistics"]["high"], found["statistics"]["num_seeds"]) == (None, 1)
+
+
+def test_unknown_names_and_numbers_are_refused_before_anything_is_trained(zoo, tmp_path):
+    with pytest.raises(ValueError, match=r"No encoder is called 'MesagePassing'.*Did you mean 'MessagePassing'"):
+        benchmark(zoo, tmp_path, encoders=["MesagePassing"])
+    with pytest.raises(ValueError, match=r"No objective is called 'Emulate'.*Did you mean 'Emulation'"):
+        benchmark(zoo, tmp_path, objective="Emulate")
+    with pytest.raises(ValueError, match="`seeds`"):
+        benchmark(zoo, tmp_path, seeds=0)
+    with pytest.raises(ValueError, match="each once"):
+        benchmark(zoo, tmp_path, encoders=["MessagePassing", "MessagePassing"])
+    assert not list(tmp_path.iterdir())

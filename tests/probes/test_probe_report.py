@@ -1,0 +1,221 @@
+"""What `probes run` leaves: one page that needs nothing else, rows as JSON, and clear refusals."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from probes import probe, report
+from probes.cli import main
+from probes.targets import named_target, read_rows
+from tests.probes.test_probe_targets import make_table
+from tests.weightspace.zoos import write_zoo
+from weightspace.store import open_zoo
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Few trees and resamples, for these tests are of what is said and not of numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "BOOSTING_ITERATIONS", (5,))
+        patch.setattr(probe, "NUM_KENDALL_RESAMPLES", 10)
+        yield
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo", models=20, rollouts=False)
+
+
+def write_embeddings(path, folder, values=None, **changes):
+    opened = open_zoo(folder)
+    record = {"encoder": "E", "objective": "O", "learned_with": "labels", "name": path.stem, "zoo": opened.fingerprint}
+    if values is None:
+        values = torch.randn(opened.num_rows, 5, generator=torch.Generator().manual_seed(0))
+    text = json.dumps(record | changes, sort_keys=True)
+    path.write_bytes(safetensors.torch.save({"embedding": values}, {"weightspace": text}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(zoo, quick, tmp_path_factory):
+    """A folder that `run` has filled, from an embedding with labels and one without."""
+    out = tmp_path_factory.mktemp("run")
+    with_labels = write_embeddings(out / "first.safetensors", zoo)
+    without = write_embeddings(out / "second.safetensors", zoo, learned_with="no_labels", name=None)
+    rows = report.run(zoo, [with_labels, without], out / "probes", targets=["score", "decay", "family"])
+    return out / "probes", rows
+
+
+def test_probes_json_holds_the_rows_and_where_they_come_from(done, zoo):
+    out, rows = done
+    document = json.loads((out / "probes.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert document["rows"] == rows
+    assert document["zoo"] == open_zoo(zoo).fingerprint
+    assert [target["name"] for target in document["targets"]] == ["score", "decay", "family"]
+    assert document["excluded"]["in_distribution"]["score"]["step_0"] > 0
+    assert "scikit-learn" in document["created_with"]
+    wanted = {"embedding:first", "embedding:second", "metadata", "statistics", "spectra", "shuffled"}
+    assert {row["features"] for row in rows if " - " not in row["features"]} == wanted
+    learned = {row["features"]: row["learned_with"] for row in rows}
+    assert (learned["embedding:first"], learned["embedding:second"], learned["statistics"]) == (
+        "labels",
+        "no_labels",
+        None,
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["probes.json", "report.html"]
+
+
+def test_the_report_needs_nothing_from_elsewhere(done):
+    page = (done[0] / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!data:)", page)
+    assert not re.findall(r"@import|url\(|<script|<link", page)
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 2 + 3
+    assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+
+
+def test_the_report_mentions_every_target_and_all_features(done):
+    page = (done[0] / "report.html").read_text()
+    for words in (
+        "score",
+        "decay",
+        "family",
+        "embedding:first",
+        "embedding:second",
+        "metadata",
+        "shuffled",
+        "of step 0",
+    ):
+        assert words in page
+    assert "learned with labels" in page
+    assert "learned without labels" in page
+    assert not re.search(r"\bnan\b|-0\.00\b|\bNone\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_names_are_escaped_in_the_report():
+    table = make_table(models=40, label=np.arange(80.0), family=["<b>GRU</b>", "Elman"] * 40)
+    values = np.random.default_rng(0).normal(size=(80, 2))
+    names = ["first", "second"]
+    one = probe.FeatureSet(name="embedding:<script>", values=values, names=names, kind="embedding")
+    targets = [named_target(table, "label")]
+    evaluation = probe.evaluate(table, [one], targets)
+    page = report.render(evaluation, read_rows(table), [one], targets, "a & b", "0" * 64)
+    assert "<script" not in page
+    assert "a &amp; b" in page
+
+
+def test_costs_of_encoders_are_shown_where_rows_have_them():
+    table = make_table(models=40, label=np.arange(80.0))
+    values = np.random.default_rng(0).normal(size=(80, 1))
+    one = probe.FeatureSet(name="embedding:a", values=values, names=["only"], kind="embedding")
+    evaluation = probe.evaluate(table, [one], [named_target(table, "label")])
+    for row in evaluation.rows:
+        row |= {"parameters": 12345, "models_per_cpu_second": 678.4, "peak_memory_mb": None}
+    page = report.render(evaluation, read_rows(table), [one], [named_target(table, "label")], "costs", "0" * 64)
+    assert "12,345" in page
+    assert "678" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zoo": "f" * 64}, "embeds the zoo ffffffffffff, but this zoo is"),
+        ({"values": torch.zeros(7, 2)}, r"holds embeddings \(7, 2\), but the zoo has 120 rows"),
+        ({"values": torch.zeros(120)}, r"holds embeddings \(120,\)"),
+        ({"learned_with": "magic"}, "says learned_with 'magic'"),
+        ({"name": "\x1b[31m"}, "which are not understood"),
+    ],
+)
+def test_embeddings_that_do_not_belong_to_the_zoo_are_refused(changes, message, zoo, tmp_path):
+    opened = open_zoo(zoo)
+    path = write_embeddings(tmp_path / "one.safetensors", zoo, **changes)
+    with pytest.raises(ValueError, match=message):
+        report.read_embeddings([path], opened.fingerprint, opened.num_rows)
+
+
+def test_files_that_are_no_embeddings_are_refused(zoo, tmp_path):
+    (tmp_path / "text").write_text("not a tensor in sight")
+    (tmp_path / "bare").write_bytes(safetensors.torch.save({"embedding": torch.zeros(120, 2)}))
+    (tmp_path / "empty").write_bytes(safetensors.torch.save({"other": torch.zeros(1)}, {"weightspace": "{}"}))
+    for name in ("text", "bare", "empty"):
+        with pytest.raises(ValueError, match=f"{name} is not a file of `weightspace embed`"):
+            report.read_embeddings([tmp_path / name], "0" * 64, 120)
+    with pytest.raises(ValueError, match="There is no file"):
+        report.read_embeddings([tmp_path / "absent"], "0" * 64, 120)
+
+
+def test_names_of_embeddings_must_differ(zoo, tmp_path):
+    opened = open_zoo(zoo)
+    paths = [write_embeddings(tmp_path / f"{i}.safetensors", zoo, name="same") for i in range(2)]
+    with pytest.raises(ValueError, match="both named 'embedding:same'"):
+        report.read_embeddings(paths, opened.fingerprint, opened.num_rows)
+
+
+def test_the_command_prints_a_table(zoo, tmp_path, capsys):
+    path = write_embeddings(tmp_path / "one.safetensors", zoo)
+    arguments = ["run", "--zoo", str(zoo), "--embeddings", str(path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--targets", "trace"]) == 0
+    printed = capsys.readouterr().out
+    assert "trace: within-cell R2" in printed
+    assert "embedding:one - statistics" in printed
+
+
+def test_the_command_reads_a_config_and_prints_one_json_document(zoo, tmp_path, capsys):
+    config = tmp_path / "probe.yaml"
+    config.write_text(f"zoo: {zoo}\nout: {tmp_path / 'out'}\ntargets: [task]\n")
+    assert main(["run", "--config", str(config), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((tmp_path / "out" / "probes.json").read_text())
+    assert [target["name"] for target in document["targets"]] == ["task"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--zoo", "absent"], "absent is not a folder"),
+        (["--zoo", "ZOO", "--embeddings", "absent"], "There is no file absent"),
+        (["--zoo", "ZOO", "--targets", "wisdom"], "no label column 'wisdom'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, zoo, tmp_path, capsys):
+    arguments = [str(zoo) if word == "ZOO" else word for word in arguments]
+    assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert message in line
+    assert captured.out == ""
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_unknown_options_are_status_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--zoo", "zoo", "--out", "out", "--embedings", "x"])
+    assert stopped.value.code == 2
+    assert "embedings" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_status_130(zoo, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "evaluate", interrupted)
+    assert main(["run", "--zoo", str(zoo), "--out", str(tmp_path / "out")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["benchmark"]])
+def test_help_has_an_example_and_loads_nothing_heavy(command):
+    code = "import sys; from probes.cli import main\ntry:\n main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+    code += " heavy = {'torch', 'sklearn', 'scipy', 'numpy', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+    code += " sys.exit(stop.code or (str(heavy) if heavy else 0))"
+    asked = [sys.executable, "-c", code, *command, "--help"]
+    answer = subprocess.run(asked, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "Example: probes" in answer.stdout
