@@ -123,13 +123,14 @@ def _benchmark(options: Namespace) -> int:
         objective=options.objective,
         seeds=options.seeds,
         cpu_minutes=options.cpu_minutes,
+        progress=sys.stderr.isatty(),
     )
     if options.json:
         print(json.dumps(document, sort_keys=True, allow_nan=False))
         return 0
     for line in _lines(document["rows"]):
         print(line)
-    print(f"\nWrote {Path(options.out, 'benchmark.json')}.")
+    print(f"\nWrote {Path(options.out, 'benchmark.json')} and {Path(options.out, 'report.html')}.")
     return 0
 
 

@@ -1,9 +1,11 @@
-"""Fixtures shared by all tests."""
+"""The environment of all tests, set before torch is imported."""
 
 import os
 
-# Stacked matrix products give the same bits at any stack size only if this is set before torch is imported.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+from zoo_builder.worker import ENVIRONMENT
+
+# As in a builder's worker: stacked matrix products then have the same bits at any stack size.
+os.environ.update(ENVIRONMENT)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 

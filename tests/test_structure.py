@@ -40,7 +40,7 @@ ROOMS = {
     "embed": TRAINING | {"module"},
     "checks": READING | {"encoders"},
     "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli"},
-    "training_cli": TRAINING | {"module"},
+    "training_cli": TRAINING | {"module", "embed"},
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace import encoders, families
+from weightspace.discovery import near_match
 from weightspace.families import Family
 from weightspace.rollout import generator, rollout
 from weightspace.spec import Charge, Gauge, GroupElement, Params, WeightSpec
@@ -82,9 +82,7 @@ def _choose(what: str, known: Mapping[str, Any], name: str | None) -> Mapping[st
     if name is None:
         return known
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{hint}")
+        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{near_match(name, known)}")
     return {name: known[name]}
 
 

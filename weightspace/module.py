@@ -78,6 +78,11 @@ class EmbeddingModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Tell the data module what this objective needs."""
+        if stage == "fit" and not len(self.data.rows("val")):
+            raise ValueError(
+                f"The zoo {self.data.zoo.path} has no validation rows, by which the best epoch is chosen; build it with "
+                "`splits: {val: 0.1, ...}`."
+            )
         self.data.serve(self.objective.targets, self.objective.needs_rollouts)
 
     def on_fit_start(self) -> None:
@@ -228,7 +233,7 @@ def quiet() -> Iterator[None]:
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def informs(record: logging.LogRecord) -> bool:
-        return "Tip:" not in record.getMessage()
+        return not any(text in record.getMessage() for text in ("Tip:", "available:", "Loading `train_dataloader`"))
 
     log.addFilter(informs)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,10 +109,9 @@ class OrderedSampler(Sampler[Request]):
         world_size: int = 1,
     ) -> None:
         group_size = max(1, batch_size // groups_per_batch)
-        groups = list(_runs(rows, shards, group_size))
+        groups = list(_runs(rows, shards, group_size))[rank::world_size]
         starts = range(0, len(groups), groups_per_batch)
-        requests = [Request(tuple(groups[start : start + groups_per_batch])) for start in starts]
-        self.requests: Sequence[Request] = requests[rank::world_size]
+        self.requests = [Request(tuple(groups[start : start + groups_per_batch])) for start in starts]
 
     def __len__(self) -> int:
         return len(self.requests)

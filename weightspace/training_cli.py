@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from weightspace import encoders, objectives
 from weightspace.datamodule import ZooDataModule
+from weightspace.embed import read_checkpoint
 from weightspace.module import CHECKPOINTS, TRAINER, EmbeddingModule, interruptible, quiet, run_logger
 
 Hint = Callable[[str], str]
@@ -74,7 +77,11 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take the module from the checkpoint, and refuse options that it would silently overrule."""
-        asked = self._model_options()
+        asked, command = self._model_options(), self.config.get("subcommand")
+        checkpoint = self.config[command].get("ckpt_path") if command else None
+        if checkpoint is not None:
+            # Says in one line what is wrong with it, where Lightning would show a traceback.
+            read_checkpoint(checkpoint)
         super()._parse_ckpt_path()
         stored = self._model_options()
         for name, value in asked.items():
@@ -115,6 +122,15 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what Lightning calls a misconfiguration into a ValueError, the error of users here."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
 def run(argv: list[str], prog: str, hint: Hint) -> None:
     """Parse and run one of fit, validate, test, predict; `hint` improves the parser's error messages."""
 
@@ -131,7 +147,7 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
 
     # Short names in configs are those of classes that have been imported.
     encoders.available(), objectives.available()
-    with quiet():
+    with quiet(), user_errors():
         OneCommand(
             EmbeddingModule,
             ZooDataModule,

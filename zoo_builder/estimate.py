@@ -28,6 +28,9 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
     """Cohorts with their models, bytes and CPU seconds, and the totals; `seconds` is wall-clock time with `workers`."""
     torch.set_num_threads(1)
     num_labels = len(label_columns(plan))
+    for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
+        # The first measurement of a family is slow and tells nothing of the later ones.
+        _label_seconds(plan, cohort)
     cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in plan.cohorts]
     cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
     return {
@@ -66,15 +69,15 @@ def _row_bytes(plan: Plan, cohort: Cohort, num_labels: int) -> int:
 
 def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> float:
     """Seconds of learning of a whole cohort, from a few updates of its first stack."""
-    ids = cohort.model_ids[:STACK]
+    ids = cohort.ids(0, min(STACK, len(cohort.splits)))
     times: list[float] = []
 
     def timed(update: int) -> None:
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         if update > UPDATES:
             raise _Enough
 
-    start = time.perf_counter()
+    start = time.process_time()
     values, settings = cohort.values(plan.seed, ids), cohort.settings(plan.seed, ids)
     try:
         arguments = (
@@ -94,22 +97,22 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
         # The quickest of a few: the first is slow, and other work on the machine slows some.
         update = min(later - earlier for earlier, later in itertools.pairwise(times))
         return update * plan.snapshots[-1] * len(cohort.splits) / len(ids)
-    return (time.perf_counter() - start) * len(cohort.splits) / len(ids)
+    return (time.process_time() - start) * len(cohort.splits) / len(ids)
 
 
 def _label_seconds(plan: Plan, cohort: Cohort) -> float:
     """Seconds of labelling of a whole cohort, from the fresh params of a few models."""
     if not plan.recipe["labels"]:
         return 0.0
-    ids = cohort.model_ids[:MODELS_LABELLED]
+    ids = cohort.ids(0, min(MODELS_LABELLED, len(cohort.splits)))
     generator = torch.Generator().manual_seed(0)
     models = [cohort.family.init(generator) for _ in ids]
     params = {name: torch.stack([model[name] for model in models]) for name in cohort.family.spec.tensors}
-    start = time.perf_counter()
+    start = time.process_time()
     labels.measure(
         plan.recipe["labels"], cohort.family, params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids
     )
-    return (time.perf_counter() - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
+    return (time.process_time() - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
 
 
 def table(estimated: Mapping[str, Any]) -> str:

@@ -43,7 +43,11 @@ class Cohort:
     @property
     def model_ids(self) -> list[str]:
         """One stable name per model."""
-        return [f"{self.name}-{index:04d}" for index in range(len(self.splits))]
+        return self.ids(0, len(self.splits))
+
+    def ids(self, first: int, last: int) -> list[str]:
+        """Names of the models `first` to `last` - 1."""
+        return [f"{self.name}-{index:04d}" for index in range(first, last)]
 
     def values(self, seed: int, model_ids: Sequence[str]) -> dict[str, Tensor]:
         """Each model's own value of the task's spread fields, (models,), float64."""
@@ -66,7 +70,7 @@ class Shard:
     @property
     def model_ids(self) -> list[str]:
         """Names of the shard's models."""
-        return self.cohort.model_ids[self.first : self.last]
+        return self.cohort.ids(self.first, self.last)
 
 
 @dataclass(frozen=True, kw_only=True)

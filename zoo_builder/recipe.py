@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo_builder.discovery import near_match
+from weightspace.discovery import near_match
 
 DEFAULTS: dict[str, Any] = {
     "title": "A zoo of recurrent networks",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout import Streams
-from zoo_builder.discovery import near_match
+from weightspace.discovery import near_match
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,6 @@ ENVIRONMENT = {
     "MKL_CBWR": "AVX2",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # Freed memory stays with the process, instead of going back and forth between it and the kernel.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }
 
 

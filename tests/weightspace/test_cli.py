@@ -155,8 +155,25 @@ def test_a_checkpoint_that_names_a_class_outside_is_refused_and_its_module_never
     content["hyper_parameters"]["encoder"] = {"class_path": "foreign.Thing", "init_args": {}}
     torch.save(content, "evil.ckpt")
     assert call("predict", "--config", config, "--ckpt_path", "evil.ckpt") == 2
-    assert "not allowed" in capsys.readouterr().err
+    assert "foreign.Thing, which is not part of this package" in capsys.readouterr().err
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ckpt_path", "recipe.yaml"], "no checkpoint of plain data"),
+        (["--ckpt_path", "best"], "There is no checkpoint best"),
+        (["--trainer.accelerator", "cuda"], "cuda"),
+    ],
+)
+def test_what_lightning_would_answer_with_a_traceback_is_one_line(config, capsys, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("CUDA is there, so asking for it is no mistake")
+    assert call("fit", "--config", config, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
 
 
 def test_checks_print_rows_and_fail_with_status_1(capsys, monkeypatch):

@@ -216,3 +216,11 @@ def test_batches_that_were_sharded_a_second_time_are_refused(zoo, tmp_path):
 
     with pytest.raises(ValueError, match="use_distributed_sampler=False"):
         fit(module_of(), Resharded(zoo), tmp_path)
+
+
+def test_a_zoo_without_validation_rows_is_refused(zoo, tmp_path):
+    data = data_of(zoo)
+    data._split = data._split.copy()
+    data._split[data._split == "val"] = "test"
+    with pytest.raises(ValueError, match="has no validation rows"):
+        fit(module_of(), data, tmp_path)

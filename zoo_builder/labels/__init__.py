@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
-from zoo_builder.discovery import concrete_subclasses, load_from
+from weightspace.discovery import concrete_subclasses, load_from
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import Driven
 from zoo_builder.tasks import Task
