@@ -5,27 +5,25 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import scipy.stats
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
+from probes.bootstrap import Resamples, keyed
 from probes.targets import Problem, Rows, Target, diverged, pose_all, read_rows, shuffled_order
 
 logger = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 1000
-# Kendall's tau has no per-model sums to resample, so each draw sorts all rows again.
-NUM_KENDALL_RESAMPLES = 200
 NUM_PERMUTATIONS = 40
 # Fewer folds where every fold costs seconds.
 NUM_FOLDS, NUM_SLOW_FOLDS = 5, 3
@@ -149,43 +147,6 @@ def _trees(count: int) -> HistGradientBoostingRegressor:
     return HistGradientBoostingRegressor(max_iter=count, **settings)
 
 
-def _keyed(seed: int, purpose: str, problem: Problem) -> np.random.Generator:
-    """Random numbers of their own for each seed, purpose, split and target."""
-    return np.random.default_rng([seed, zlib.crc32(f"{purpose}/{problem.split}/{problem.target.name}".encode())])
-
-
-class Resamples:
-    """Bootstrap resamples of a problem's test models, all rows of one together; the first is the sample as it is."""
-
-    def __init__(self, problem: Problem, count: int, seed: int) -> None:
-        self.problem = problem
-        names, self.codes = np.unique(problem.rows.model[problem.test], return_inverse=True)
-        draws = _keyed(seed, "bootstrap", problem).integers(len(names), size=(count, len(names)))
-        self.counts = np.array([np.ones(len(names), int), *(np.bincount(draw, minlength=len(names)) for draw in draws)])
-
-    def measure(self, metric: str, predicted: np.ndarray) -> np.ndarray:
-        """Values (1 + count) of a metric of predicted (num_test) on the sample, then on each resample."""
-        true = self.problem.truth(metric)
-        if metric == "kendall_tau":
-            counts = (count[self.codes] for count in self.counts[: 1 + NUM_KENDALL_RESAMPLES])
-            pairs = ((np.repeat(true, count), np.repeat(predicted, count)) for count in counts)
-            return np.array([scipy.stats.kendalltau(*pair, method="asymptotic").statistic for pair in pairs])
-        ones = np.ones(len(true))
-        if metric == "accuracy":
-            return np.divide(*self._sums(true == predicted, ones))
-        if metric == "r2_within_cell":
-            error, squares = self._sums((true - predicted) ** 2 * self.problem.seen[self.problem.test], true**2)
-        else:
-            centred = (true - true.mean()) * (np.ptp(true) > 0)
-            error, squares, total, rows = self._sums((true - predicted) ** 2, centred**2, centred, ones)
-            squares -= total**2 / rows
-        return 1 - np.divide(error, squares, out=np.full(len(squares), np.nan), where=squares > 1e-12 * squares[0])
-
-    def _sums(self, *terms: np.ndarray) -> list[np.ndarray]:
-        """Sum each term (num_test) over each resample (1 + count)."""
-        return [self.counts @ np.bincount(self.codes, weights=term) for term in terms]
-
-
 def table(
     zoo_table: pa.Table, feature_sets: Sequence[FeatureSet], targets: Sequence[Target], seed: int = 0
 ) -> list[dict[str, Any]]:
@@ -193,6 +154,8 @@ def table(
     return evaluate(zoo_table, feature_sets, targets, seed).rows
 
 
+# Small problems gain nothing from more threads, and lose minutes where other processes want the same cores.
+@threadpool_limits.wrap(limits=1)
 def evaluate(
     zoo_table: pa.Table, feature_sets: Sequence[FeatureSet], targets: Sequence[Target], seed: int = 0
 ) -> Evaluation:
@@ -268,7 +231,7 @@ def _scored_rows(problem: Problem, predictions: Sequence[Prediction], seed: int)
 
 def _shuffled_rows(problem: Problem, features: FeatureSet, design: Design, seed: int) -> list[dict[str, Any]]:
     """Rows of a ridge refit on labels permuted between models; classes are the largest of one ridge output each."""
-    generator, sample = _keyed(seed, "shuffled", problem), Resamples(problem, 0, seed)
+    generator, sample = keyed(seed, "shuffled", problem), Resamples(problem, 0, seed)
     values, found = features.values[problem.test], dict[str, list[float]]()
     y, residual = problem.y[problem.train], problem.residual[problem.train]
     classes, codes = np.unique(y, return_inverse=True)

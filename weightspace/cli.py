@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,9 @@ def quickstart(*, out: Path = Path("quickstart"), size: Literal["tiny", "default
     """
     from weightspace import quickstart as whole_way
 
-    whole_way.quickstart(out=out, size=size)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for line in whole_way.summary(whole_way.quickstart(out=out, size=size)):
+        print(line)
     return 0
 
 

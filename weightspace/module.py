@@ -80,8 +80,8 @@ class EmbeddingModule(pl.LightningModule):
         """Tell the data module what this objective needs."""
         if stage == "fit" and not len(self.data.rows("val")):
             raise ValueError(
-                f"The zoo {self.data.zoo.path} has no validation rows, by which the best epoch is chosen; build it with "
-                "`splits: {val: 0.1, ...}`."
+                f"The zoo {self.data.zoo.path} has no validation rows, by which the best epoch is chosen; "
+                "build it with `splits: {val: 0.1, ...}`."
             )
         self.data.serve(self.objective.targets, self.objective.needs_rollouts)
 

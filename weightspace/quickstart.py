@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,15 @@ def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] 
     return {"paths": {name: str(path) for name, path in paths.items()}, "rows": rows}
 
 
+def summary(result: Mapping[str, Any]) -> Iterator[str]:
+    """What a person wants to read at the end: the headline table, and where everything is."""
+    from probes.cli import table_lines
+
+    yield from table_lines(result["rows"])
+    yield ""
+    yield from (f"{name:22} {path}" for name, path in result["paths"].items())
+
+
 def _build(zoo: Path, config: Path) -> Path:
     from zoo_builder.build import build
 
@@ -50,7 +59,7 @@ def _build(zoo: Path, config: Path) -> Path:
 
 
 def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
-    """Train the encoders side by side, one process and one thread each; a broken-off run goes on from its last epoch."""
+    """Train the encoders side by side, one process and thread each; a broken-off run goes on from its last epoch."""
     todo = {name: config for name, config in configs.items() if not (runs / name / FINISHED).exists()}
     log.info("Stage 2 of 4: fit %s", " and ".join(todo) or "nothing, both encoders are there")
     processes = {name: _start(config, runs, zoo, name) for name, config in todo.items()}

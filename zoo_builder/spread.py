@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.rollout import Streams
 from weightspace.discovery import near_match
+from weightspace.rollout import Streams
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from probes import probe
-from probes.probe import Design, FeatureSet, Resamples, RidgePath, evaluate, table
+from probes import bootstrap, probe
+from probes.bootstrap import Resamples
+from probes.probe import Design, FeatureSet, RidgePath, evaluate, table
 from probes.targets import named_target, pose, read_rows, splits
 from tests.probes.test_probe_targets import make_table
 
@@ -22,7 +23,7 @@ ROW = {"features", "target", "learned_with", "split", "metric", "value", "low", 
 def quick(monkeypatch):
     """Few trees and resamples where they do not matter."""
     monkeypatch.setattr(probe, "BOOSTING_ITERATIONS", (5, 20))
-    monkeypatch.setattr(probe, "NUM_KENDALL_RESAMPLES", 20)
+    monkeypatch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 20)
 
 
 def features(name: str, values: np.ndarray, learned_with: str | None = None) -> FeatureSet:

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from probes import probe, report
+from probes import bootstrap, probe, report
 from probes.cli import main
 from probes.targets import named_target, read_rows
 from tests.probes.test_probe_targets import make_table
@@ -23,7 +23,7 @@ def quick():
     """Few trees and resamples, for these tests are of what is said and not of numbers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "BOOSTING_ITERATIONS", (5,))
-        patch.setattr(probe, "NUM_KENDALL_RESAMPLES", 10)
+        patch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 10)
         yield
 
 

@@ -7,6 +7,7 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
+from jsonargparse._common import parsing_settings
 
 from tests.weightspace.zoos import write_zoo
 from weightspace.cli import main
@@ -28,6 +29,13 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     return write_zoo(tmp_path_factory.mktemp("cli") / "zoo", models=10)
+
+
+@pytest.fixture(autouse=True)
+def own_import_policy(monkeypatch):
+    """The command allows imports for the rest of its process, which here is that of other tests too."""
+    for name in ("import_path_verdicts", "import_paths_enforced"):
+        monkeypatch.setitem(parsing_settings, name, parsing_settings[name])
 
 
 @pytest.fixture
@@ -164,7 +172,7 @@ def test_a_checkpoint_that_names_a_class_outside_is_refused_and_its_module_never
     [
         (["--ckpt_path", "recipe.yaml"], "no checkpoint of plain data"),
         (["--ckpt_path", "best"], "There is no checkpoint best"),
-        (["--trainer.accelerator", "cuda"], "cuda"),
+        (["--trainer.accelerator", "cuda"], "CUDAAccelerator"),
     ],
 )
 def test_what_lightning_would_answer_with_a_traceback_is_one_line(config, capsys, arguments, message):

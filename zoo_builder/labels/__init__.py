@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.discovery import concrete_subclasses, load_from
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
-from weightspace.discovery import concrete_subclasses, load_from
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import Driven
 from zoo_builder.tasks import Task

@@ -1,0 +1,83 @@
+"""The whole way, once, on the tiny zoo: the command, its files, a second run, the notebook, the Hugging Face loader."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "probes" / "notebooks" / "probe_a_zoo.py"
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("quickstart")
+    done = run("weightspace", "quickstart", "--size", "tiny", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert str(out / "probes" / "report.html") in done.stdout
+    return out
+
+
+def test_every_promised_file_is_there(folder):
+    promised = ["zoo/zoo.json", "zoo/models.parquet", "zoo/README.md", "embeddings.safetensors"]
+    promised += ["run/supervised/checkpoints/best.ckpt", "run/supervised/config.yaml", "run/supervised/metrics.csv"]
+    promised += ["embeddings_no_labels.safetensors", "probes/probes.json", "probes/report.html"]
+    assert [name for name in promised if not (folder / name).is_file()] == []
+
+
+def test_the_probe_table_has_headlines_learned_both_ways_beside_all_baselines(folder):
+    rows = json.loads((folder / "probes" / "probes.json").read_text())["rows"]
+    for target in ("state_effective_rank", "memory_decay_rate", "score"):
+        here = [row for row in rows if row["target"] == target and row["metric"] == "r2_within_cell"]
+        assert {row["learned_with"] for row in here if row["features"].startswith("embedding")} >= {
+            "labels",
+            "no_labels",
+        }
+        assert {row["features"] for row in here} >= {"metadata", "statistics", "spectra", "shuffled"}
+        assert {row["probe"] for row in here if row["features"] == "statistics"} == {"ridge", "gradient_boosting"}
+        assert any(row["features"] == "embedding:supervised - statistics" for row in here)
+        assert all(row["low"] is None or row["low"] <= row["high"] for row in here)
+
+
+def test_a_second_run_resumes_and_changes_nothing(folder):
+    kept = [path for path in folder.rglob("*") if path.is_file() and "probes" not in path.parts]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    done = run("weightspace", "quickstart", "--size", "tiny", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def test_the_zoo_verifies(folder):
+    assert run("zoo_builder", "verify", str(folder / "zoo")).returncode == 0
+
+
+def test_the_zoo_opens_with_hugging_face_datasets(folder, tmp_path):
+    import datasets
+
+    table = datasets.load_dataset(str(folder / "zoo"), cache_dir=str(tmp_path))["train"]
+    assert table.num_rows == 256
+    assert set(table["split"]) == {"train", "val", "test"}
+
+
+def test_the_notebook_runs_on_the_tiny_zoo(folder, monkeypatch):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    monkeypatch.setenv("WEIGHTSPACE_QUICKSTART", str(folder))
+    names = runpy.run_path(str(NOTEBOOK))
+    assert {row["target"] for row in names["headline"]} == {"state_effective_rank", "memory_decay_rate", "score"}
+
+
+def test_the_shipped_notebook_is_the_percent_script():
+    shipped, script = jupytext.read(NOTEBOOK.with_suffix(".ipynb")), jupytext.read(NOTEBOOK)
+    assert [(c.cell_type, c.source) for c in shipped.cells] == [(c.cell_type, c.source) for c in script.cells]
