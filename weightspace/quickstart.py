@@ -76,15 +76,10 @@ def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
     run = runs / name
     run.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "weightspace", "fit", "--config", str(config), "--data.zoo", str(zoo)]
-    command += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(runs)]
-    command += ["--trainer.logger.name", "", "--trainer.logger.version", name]
+    command += ["--trainer.default_root_dir", str(run)]
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():
         command += ["--ckpt_path", str(last)]
-    for kept in ("config.yaml", "metrics.csv"):
-        # What a broken-off run left is kept under another name, for Lightning refuses to write over it.
-        if (run / kept).exists():
-            (run / kept).rename(run / f"before-{time.time_ns()}-{kept}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (run / LOG).open("ab") as messages:
         return subprocess.Popen(command, env=environment, stdout=messages, stderr=messages)
