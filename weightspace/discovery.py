@@ -35,10 +35,7 @@ def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mappin
     """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
     if name not in found:
         raise ValueError(f"No {kind} is called '{name}'; there are {sorted(found)}.{near_match(name, found)}")
-    known = list(inspect.signature(found[name]).parameters)
-    for key in fields:
-        if key not in known:
-            raise ValueError(f"{name} has no option '{key}'; it has {known}.{near_match(key, known)}")
+    refuse_unknown(found[name], fields)
     missing = [
         p.name
         for p in inspect.signature(found[name]).parameters.values()
@@ -47,6 +44,14 @@ def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mappin
     if missing:
         raise ValueError(f"{name} needs {', '.join(f'`{key}`' for key in missing)}, which the {kind} leaves open.")
     return found[name](**fields)
+
+
+def refuse_unknown(kind: type, fields: Iterable[str]) -> None:
+    """Raise ValueError, with the near match, for a field that the constructor of `kind` does not take."""
+    known = list(inspect.signature(kind).parameters)
+    for key in fields:
+        if key not in known:
+            raise ValueError(f"{kind.__name__} has no option '{key}'; it has {known}.{near_match(key, known)}")
 
 
 def near_match(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from weightspace import families
+from weightspace.discovery import refuse_unknown
 from weightspace.families import Family
 from weightspace.rollout import Streams
 from weightspace.rollout.streams import derive
@@ -197,8 +198,10 @@ def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
 
 
 def _refuse_missing(name: str, kind: type, fields: Mapping[str, Any], where: str) -> None:
-    parameters = inspect.signature(kind).parameters.values()
-    missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in fields]
+    parameters = inspect.signature(kind).parameters
+    # First, for a misspelt option is also a missing one.
+    refuse_unknown(kind, fields)
+    missing = [p.name for p in parameters.values() if p.default is inspect.Parameter.empty and p.name not in fields]
     if missing:
         raise ValueError(f"{name} under `{where}` needs {', '.join(f'`{key}`' for key in missing)}.")
 
