@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import re
@@ -240,19 +241,28 @@ def _draw(spreads: Mapping[str, Spread], seed: int, model_ids: Sequence[str], ki
 
 
 def _cohort_name(family: Family, task: Task | None) -> str:
-    """A readable name, unique by a digest of everything the cohort's models share but the learner."""
+    """A readable name, unique by a digest of everything the cohort's models share but the learner.
+
+    Options left at their defaults take no part, so that a family or task that gains an option keeps its models.
+    """
     parts = [_snake(type(family).__name__)]
-    for key, value in family.config.items():
+    for key, value in _chosen(family).items():
         if key not in ("input_size", "output_size"):
             short = key.removeprefix("num_").removesuffix("_size")
             parts.append(str(value) if isinstance(value, str) else f"{short}{value}")
-    shared: dict[str, Any] = {"family": type(family).__name__, "config": family.config}
+    shared: dict[str, Any] = {"family": type(family).__name__, "config": _chosen(family)}
     if task is not None:
         parts.append(_snake(type(task).__name__))
-        config = {key: value for key, value in task.config.items() if key not in task.varying}
+        config = {key: value for key, value in _chosen(task).items() if key not in task.varying}
         shared["task"] = {"class": type(task).__name__, "config": config}
     name = "-".join([*parts, digest(shared)[:6]])
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+def _chosen(declaration: Family | Task) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(declaration)}
+    return {key: value for key, value in declaration.config.items() if value != defaults[key]}
 
 
 def _snake(name: str) -> str:

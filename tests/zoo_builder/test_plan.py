@@ -58,7 +58,7 @@ def test_model_names_are_unique_and_do_not_depend_on_other_cohorts():
     whole = {m for c in plan_of().cohorts for m in c.model_ids}
     assert len(whole) == 120
     assert {m for c in plan_of(families=RECIPE["families"][1:]).cohorts for m in c.model_ids} < whole
-    assert any(m.startswith("elman-hidden3-layers1-relu-delayed_recall-") and m.endswith("-0011") for m in whole)
+    assert any(m.startswith("elman-hidden3-relu-delayed_recall-") and m.endswith("-0011") for m in whole)
 
 
 def test_the_order_of_families_and_tasks_has_no_effect():
