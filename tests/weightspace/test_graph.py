@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
 from weightspace import encoders, families
 from weightspace.checks import encoder_rows
@@ -21,6 +21,11 @@ EXAMPLES = [example for family in families.available().values() for example in f
 def stack(family, models: int = 3) -> Stack:
     draws = [family.spec.random_params(generator(0, str(i), "params"), torch.float32) for i in range(models)]
     return Stack(family, {k: torch.stack([d[k] for d in draws]) for k in family.spec.tensors}, torch.arange(models))
+
+
+def graphs_of(models: Stack) -> list[Data]:
+    spec, params = models.effective
+    return [to_data(spec, {k: v[i] for k, v in params.items()}) for i in range(len(models.rows))]
 
 
 def test_an_elman_graph_has_every_declared_edge_in_both_directions_and_its_own_self_loops():
@@ -90,7 +95,7 @@ def test_the_dense_path_equals_the_sparse_path(family):
     torch.manual_seed(0)
     encoder, models = MessagePassing(), stack(family)
     encoder.fit_standardisation([models])
-    graphs = [to_data(family.spec, {k: v[i] for k, v in models.params.items()}) for i in range(3)]
+    graphs = graphs_of(models)
     dense, sparse = encoder([models]), encoder.forward_data(Batch.from_data_list(graphs))
     torch.testing.assert_close(dense, sparse, rtol=1e-5, atol=1e-6)
 
@@ -99,7 +104,7 @@ def test_a_batch_of_mixed_families_is_embedded_as_each_alone():
     torch.manual_seed(0)
     encoder = MessagePassing().eval()
     stacks = [stack(family) for family in EXAMPLES]
-    graphs = [to_data(s.family.spec, {k: v[i] for k, v in s.params.items()}) for s in stacks for i in range(3)]
+    graphs = [graph for s in stacks for graph in graphs_of(s)]
     alone = torch.cat([encoder([s]) for s in stacks])
     torch.testing.assert_close(encoder(stacks), alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(encoder.forward_data(Batch.from_data_list(graphs)), alone, rtol=1e-5, atol=1e-6)
