@@ -80,6 +80,42 @@ def test_factors_are_nodes():
     assert (counts["factor_state"], counts["factor_input"], counts["factor_out"]) == (6, 3, 6)
 
 
+def diagonal_spec(mask: str | None = None) -> WeightSpec:
+    return WeightSpec(
+        axes={"hidden": Axis(size=3, kind="hidden", permutable=True)},
+        tensors={
+            "weight_hh": TensorSpec(axes=("hidden",), diagonal=True, mask=mask),
+            "bias": TensorSpec(axes=("hidden",)),
+            "mask": TensorSpec(axes=("hidden",), role="mask"),
+        },
+        states={"h": "hidden"},
+        recurrence="diagonal",
+    )
+
+
+def test_a_diagonal_joins_each_unit_to_itself_alone():
+    params = {"weight_hh": torch.tensor([1.0, 2.0, 0.0]), "bias": torch.tensor([5.0, 6.0, 7.0]), "mask": torch.ones(3)}
+    data, drive = to_data(diagonal_spec(), params), ROW_ROLES.index("drive")
+    assert data.edge_index.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert data.edge_attr[:, drive].tolist() == [1.0, 2.0, 0.0]
+    assert data.edge_type.tolist() == [EDGE_TYPES.index("self")] * 3
+    assert data.x[:, drive].tolist() == [5.0, 6.0, 7.0]
+
+
+def test_a_masked_entry_of_a_diagonal_is_absent():
+    params = {"weight_hh": torch.ones(3), "bias": torch.zeros(3), "mask": torch.tensor([1.0, 0.0, 1.0])}
+    assert to_data(diagonal_spec("mask"), params).edge_index.tolist() == [[0, 2], [0, 2]]
+
+
+def test_a_diagonal_has_one_node_axis():
+    with pytest.raises(ValueError, match="'weight_hh' is declared a diagonal"):
+        WeightSpec(
+            axes={"hidden": Axis(size=2, kind="hidden")},
+            tensors={"weight_hh": TensorSpec(axes=("hidden", "hidden"), diagonal=True)},
+            states={"h": "hidden"},
+        )
+
+
 def test_two_rows_of_one_role_on_one_connection_are_refused():
     spec = WeightSpec(
         axes={"gate": Axis(size=2, kind="channel"), "hidden": Axis(size=2, kind="hidden", permutable=True)},
