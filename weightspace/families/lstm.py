@@ -44,6 +44,6 @@ class LSTM(Layered):
     def examples(cls) -> list[Self]:
         return [
             cls(input_size=3, hidden_size=5, output_size=2),
-            cls(input_size=2, hidden_size=4, output_size=2, num_layers=3),
+            cls(input_size=2, hidden_size=4, output_size=2, num_layers=2),
             cls(input_size=2, hidden_size=4, output_size=4, num_layers=2, has_readout=False),
         ]

@@ -7,7 +7,10 @@ from weightspace.families.lstm import LSTM
 from weightspace.rollout import generator, rollout
 
 
-@pytest.mark.parametrize("family", LSTM.examples(), ids=str)
+DEEP = LSTM(input_size=2, hidden_size=4, output_size=2, num_layers=3)
+
+
+@pytest.mark.parametrize("family", [*LSTM.examples(), DEEP], ids=str)
 def test_outputs_states_and_gradients_equal_those_of_torch_nn(family):
     params = family.spec.random_params(generator(0, "m", "params"))
     module = torch.nn.LSTM(family.input_size, family.hidden_size, family.num_layers).double()
