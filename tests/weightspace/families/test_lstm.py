@@ -6,7 +6,6 @@ import torch
 from weightspace.families.lstm import LSTM
 from weightspace.rollout import generator, rollout
 
-
 DEEP = LSTM(input_size=2, hidden_size=4, output_size=2, num_layers=3)
 
 
