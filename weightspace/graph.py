@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,11 @@ def _layout(text: str) -> Layout:
         edge_type[offsets[to], offsets[source]] = _edge_type(spec, to, source)
         for role in spec.tensors[name].row_roles:
             _claim(edge_roles, (offsets[to], offsets[source], ROW_ROLES.index(role)), name, role)
+    for name, axis_name in spec.vectors(diagonal=True):
+        joined = _diagonal(offsets[axis_name])
+        edge_type[joined] = EDGE_TYPES.index("self")
+        for role in spec.tensors[name].row_roles:
+            _claim(edge_roles, (*joined, ROW_ROLES.index(role)), name, role)
     recurrent = edge_type == EDGE_TYPES.index("recurrent")
     edge_type[recurrent & torch.eye(start, dtype=torch.bool)] = EDGE_TYPES.index("self")
     return Layout(offsets, kind, layer, nonlinearity, position, node_roles, edge_type, edge_roles)
@@ -113,7 +119,13 @@ def _edge_type(spec: WeightSpec, to: str, source: str) -> int:
     return EDGE_TYPES.index(_TYPE_OF_KINDS.get((spec.axes[to].kind, spec.axes[source].kind), "other"))
 
 
-def _claim(field: Tensor, where: tuple[slice | int, ...], name: str, role: str) -> None:
+def _diagonal(part: slice) -> tuple[Tensor, Tensor]:
+    """Indices of the edges that join each node of a part to itself."""
+    nodes = torch.arange(part.start, part.stop)
+    return nodes, nodes
+
+
+def _claim(field: Tensor, where: tuple[slice | int | Tensor, ...], name: str, role: str) -> None:
     """Mark a channel as taken; two rows in one channel could not be told apart by an encoder."""
     if field[where].any():
         raise ValueError(f"Row role '{role}' of '{name}' is taken on the same connection; give each row its own role.")
@@ -133,12 +145,13 @@ def dense_graphs(spec: WeightSpec, params: Mapping[str, Tensor]) -> DenseGraphs:
     edges = first.new_zeros(models, size, size, len(ROW_ROLES))
     nodes = first.new_zeros(models, size, len(ROW_ROLES))
     present = where.edge_roles[None].to(first.dtype)
-    for name, to, source in spec.matrices():
-        mask_name = spec.tensors[name].mask
-        if mask_name is not None and present.shape[0] == 1:
-            present = present.repeat(models, 1, 1, 1)
+    places: dict[str, tuple[Any, Any]] = {n: (where.offsets[to], where.offsets[by]) for n, to, by in spec.matrices()}
+    places |= {name: _diagonal(where.offsets[axis]) for name, axis in spec.vectors(diagonal=True)}
+    if any(spec.tensors[name].mask is not None for name in places):
+        present = present.repeat(models, 1, 1, 1)
+    for name, (to, source) in places.items():
         for role, value, mask in _rows(spec, params, name):
-            place = (slice(None), where.offsets[to], where.offsets[source], role)
+            place = (slice(None), to, source, role)
             edges[place] = value if mask is None else value * mask
             if mask is not None:
                 present[place] = mask

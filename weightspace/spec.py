@@ -21,7 +21,7 @@ Charge = int | tuple[int, ...]
 
 NODE_KINDS = ("input", "hidden", "output", "factor")
 ROW_ROLES = ("drive", "gate", "timescale", "gain", "other")
-NONLINEARITIES = ("identity", "tanh", "relu", "gru", "product")
+NONLINEARITIES = ("identity", "tanh", "relu", "gated", "product")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class TensorSpec:
     """One of `ROW_ROLES` per row of the channel axis, or a single one where there is none."""
     mask: str | None = None
     """Name of the mask tensor (same axes) that says which entries exist."""
+    diagonal: bool = False
+    """Whether this vector is the diagonal of a recurrent matrix: it joins each unit to itself and to no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,10 @@ class WeightSpec:
         unknown = set(tensor.row_roles) - set(ROW_ROLES)
         if unknown:
             raise ValueError(f"'{name}' has unknown row roles {sorted(unknown)}; known are {ROW_ROLES}.")
+        if tensor.diagonal and len(self.node_axes(name)) != 1:
+            raise ValueError(
+                f"'{name}' is declared a diagonal, which has one node axis, but it has axes {tensor.axes}."
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Sizes of one tensor's axes."""
@@ -138,15 +144,15 @@ class WeightSpec:
             if len(nodes) == 2 and tensor.role != "mask":
                 yield name, nodes[0], nodes[1]
 
-    def vectors(self) -> Iterator[tuple[str, str]]:
-        """(tensor, axis) of every tensor that lives on one set of nodes, masks left out."""
+    def vectors(self, *, diagonal: bool = False) -> Iterator[tuple[str, str]]:
+        """(tensor, axis) of every tensor on one set of nodes, masks left out: either the diagonals or all others."""
         for name, tensor in self.tensors.items():
             nodes = self.node_axes(name)
-            if len(nodes) == 1 and tensor.role != "mask":
+            if len(nodes) == 1 and tensor.role != "mask" and tensor.diagonal == diagonal:
                 yield name, nodes[0]
 
     def recurrent(self) -> tuple[str, ...]:
-        """Names of the tensors that join a set of nodes to itself."""
+        """Names of the matrices that join a set of nodes to itself."""
         return tuple(name for name, to, source in self.matrices() if to == source)
 
     @property
@@ -215,9 +221,7 @@ class WeightSpec:
     def random_element(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> GroupElement:
         """A random element of the declared group: permutations uniform, signs fair, scales log-normal."""
         stack = self.random_elements(1, generator, dtype)
-        return GroupElement(
-            {k: v[0] for k, v in stack.permutations.items()}, {k: v[0] for k, v in stack.gauges.items()}
-        )
+        return GroupElement(*({k: v[0] for k, v in part.items()} for part in (stack.permutations, stack.gauges)))
 
     def identity(self, dtype: torch.dtype = torch.float64) -> GroupElement:
         """The element that moves nothing."""

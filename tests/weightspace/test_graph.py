@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
 from weightspace import encoders, families
 from weightspace.checks import encoder_rows
@@ -21,6 +21,11 @@ EXAMPLES = [example for family in families.available().values() for example in f
 def stack(family, models: int = 3) -> Stack:
     draws = [family.spec.random_params(generator(0, str(i), "params"), torch.float32) for i in range(models)]
     return Stack(family, {k: torch.stack([d[k] for d in draws]) for k in family.spec.tensors}, torch.arange(models))
+
+
+def graphs_of(models: Stack) -> list[Data]:
+    spec, params = models.effective
+    return [to_data(spec, {k: v[i] for k, v in params.items()}) for i in range(len(models.rows))]
 
 
 def test_an_elman_graph_has_every_declared_edge_in_both_directions_and_its_own_self_loops():
@@ -75,6 +80,42 @@ def test_factors_are_nodes():
     assert (counts["factor_state"], counts["factor_input"], counts["factor_out"]) == (6, 3, 6)
 
 
+def diagonal_spec(mask: str | None = None) -> WeightSpec:
+    return WeightSpec(
+        axes={"hidden": Axis(size=3, kind="hidden", permutable=True)},
+        tensors={
+            "weight_hh": TensorSpec(axes=("hidden",), diagonal=True, mask=mask),
+            "bias": TensorSpec(axes=("hidden",)),
+            "mask": TensorSpec(axes=("hidden",), role="mask"),
+        },
+        states={"h": "hidden"},
+        recurrence="diagonal",
+    )
+
+
+def test_a_diagonal_joins_each_unit_to_itself_alone():
+    params = {"weight_hh": torch.tensor([1.0, 2.0, 0.0]), "bias": torch.tensor([5.0, 6.0, 7.0]), "mask": torch.ones(3)}
+    data, drive = to_data(diagonal_spec(), params), ROW_ROLES.index("drive")
+    assert data.edge_index.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert data.edge_attr[:, drive].tolist() == [1.0, 2.0, 0.0]
+    assert data.edge_type.tolist() == [EDGE_TYPES.index("self")] * 3
+    assert data.x[:, drive].tolist() == [5.0, 6.0, 7.0]
+
+
+def test_a_masked_entry_of_a_diagonal_is_absent():
+    params = {"weight_hh": torch.ones(3), "bias": torch.zeros(3), "mask": torch.tensor([1.0, 0.0, 1.0])}
+    assert to_data(diagonal_spec("mask"), params).edge_index.tolist() == [[0, 2], [0, 2]]
+
+
+def test_a_diagonal_has_one_node_axis():
+    with pytest.raises(ValueError, match="'weight_hh' is declared a diagonal"):
+        WeightSpec(
+            axes={"hidden": Axis(size=2, kind="hidden")},
+            tensors={"weight_hh": TensorSpec(axes=("hidden", "hidden"), diagonal=True)},
+            states={"h": "hidden"},
+        )
+
+
 def test_two_rows_of_one_role_on_one_connection_are_refused():
     spec = WeightSpec(
         axes={"gate": Axis(size=2, kind="channel"), "hidden": Axis(size=2, kind="hidden", permutable=True)},
@@ -90,7 +131,7 @@ def test_the_dense_path_equals_the_sparse_path(family):
     torch.manual_seed(0)
     encoder, models = MessagePassing(), stack(family)
     encoder.fit_standardisation([models])
-    graphs = [to_data(family.spec, {k: v[i] for k, v in models.params.items()}) for i in range(3)]
+    graphs = graphs_of(models)
     dense, sparse = encoder([models]), encoder.forward_data(Batch.from_data_list(graphs))
     torch.testing.assert_close(dense, sparse, rtol=1e-5, atol=1e-6)
 
@@ -99,7 +140,7 @@ def test_a_batch_of_mixed_families_is_embedded_as_each_alone():
     torch.manual_seed(0)
     encoder = MessagePassing().eval()
     stacks = [stack(family) for family in EXAMPLES]
-    graphs = [to_data(s.family.spec, {k: v[i] for k, v in s.params.items()}) for s in stacks for i in range(3)]
+    graphs = [graph for s in stacks for graph in graphs_of(s)]
     alone = torch.cat([encoder([s]) for s in stacks])
     torch.testing.assert_close(encoder(stacks), alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(encoder.forward_data(Batch.from_data_list(graphs)), alone, rtol=1e-5, atol=1e-6)

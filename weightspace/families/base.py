@@ -89,3 +89,8 @@ def uniform(shape: Sequence[int], fan: int, generator: torch.Generator) -> Tenso
     """Draws from U(-1/sqrt(fan), 1/sqrt(fan)), the default of torch.nn's recurrent layers."""
     bound = 1 / math.sqrt(fan)
     return (2 * torch.rand(tuple(shape), generator=generator) - 1) * bound
+
+
+def glorot(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draws from U(-b, b) with b = sqrt(6 / (to + from)), each gate row a matrix (Glorot and Bengio, AISTATS 2010)."""
+    return uniform(shape, 1, generator) * math.sqrt(6 / (shape[-1] + shape[-2]))

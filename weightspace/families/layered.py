@@ -1,0 +1,196 @@
+"""What recurrent networks made of equal layers have in common, and how they come from and go to torch.nn."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.families.base import Family, linear, uniform
+from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layered(Family):
+    """Layers of one kind on top of each other, x_l = h_{l-1}', and a linear read-out y = W_ho h_L + b_o of the last.
+
+    Each layer has `weight_ih.l` ([gate,] hidden.l, below), `weight_hh.l` ([gate,] hidden.l, hidden.l) and `bias.l`
+    ([gate,] hidden.l), the sum of torch.nn's two biases. Without a read-out the units of the last layer are the
+    outputs: they keep an identity, so that layer has neither permutations nor a gauge.
+    """
+
+    hidden_size: int
+    num_layers: int = 1
+    has_readout: bool = True
+
+    torch_class: ClassVar[type[nn.RNNBase]]
+    gates: ClassVar[tuple[str, ...]] = ()
+    """Names of the gate rows in the order of torch.nn; none where a layer has a single matrix."""
+    roles: ClassVar[tuple[str, ...]] = ("drive",)
+    """The row role of each gate."""
+    target_charge: ClassVar[Charge] = 1
+    """The gauge charge of each gate row: 1 where the sign or scale of a unit is that of the row."""
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.has_readout and self.output_size != self.hidden_size:
+            raise ValueError(
+                f"`output_size` (={self.output_size}) of {type(self).__name__} must be `hidden_size` "
+                f"(={self.hidden_size}) where `has_readout` is false: its outputs are its last states."
+            )
+
+    @property
+    def unit(self) -> str:
+        """What a unit applies to its summed input, as the spec names it."""
+        return "gated"
+
+    @property
+    def gauge_kind(self) -> Literal["sign", "positive"]:
+        """The rescaling of a unit that leaves the function unchanged."""
+        return "sign"
+
+    def declare(self) -> WeightSpec:
+        axes = {"input": Axis(size=self.input_size, kind="input")}
+        if self.has_readout:
+            axes["output"] = Axis(size=self.output_size, kind="output")
+        if self.gates:
+            axes["gate"] = Axis(size=len(self.gates), kind="channel", names=self.gates)
+        tensors: dict[str, TensorSpec] = {}
+        states: dict[str, str] = {}
+        gauges: dict[str, Gauge] = {}
+        for layer in range(self.num_layers):
+            hidden, free = f"hidden.{layer}", self.has_readout or layer < self.num_layers - 1
+            axes[hidden] = Axis(
+                size=self.hidden_size, kind="hidden", permutable=free, layer=layer, nonlinearity=self.unit
+            )
+            tensors |= self._layer_tensors(layer)
+            states |= {f"{name}.{layer}": hidden for name in self.state_names}
+            if free:
+                gauges[f"{'sign' if self.gauge_kind == 'sign' else 'scale'}.{layer}"] = self._gauge(layer)
+        if self.has_readout:
+            tensors["weight_ho"] = TensorSpec(axes=("output", f"hidden.{self.num_layers - 1}"))
+            tensors["bias_o"] = TensorSpec(axes=("output",))
+        return WeightSpec(axes=axes, tensors=tensors, states=states, gauges=gauges)
+
+    def _layer_tensors(self, layer: int) -> dict[str, TensorSpec]:
+        lead = ("gate",) if self.gates else ()
+        hidden, below = f"hidden.{layer}", f"hidden.{layer - 1}" if layer else "input"
+        return {
+            f"weight_ih.{layer}": TensorSpec(axes=(*lead, hidden, below), row_roles=self.roles),
+            f"weight_hh.{layer}": TensorSpec(axes=(*lead, hidden, hidden), row_roles=self.roles),
+            f"bias.{layer}": TensorSpec(axes=(*lead, hidden), row_roles=self.roles),
+        }
+
+    def _gauge(self, layer: int) -> Gauge:
+        lead: tuple[Charge, ...] = (0,) if self.gates else ()
+        charges: dict[str, tuple[Charge, ...]] = {
+            f"weight_ih.{layer}": (*lead, self.target_charge, 0),
+            f"weight_hh.{layer}": (*lead, self.target_charge, -1),
+            f"bias.{layer}": (*lead, self.target_charge),
+        }
+        if layer == self.num_layers - 1:
+            charges["weight_ho"] = (0, -1)
+        else:
+            charges[f"weight_ih.{layer + 1}"] = (*lead, 0, -1)
+        states = {f"{name}.{layer}": 1 for name in self.state_names}
+        return Gauge(axis=f"hidden.{layer}", kind=self.gauge_kind, charges=charges, state_charges=states)
+
+    def init(self, generator: torch.Generator) -> Params:
+        return {name: uniform(self.spec.shape(name), self.hidden_size, generator) for name in self.spec.tensors}
+
+    def readout(self, params: Params, state: State) -> Tensor:
+        top = state[f"h.{self.num_layers - 1}"]
+        return linear(top, params["weight_ho"], params["bias_o"]) if self.has_readout else top
+
+    @classmethod
+    def from_torch(cls, module: nn.RNNBase, readout: nn.Linear | None = None) -> tuple[Self, Params]:
+        """The family and params of a torch.nn layer and the nn.Linear that reads its last layer, in their dtype.
+
+        Without `readout` the outputs are the last layer's states. Biases that a module leaves out become zeros;
+        `batch_first` is a matter of layout and is not kept. What has no place in the family is refused by name.
+        """
+        _refuse(cls, module, readout)
+        sizes = {"input_size": module.input_size, "hidden_size": module.hidden_size, "num_layers": module.num_layers}
+        output_size = module.hidden_size if readout is None else readout.out_features
+        family = cls(
+            **sizes, output_size=output_size, has_readout=readout is not None, **cls._options_from_torch(module)
+        )
+        params: Params = {}
+        for layer in range(family.num_layers):
+            ih, hh = (getattr(module, f"weight_{name}_l{layer}").detach() for name in ("ih", "hh"))
+            params[f"weight_ih.{layer}"] = ih.reshape(family.spec.shape(f"weight_ih.{layer}")).clone()
+            params[f"weight_hh.{layer}"] = hh.reshape(family.spec.shape(f"weight_hh.{layer}")).clone()
+            biases = [getattr(module, f"bias_{name}_l{layer}", ih.new_zeros(ih.shape[0])) for name in ("ih", "hh")]
+            own, recurrent = (bias.detach().reshape(family.spec.shape(f"bias.{layer}")) for bias in biases)
+            params |= family._biases_from_torch(layer, own, recurrent)
+        if readout is not None:
+            weight = readout.weight.detach()
+            params["weight_ho"] = weight.clone()
+            params["bias_o"] = (
+                weight.new_zeros(weight.shape[0]) if readout.bias is None else readout.bias.detach().clone()
+            )
+        return family, params
+
+    def to_torch(self, params: Mapping[str, Tensor]) -> tuple[nn.RNNBase, nn.Linear | None]:
+        """The torch.nn layer and read-out (None without one) that compute the same, in the dtype of `params`."""
+        self.spec.check(params, stacked=False)
+        own: Any = {"device": params["bias.0"].device, "dtype": params["bias.0"].dtype}
+        make: Any = self.torch_class
+        module = make(self.input_size, self.hidden_size, self.num_layers, **self._options_to_torch(), **own)
+        with torch.no_grad():
+            for layer in range(self.num_layers):
+                for name in ("weight_ih", "weight_hh"):
+                    getattr(module, f"{name}_l{layer}").copy_(params[f"{name}.{layer}"].flatten(0, -2))
+                getattr(module, f"bias_ih_l{layer}").copy_(params[f"bias.{layer}"].flatten())
+                getattr(module, f"bias_hh_l{layer}").copy_(self._recurrent_bias(params, layer).flatten())
+            if not self.has_readout:
+                return module, None
+            readout = nn.Linear(self.hidden_size, self.output_size, **own)
+            readout.weight.copy_(params["weight_ho"])
+            readout.bias.copy_(params["bias_o"])
+        return module, readout
+
+    @classmethod
+    def _options_from_torch(cls, module: nn.RNNBase) -> dict[str, Any]:
+        return {}
+
+    def _options_to_torch(self) -> dict[str, Any]:
+        return {}
+
+    def _biases_from_torch(self, layer: int, own: Tensor, recurrent: Tensor) -> Params:
+        """Stored biases from torch.nn's b_ih and b_hh, each in the shape of `bias`."""
+        return {f"bias.{layer}": own + recurrent}
+
+    def _recurrent_bias(self, params: Mapping[str, Tensor], layer: int) -> Tensor:
+        """torch.nn's b_hh, in the shape of `bias`, where b_ih is `bias`."""
+        return torch.zeros_like(params[f"bias.{layer}"])
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> list[Self]:
+        """Small instances that every contract test runs on."""
+
+
+def _refuse(family: type[Layered], module: nn.RNNBase, readout: nn.Linear | None) -> None:
+    if type(module) is not family.torch_class:
+        raise ValueError(
+            f"{family.__name__}.from_torch takes a torch.nn.{family.torch_class.__name__}, "
+            f"not a {type(module).__name__}."
+        )
+    found = {"bidirectional": module.bidirectional, "proj_size": module.proj_size, "dropout": module.dropout}
+    for name, value in found.items():
+        if value:
+            raise ValueError(
+                f"`{name}` (={value}) of the torch.nn.{type(module).__name__} has no place in {family.__name__}; "
+                f"only modules with `{name}` {type(value)(0)} can be represented."
+            )
+    if readout is not None and readout.in_features != module.hidden_size:
+        raise ValueError(
+            f"The read-out has `in_features` (={readout.in_features}), but the torch.nn.{type(module).__name__} "
+            f"has `hidden_size` (={module.hidden_size})."
+        )

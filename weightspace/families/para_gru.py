@@ -1,0 +1,82 @@
+"""The gated recurrent unit with diagonal recurrence, which can be solved in parallel over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.families.base import Family, Noise, glorot, linear, uniform
+from weightspace.spec import Axis, Gauge, Params, State, TensorSpec, WeightSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaGRU(Family):
+    """GRU whose units read only themselves, with a linear read-out (Danieli et al., ParaRNN, arXiv 2510.21450).
+
+    z = sigmoid(a_z * h + B_z x + b_z), r = sigmoid(a_r * h + B_r x + b_r), n = tanh(a_n * (h * r) + B_n x + b_n),
+    h' = (1 - z) * h + z * n; y = W_ho h + b_o. Gate rows are z, r, n; `weight_hh` (gate, hidden) holds the diagonals
+    a. They start from N(0, 4/5), B from Glorot's uniform, b from 0 but b_z from 0 down to -1 over the units, as in
+    the public code; B has one head here.
+    """
+
+    hidden_size: int
+
+    def declare(self) -> WeightSpec:
+        roles = ("timescale", "gate", "drive")
+        axes = {
+            "input": Axis(size=self.input_size, kind="input"),
+            "hidden": Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity="gated"),
+            "output": Axis(size=self.output_size, kind="output"),
+            "gate": Axis(size=3, kind="channel", names=("z", "r", "n")),
+        }
+        tensors = {
+            "weight_ih": TensorSpec(axes=("gate", "hidden", "input"), row_roles=roles),
+            "weight_hh": TensorSpec(axes=("gate", "hidden"), row_roles=roles, diagonal=True),
+            "bias": TensorSpec(axes=("gate", "hidden"), row_roles=roles),
+            "weight_ho": TensorSpec(axes=("output", "hidden")),
+            "bias_o": TensorSpec(axes=("output",)),
+        }
+        candidate, others = (0, 0, 1), (1, 1, 0)
+        sign = Gauge(
+            axis="hidden",
+            kind="sign",
+            # A diagonal is read and written by one unit: the two signs of its n row cancel.
+            charges={
+                "weight_ih": (0, candidate, 0),
+                "weight_hh": (0, others),
+                "bias": (0, candidate),
+                "weight_ho": (0, 1),
+            },
+            state_charges={"h": 1},
+        )
+        states = {"h": "hidden"}
+        return WeightSpec(axes=axes, tensors=tensors, states=states, gauges={"sign": sign}, recurrence="diagonal")
+
+    def init(self, generator: torch.Generator) -> Params:
+        size = self.hidden_size
+        bias = torch.zeros(3, size)
+        bias[0] = -torch.linspace(0, 1, size)
+        return {
+            "weight_ih": glorot(self.spec.shape("weight_ih"), generator),
+            "weight_hh": 0.8**0.5 * torch.randn(3, size, generator=generator),
+            "bias": bias,
+            "weight_ho": uniform((self.output_size, size), size, generator),
+            "bias_o": uniform((self.output_size,), size, generator),
+        }
+
+    def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:
+        h = state["h"]
+        z_x, r_x, n_x = linear(x, params["weight_ih"], params["bias"]).chunk(3, dim=-1)
+        a_z, a_r, a_n = params["weight_hh"].unbind(0)
+        z, r = torch.sigmoid(a_z * h + z_x), torch.sigmoid(a_r * h + r_x)
+        return {"h": h + z * (torch.tanh(a_n * (h * r) + n_x) - h)}
+
+    def readout(self, params: Params, state: State) -> Tensor:
+        return linear(state["h"], params["weight_ho"], params["bias_o"])
+
+    @classmethod
+    def examples(cls) -> Sequence[Family]:
+        return [cls(input_size=3, hidden_size=5, output_size=2)]
