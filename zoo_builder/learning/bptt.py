@@ -27,8 +27,8 @@ class BPTT(Learner):
     """Gradient descent through whole sequences with AdamW, on fresh data at each update (Werbos, Proc. IEEE 1990).
 
     Every model has its own data, learning rate, weight decay and gradient clipping (by the norm over its trained
-    tensors; 0 clips nothing), and its own scale of the initial recurrent tensors. A model that diverges keeps its slot
-    and its last finite params, and the others learn on undisturbed.
+    tensors; 0 clips nothing), and its own scale of the initial recurrent matrices (diagonals keep theirs). A model that
+    diverges keeps its slot and its last finite params, and the others learn on undisturbed.
     """
 
     num_updates: int = 400
