@@ -135,17 +135,29 @@ def test_a_models_broken_offset_is_refused():
         FormalLanguage().sample(values_of([(0, 0, 0), (0.5, 0, 0)]), Streams(0, ["a", "b"], "t"), 2, "train")
 
 
-def test_the_most_balanced_languages_are_out_of_distribution():
+def cohort_of(**fields):
     recipe = {
         "families": [{"class": "GRU", "hidden_size": 3}],
-        "tasks": [{"class": "FormalLanguage", **{name: {"integers": [-3, 2]} for name in ("mb", "mc", "md")}}],
+        "tasks": [{"class": "FormalLanguage", **fields}],
         "learning": {"class": "BPTT", "num_updates": 1},
         "snapshots": [0],
         "models_per_cohort": 8,
     }
     (cohort,) = make_plan(read_recipe(recipe)).cohorts
+    return cohort
+
+
+def test_the_most_balanced_languages_are_out_of_distribution():
+    cohort = cohort_of(mb={"integers": [-3, 2]}, mc={"integers": [-3, 2]}, md={"integers": [-3, 2]})
     found = out_of_task(cohort, values_of([*OFFSETS, (0, 0, 0)]), 0.25, 216)
     out = {offsets for offsets, split in zip(OFFSETS, found, strict=True) if split == "out"}
     assert out == {offsets for offsets in OFFSETS if sum(map(abs, offsets)) <= 2}
     assert len(out) == 25
     assert set(out_of_task(cohort, values_of(OFFSETS), 0, 216)) == {"in"}
+
+
+@pytest.mark.parametrize(("mc", "split"), [(0, "out"), (3, "in")])
+def test_offsets_that_all_models_share_count_too(mc, split):
+    cohort = cohort_of(mb={"integers": [-1, 1]}, mc=mc)
+    assert out_of_task(cohort, {"mb": torch.tensor([1.0, -1.0, 1.0])}, 0.25, 2) == [split] * 2
+    assert out_of_task(cohort_of(mc=mc), {}, 0.25, 3) == [split] * 3
