@@ -24,7 +24,8 @@ class Batch:
     start: Tensor
     """What the task gives the initial state, (models, batch, start), float32."""
     target: Tensor
-    """Right answers: classes (models, scored, batch), int64, or values (models, scored, batch, output), float32."""
+    """Right answers: classes (models, scored, batch) or, with several heads, (models, scored, batch, head), int64; or
+    values (models, scored, batch, output), float32."""
     weight: Tensor | None = None
     """How much each scored step counts for each model, (models, scored), 0 or above; None if all count alike."""
 
