@@ -199,10 +199,14 @@ def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:
 
 
 def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_models: int) -> list[str]:
-    """`out` for models with an extreme task parameter (in the top `share` of its range), else `in`."""
+    """`out` for models with an extreme task, by its own measure or a parameter in the top `share` of its range."""
+    own = {key: value[:num_models] for key, value in values.items()}
+    extremity = cohort.task.extremity(own) if cohort.task is not None else None
+    if extremity is not None:
+        return ["out" if found > 1 - share else "in" for found in extremity.expand(num_models).tolist()]
     out = torch.zeros(num_models, dtype=torch.bool)
     for key, spread in cohort.task_spreads.items():
-        out |= spread.beyond(values[key][:num_models], share)
+        out |= spread.beyond(own[key], share)
     return ["out" if extreme else "in" for extreme in out.tolist()]
 
 

@@ -222,3 +222,19 @@ def test_the_quickstart_has_a_thousand_models_of_every_family_on_every_task():
     assert {type(c.family).__name__ for c in plan.cohorts} == {"Elman", "GRU", "CPRNN"}
     assert {c.family.hidden_size for c in plan.cohorts} == {8, 12, 16}
     assert max(c.task.num_steps for c in plan.cohorts) <= 24
+
+
+@pytest.mark.parametrize(("name", "num_steps"), [("formal-languages", 41), ("tiled-digits", 16)])
+def test_the_two_zoos_of_a_thousand_have_a_preset_for_a_laptop(name, num_steps):
+    for preset, models, size, snapshots in (("", 1000, 32, 9), ("-laptop", 256, 16, 4)):
+        plan = make_plan(read_recipe(CONFIGS / f"{name}{preset}.yaml"))
+        (cohort,) = plan.cohorts
+        assert (plan.num_models, len(plan.snapshots)) == (models, snapshots)
+        assert (type(cohort.family).__name__, cohort.family.hidden_size, cohort.family.num_layers) == ("LSTM", size, 2)
+        assert cohort.task.num_steps == num_steps
+        share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
+        values = cohort.values(plan.seed, cohort.model_ids)
+        out = torch.tensor([s == "out" for s in out_of_task(cohort, values, share, models)])
+        assert 0.08 < out.double().mean() < 0.2
+        extreme = values["angle"] if "angle" in values else -sum(values[k].abs() for k in ("mb", "mc", "md"))
+        assert extreme[out].min() > extreme[~out].max()

@@ -10,11 +10,16 @@ from sklearn.datasets import load_digits
 
 from weightspace.rollout import Streams
 from zoo_builder import tasks
+from zoo_builder.tasks.categorical import Categorical
+from zoo_builder.tasks.continuous import Continuous
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.tiled_digits import TiledDigits, _images, rotations
 
 IDS = ["a", "b", "c"]
 EXAMPLES = [example for task in tasks.available().values() for example in task.examples()]
+CATEGORICAL = [e for e in EXAMPLES if isinstance(e, Categorical)]
+CONTINUOUS = [e for e in EXAMPLES if isinstance(e, Continuous)]
+PLAIN = [e for e in CATEGORICAL if type(e).loss is Categorical.loss and type(e).score is Categorical.score]
 
 
 def streams(ids=IDS, seed=0):
@@ -48,18 +53,73 @@ def test_a_models_sequences_do_not_depend_on_its_neighbours(task):
     assert not torch.equal(together.x[0], together.x[1])
 
 
-@pytest.mark.parametrize("task", EXAMPLES, ids=str)
-def test_the_right_answers_score_one_and_no_answer_costs_the_entropy_of_chance(task):
-    batch = task.sample({}, streams(), 50, "test")
-    outputs = torch.zeros(3, task.num_steps, 50, task.output_size)
-    torch.testing.assert_close(task.loss(outputs, batch), torch.full((3,), math.log(task.output_size)))
+def right_answers(task, batch):
+    """Outputs that answer everything that is asked, with wrong ones wherever nothing is."""
     scored = batch.target.shape[1]
-    outputs[:, -scored:] = 50 * torch.nn.functional.one_hot(batch.target, task.output_size).float()
+    if task.output_kind == "continuous":
+        outputs = torch.full((3, task.num_steps, batch.x.shape[2], task.output_size), 9.0)
+        outputs[:, -scored:] = batch.target
+        return outputs
+    heads = batch.target[0, 0, 0].numel()
+    right = torch.nn.functional.one_hot(batch.target.clamp(min=0), task.output_size // heads).flatten(3)
+    outputs = torch.zeros(3, task.num_steps, batch.x.shape[2], task.output_size)
+    outputs[:, -scored:] = 50 * right.float()
+    return outputs
+
+
+@pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_the_right_answers_score_one_and_cost_nothing(task):
+    batch = task.sample({}, streams(), 50, "test")
+    outputs = right_answers(task, batch)
+    assert task.score(outputs, batch).dtype == torch.float64
     assert torch.equal(task.score(outputs, batch), torch.ones(3, dtype=torch.float64))
+    assert task.loss(outputs, batch).shape == (3,)
     assert task.loss(outputs, batch).max() < 1e-6
 
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_what_one_model_answers_changes_neither_loss_nor_score_of_another(task):
+    batch = task.sample({}, streams(), 6, "test")
+    outputs = torch.randn(3, task.num_steps, 6, task.output_size, generator=torch.Generator().manual_seed(0))
+    other = outputs.clone()
+    other[1] = torch.nan
+    for kind in (task.loss, task.score):
+        before, after = kind(outputs, batch), kind(other, batch)
+        assert torch.equal(before[::2], after[::2])
+        assert after.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_a_batch_in_pieces_has_the_scores_of_its_sequences(task):
+    batch = task.sample({}, streams(), 8, "test")
+    outputs = right_answers(task, batch)
+    for piece, own in zip(batch.split(4), outputs.split(4, 2), strict=True):
+        assert torch.equal(task.score(own, piece), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("task", PLAIN, ids=str)
+def test_no_answer_costs_the_entropy_of_chance(task):
+    batch = task.sample({}, streams(), 50, "test")
+    outputs = torch.zeros(3, task.num_steps, 50, task.output_size)
+    torch.testing.assert_close(task.loss(outputs, batch), torch.full((3,), math.log(task.output_size)))
+
+
+@pytest.mark.parametrize("task", CONTINUOUS, ids=str)
+def test_squared_errors_and_explained_variance_agree_with_numpy(task):
+    batch = task.sample({}, streams(), 40, "test")
+    outputs = torch.randn(3, task.num_steps, 40, task.output_size, generator=torch.Generator().manual_seed(0))
+    losses, scores = task.loss(outputs, batch), task.score(outputs, batch)
+    for m in range(3):
+        target = batch.target[m].double().numpy().reshape(-1, task.output_size)
+        found = outputs[m, -batch.target.shape[1] :].double().numpy().reshape(target.shape)
+        assert losses[m].item() == pytest.approx(np.square(found - target).mean(), rel=1e-5)
+        explained = 1 - np.square(found - target).mean() / target.var(axis=0).mean()
+        assert scores[m].item() == pytest.approx(explained, rel=1e-9)
+    outputs[:] = batch.target.mean((1, 2))[:, None, None]
+    torch.testing.assert_close(task.score(outputs, batch), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("task", PLAIN, ids=str)
 def test_loss_and_score_agree_with_a_loop_over_positions(task):
     batch = task.sample({}, streams(), 6, "train")
     outputs = torch.randn(3, task.num_steps, 6, task.output_size, generator=torch.Generator().manual_seed(0))

@@ -23,13 +23,13 @@ class Performance(Label):
             LabelColumn(
                 name="score",
                 unit="task score, at most 1, higher is better",
-                definition=f"The task's score {held_out}: for classes, the share of right answers at the scored steps.",
+                definition=f"The task's score {held_out}: the share of right answers, where the task defines no other.",
                 source="the task's definition",
             ),
             LabelColumn(
                 name="loss",
                 unit="task loss (nats for classes)",
-                definition=f"The task's loss {held_out}: for classes, the mean cross-entropy at the scored steps.",
+                definition=f"The task's loss {held_out}: for classes cross-entropy, for values mean squared error.",
                 source="the task's definition",
             ),
             LabelColumn(

@@ -24,7 +24,8 @@ class Batch:
     start: Tensor
     """What the task gives the initial state, (models, batch, start), float32."""
     target: Tensor
-    """Right answers: classes (models, scored, batch), int64, or values (models, scored, batch, output), float32."""
+    """Right answers: classes (models, scored, batch) or, with several heads, (models, scored, batch, head), int64; or
+    values (models, scored, batch, output), float32."""
     weight: Tensor | None = None
     """How much each scored step counts for each model, (models, scored), 0 or above; None if all count alike."""
 
@@ -66,7 +67,8 @@ class Task(ABC):
         """Sequences for the models of `streams`, from whose streams alone the randomness comes.
 
         `values[field]` (models,), float64: each model's own value of a varying field; fields left out keep the task's.
-        No sequence that `split` "test" can draw is drawn under "train" where the sequences come from a finite set.
+        No sequence that `split` "test" can draw is drawn under "train" where the sequences come from a finite set,
+        unless that whole set is what the task is about.
         """
 
     @abstractmethod
@@ -92,3 +94,19 @@ class Task(ABC):
         if field in values:
             return values[field].to(streams.device, torch.float64)
         return torch.full((len(streams),), float(getattr(self, field)), dtype=torch.float64, device=streams.device)
+
+    def whole_value(self, field: str, values: Mapping[str, Tensor], streams: Streams, low: int, high: int) -> Tensor:
+        """Each model's value of one varying field, (models,), int64; refused unless whole and from `low` to `high`."""
+        value = self.value(field, values, streams)
+        wrong = (value != value.round()) | (value < low) | (value > high)
+        if bool(wrong.any()):
+            raise ValueError(f"`{field}` (={value[wrong][0]:g}) must be a whole number from {low} to {high}.")
+        return value.long()
+
+    def extremity(self, values: Mapping[str, Tensor]) -> Tensor | None:
+        """How extreme the task of each model is, (models,), from 0 to 1 for the most extreme one.
+
+        Models in the top share are out of distribution. None, unless a task says otherwise: the most extreme models
+        are those with a varying field at the top of its range.
+        """
+        return None

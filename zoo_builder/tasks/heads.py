@@ -1,0 +1,91 @@
+"""Binary questions about the last N bits, for one N or for many at once, each with a head of its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightspace.rollout import Streams
+from zoo_builder.tasks.base import Batch, Split
+from zoo_builder.tasks.categorical import Categorical
+
+NOT_ASKED = -1
+"""Target of a head that has nothing to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(Categorical):
+    """A yes-or-no question about the last N bits of a stream, answered after the last step, N from 2 to `max_n`.
+
+    With `heads` "single" a model answers for its own `n` alone, through its only head. With "many" there is a head for
+    each N = 2..max_n, and a model answers for all N = 2..n at once; the others are not asked. Head k has the outputs 2k
+    and 2k + 1 (no, yes). A sequence of M bits, M uniform from n + 2 to 4 n + 1, comes after silence (input 0) that
+    fills up the 4 max_n + 1 steps.
+    """
+
+    max_n: int = 10
+    n: int = 5
+    heads: Literal["single", "many"] = "single"
+
+    varying: ClassVar[tuple[str, ...]] = ("n",)
+
+    def __post_init__(self) -> None:
+        if self.heads not in ("single", "many"):
+            raise ValueError(f"`heads` (={self.heads!r}) must be 'single' or 'many'.")
+        if not 2 <= self.n <= self.max_n:
+            raise ValueError(f"`n` (={self.n}) must be from 2 to `max_n` (={self.max_n}).")
+
+    @property
+    def input_size(self) -> int:
+        return 1
+
+    @property
+    def output_size(self) -> int:
+        return 2 if self.heads == "single" else 2 * (self.max_n - 1)
+
+    @property
+    def num_steps(self) -> int:
+        return 4 * self.max_n + 1
+
+    @abstractmethod
+    def draw_bits(self, streams: Streams, batch_size: int) -> Tensor:
+        """Bits (models, time, batch), int64, for the whole length."""
+
+    @abstractmethod
+    def answers(self, bits: Tensor) -> Tensor:
+        """Right answers 0 or 1 for every N = 2..max_n, (models, batch, N), int64, from bits (models, time, batch)."""
+
+    def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
+        """See the base; the target is (models, 1, batch, head), -1 where a head is not asked."""
+        n = self.whole_value("n", values, streams, 2, self.max_n)
+        length = n[:, None] + 2 + streams.integers(3 * n, batch_size)
+        silent = torch.arange(self.num_steps, device=streams.device)[:, None] < (self.num_steps - length)[:, None]
+        bits = torch.where(silent, 0, self.draw_bits(streams, batch_size))
+        answers = self.answers(bits)
+        if self.heads == "single":
+            target = answers.gather(2, (n - 2)[:, None, None].expand(-1, batch_size, 1))
+        else:
+            asked = torch.arange(2, self.max_n + 1, device=streams.device) <= n[:, None]
+            target = torch.where(asked[:, None], answers, NOT_ASKED)
+        x = bits.to(torch.float32)[..., None]
+        return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=target[:, None])
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy in nats (models,), mean over sequences, summed over the heads that are asked."""
+        log_odds = outputs[:, -1].unflatten(-1, (-1, 2)).movedim(-1, 1)
+        entropy = F.cross_entropy(log_odds, batch.target[:, 0], ignore_index=NOT_ASKED, reduction="none")
+        return entropy.sum(2).mean(1)
+
+    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Share of right answers (models,), mean over sequences and the heads that are asked."""
+        last, target = outputs[:, -1], batch.target[:, 0]
+        right = (last.unflatten(-1, (-1, 2)).argmax(-1) == target).to(torch.float64)
+        asked = (target != NOT_ASKED).to(torch.float64)
+        finite = last.isfinite().flatten(1).all(1)
+        return torch.where(finite, right.sum((1, 2)) / asked.sum((1, 2)), torch.nan)
