@@ -23,8 +23,8 @@ RECIPE = {
     "learning": {"class": "BPTT", "num_updates": 3, "batch_size": 3, "learning_rate": {"choice": [0.01, 1e38]}},
     "snapshots": [0, 3],
     "models_per_cohort": 3,
-    "shard_size": 2,
-    "labels": ["Activity"],
+    "shard_size": 3,
+    "labels": ["Performance"],
     "rollouts": {"sequences": 2},
 }
 ADDED = ["NonNormality", "GradientFlow"]
@@ -62,7 +62,7 @@ def bare(tmp_path_factory):
 def promised(tmp_path_factory):
     """What a zoo built with all labels holds."""
     path = tmp_path_factory.mktemp("promised") / "zoo"
-    build({**RECIPE, "labels": ["Activity", *ADDED]}, path, workers=1)
+    build({**RECIPE, "labels": ["Performance", *ADDED]}, path, workers=1)
     return contents(path)
 
 
@@ -95,20 +95,20 @@ def test_added_labels_have_the_bytes_of_labels_measured_at_build(staged, promise
     assert repair(zoo, workers=1) == []
     assert contents(zoo) == promised
     # What was measured before comes out the same when it is measured again.
-    relabel(zoo, ["Activity"], workers=1)
+    relabel(zoo, ["Performance"], workers=1)
     assert contents(zoo) == promised
 
 
 def test_labels_do_not_depend_on_which_models_are_measured_together(bare, promised, tmp_path):
     zoo = shutil.copytree(bare, tmp_path / "zoo")
-    plan = make_plan(read_recipe({**RECIPE, "labels": ["Activity", *ADDED]}))
+    plan = make_plan(read_recipe({**RECIPE, "labels": ["Performance", *ADDED]}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo_builder.relabel.STACK", 2)
         for shard in plan.shards:
             stage_shard(zoo, plan, shard, ADDED, "key")
     for file in (zoo / ".staging/tables-key").iterdir():
         assert file.read_bytes() == promised[f"shards/{file.stem}/table.parquet"]
-    assert staged_tables(zoo, "key", len(plan.shards)) == list(range(4))
+    assert staged_tables(zoo, "key", len(plan.shards)) == [0, 1]
 
 
 def test_until_the_tables_are_put_into_place_the_zoo_is_the_old_one(bare, staged):
@@ -143,7 +143,7 @@ def test_a_crash_at_any_place_leaves_no_mixture_and_the_same_command_finishes(ba
     with pytest.MonkeyPatch.context() as patch:
         machine = Machine(patch, 10**6)
         relabel(shutil.copytree(staged, tmp_path / "whole"), ADDED)
-    assert machine.calls > 30
+    assert machine.calls > 25
     unfinished = 0
     for last in range(machine.calls):
         zoo = shutil.copytree(staged, tmp_path / str(last))
@@ -164,7 +164,7 @@ def test_a_crash_at_any_place_leaves_no_mixture_and_the_same_command_finishes(ba
         relabel(zoo, ADDED)
         assert contents(zoo) == promised
         shutil.rmtree(zoo)
-    assert unfinished > 20
+    assert unfinished > 15
 
 
 def test_what_cannot_be_labelled_is_refused_with_the_reason_and_left_alone(bare, tmp_path, capsys):
@@ -178,6 +178,6 @@ def test_what_cannot_be_labelled_is_refused_with_the_reason_and_left_alone(bare,
     assert "is not a folder" in capsys.readouterr().err
     assert contents(bare) == before
     zoo = shutil.copytree(bare, tmp_path / "zoo")
-    (zoo / "shards/00002/params.safetensors").write_bytes(b"")
+    (zoo / "shards/00001/params.safetensors").write_bytes(b"")
     assert cli.main(["label", str(zoo), "--labels", "Memory"]) == 2
     assert "verify" in capsys.readouterr().err
