@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    commands = {"build": _build, "verify": _verify, "info": _info, "list": _list}
+    commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list}
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         return commands[options.subcommand](options[options.subcommand])
@@ -62,6 +62,7 @@ def _parser() -> ArgumentParser:
     verify.add_argument("--repair", action="store_true", help="make what is damaged again, with the same bytes")
     verify.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("verify", verify, help="check every byte of a zoo")
+    _add_label(commands)
     info = ArgumentParser(
         description="Counts models by family, task, split and status, and gives the range of each label.",
         epilog="Example: zoo-builder info zoo --json",
@@ -93,6 +94,18 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--dry_run", action="store_true", help="print cohorts, models, bytes and estimated time only")
     build.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("build", build, help="build or resume a zoo")
+
+
+def _add_label(commands: Any) -> None:
+    label = ArgumentParser(
+        description="Adds labels to a finished zoo, or measures them again, without retraining.",
+        epilog="Example: zoo-builder label zoo --labels MemoryCapacity FixedPoints",
+    )
+    label.add_argument("folder", type=str, help="the zoo's folder")
+    label.add_argument("--labels", nargs="+", type=str, required=True, help="names, as in `zoo-builder list labels`")
+    label.add_argument("--workers", type=int, help="number of processes (one per core unless given)")
+    label.add_argument("--json", action="store_true", help="print one JSON document")
+    commands.add_subcommand("label", label, help="add labels to a finished zoo")
 
 
 def _build(options: Namespace) -> int:
@@ -141,6 +154,16 @@ def _verify(options: Namespace) -> int:
     text = "\n".join(f"{fault.path!r}: {fault.problem}" for fault in faults) or f"{folder}: every byte is as promised"
     _print({"path": str(folder), "passed": not faults, "faults": rows}, text, options.json)
     return 1 if faults else 0
+
+
+def _label(options: Namespace) -> int:
+    from zoo_builder.relabel import relabel
+
+    done = relabel(options.folder, options.labels, options.workers)
+    fields = {**dataclasses.asdict(done), "path": str(done.path)}
+    text = f"{done.path}: {done.rows:,} rows, {len(done.columns)} columns measured: {', '.join(done.columns)}"
+    _print(fields, text, options.json)
+    return 0
 
 
 def _info(options: Namespace) -> int:

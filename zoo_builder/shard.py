@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -94,26 +94,44 @@ def make_chunk(
     plan: Plan, cohort: Cohort, ids: list[str], device: str, method: Method, progress: Callable[[int], None] | None
 ) -> Chunk:
     """Learn, label and roll out a few models of one cohort together."""
-    count = len(ids)
-    padded = ids + [ids[-1]] * (-count % MULTIPLE)
+    count, padded = len(ids), _padded(ids)
     values, settings = cohort.values(plan.seed, padded), cohort.settings(plan.seed, padded)
     told = (lambda update: progress(count)) if progress is not None else None
     learned = cohort.learner.learn(
         cohort.family, cohort.task, values, settings, plan.seed, padded, plan.snapshots, device, method, told
     )
-    measured, rollouts = [], []
+    rollouts = []
     for place in range(len(learned.steps)):
         params = {name: tensor[:, place].contiguous() for name, tensor in learned.params.items()}
-        names = plan.recipe["labels"]
-        own = labels.measure(names, cohort.family, params, cohort.task, values, plan.seed, padded) if names else {}
-        measured.append({name: column[:count] for name, column in own.items()})
         if cohort.task is not None and plan.recipe["rollouts"] is not None:
             sequences = plan.recipe["rollouts"]["sequences"]
             pair = _held_out(
                 cohort.family, params, cohort.task, values, Streams(plan.seed, padded, "rollouts"), sequences
             )
             rollouts.append((pair[0][:count], pair[1][:count]))
-    return Chunk(ids, values, settings, _first(learned, count), measured, rollouts)
+    learned = _first(learned, count)
+    measured = measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params)
+    return Chunk(ids, values, settings, learned, measured, rollouts)
+
+
+def measure_labels(
+    plan: Plan, cohort: Cohort, names: Sequence[str], ids: list[str], params: Params
+) -> list[dict[str, Tensor]]:
+    """The labels `names` of models `ids` with params (models, snapshots, ...): for each snapshot, columns (models,)."""
+    padded, count = _padded(ids), len(ids)
+    values = cohort.values(plan.seed, padded)
+    places = [min(place, count - 1) for place in range(len(padded))]
+    measured = []
+    for snapshot in range(len(plan.snapshots)):
+        own = {name: tensor[places, snapshot].contiguous() for name, tensor in params.items()}
+        found = labels.measure(names, cohort.family, own, cohort.task, values, plan.seed, padded) if names else {}
+        measured.append({name: column[:count] for name, column in found.items()})
+    return measured
+
+
+def _padded(ids: list[str]) -> list[str]:
+    """The ids with the last one repeated, up to a multiple of MULTIPLE."""
+    return ids + [ids[-1]] * (-len(ids) % MULTIPLE)
 
 
 def _first(learned: Learned, count: int) -> Learned:
@@ -155,7 +173,7 @@ def _table(plan: Plan, shard: Shard, chunk: Chunk, offset: int) -> pa.Table:
     first = offset * len(chunk.learned.steps)
     columns["row"] = pa.array(range(first, first + len(rows)), type=pa.int64())
     for name in label_columns(plan):
-        columns[name] = _label_column(chunk, name)
+        columns[name] = label_column(chunk.measured, name, len(chunk.model_ids))
     return pa.table(columns)
 
 
@@ -186,10 +204,10 @@ def _snapshot(learned: Learned, model: int, step: int) -> dict[str, Any]:
     }
 
 
-def _label_column(chunk: Chunk, name: str) -> pa.Array:
+def label_column(measured: Sequence[Mapping[str, Tensor]], name: str, num_models: int) -> pa.Array:
     """One label, rows by model, then snapshot, null where it does not apply or is not finite."""
-    missing = torch.full((len(chunk.model_ids),), torch.nan, dtype=torch.float64)
-    values = torch.stack([measured.get(name, missing) for measured in chunk.measured], dim=1).flatten()
+    missing = torch.full((num_models,), torch.nan, dtype=torch.float64)
+    values = torch.stack([columns.get(name, missing) for columns in measured], dim=1).flatten()
     return pa.array(values.tolist(), type=pa.float64(), mask=(~values.isfinite()).numpy())
 
 

@@ -70,6 +70,11 @@ def _serve(job: dict[str, Any], orders: queue.Queue[dict[str, Any]], reports: Te
 
 
 def _make(job: dict[str, Any], plan: Any, shard: Any, reports: TextIO) -> None:
+    if "relabel" in job:
+        from zoo_builder.relabel import stage_shard
+
+        stage_shard(Path(job["out"]), plan, shard, **job["relabel"])
+        return
     from weightspace.store import write_shard
     from zoo_builder.shard import make_shard
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from weightspace.store.durable import STAGING, DiskFull, clean_staging, write_durably
 from weightspace.store.layout import FORMAT, canonical, digest, pretty
 from weightspace.store.reader import DamagedManifest, Stack, Zoo, open_zoo
+from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
 from weightspace.store.verify import Fault, verify
 from weightspace.store.writer import ShardContent, finish, good_shards, remove_shard, write_shard
 
@@ -34,7 +35,11 @@ __all__ = [
     "good_shards",
     "open_zoo",
     "pretty",
+    "publish_tables",
     "remove_shard",
+    "stage_table",
+    "staged_tables",
+    "unfinished_labelling",
     "verify",
     "write_durably",
     "write_shard",

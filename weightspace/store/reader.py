@@ -20,7 +20,18 @@ from torch import Tensor
 from weightspace import families
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
-from weightspace.store.layout import FORMAT, KEY, MANIFEST, PARAMS, ROLLOUTS, SHARD_NAME, SHARDS, TABLE, sealed
+from weightspace.store.layout import (
+    FORMAT,
+    KEY,
+    MANIFEST,
+    PARAMS,
+    ROLLOUTS,
+    SHARD_NAME,
+    SHARD_TABLE,
+    SHARDS,
+    TABLE,
+    sealed,
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,12 @@ class Zoo:
         except ValueError as error:
             raise ValueError(f"Shard {self._name(index)}, {PARAMS}: {error}{self._way_out}") from None
         return Stack(family, {name: params[name] for name in family.spec.tensors}, torch.as_tensor(list(rows)))
+
+    def shard(self, index: int) -> tuple[Stack, pa.Table]:
+        """All models of one shard, and its part of the table."""
+        entry = self.manifest["shards"][index]
+        path = self._inside(f"{SHARDS}/{entry['name']}/{SHARD_TABLE}", entry["files"][SHARD_TABLE]["bytes"])
+        return self.stack(range(self._ends[index] - entry["rows"], self._ends[index])), pq.read_table(path)
 
     def rollouts(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Stored inputs (models, sequences, time, input) and outputs (models, sequences, time, output) of the rows."""
@@ -196,7 +213,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give the folder that `zoo-builder build --out` made.")
     if not file.is_file():
-        raise ValueError(f"{path} has no {MANIFEST}: not a zoo, or its build is unfinished (run the same build again).")
+        raise ValueError(f"{path} has no {MANIFEST}: not a zoo, or unfinished (run the same build, or label, again).")
     way_out = " Run the same `zoo-builder build` again: it is made anew from the shards."
     try:
         manifest = json.loads(file.read_bytes())

@@ -64,7 +64,7 @@ class ShardContent:
         files = {PARAMS: _tensor_bytes(self.params, self.table.num_rows)}
         if self.rollouts is not None:
             files[ROLLOUTS] = _tensor_bytes(self.rollouts, self.table.num_rows)
-        files[SHARD_TABLE] = _table_bytes(self.table)
+        files[SHARD_TABLE] = table_bytes(self.table)
         return files
 
 
@@ -224,7 +224,8 @@ def _tensor_bytes(tensors: Mapping[str, Tensor], num_rows: int) -> bytes:
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def _table_bytes(table: pa.Table) -> bytes:
+def table_bytes(table: pa.Table) -> bytes:
+    """Parquet bytes of a shard's table, the same however its columns lie in memory."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
     return sink.getvalue().to_pybytes()

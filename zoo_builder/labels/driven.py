@@ -120,14 +120,13 @@ class Driven:
     @cached_property
     def jacobians(self) -> Tensor:
         """dh(t+1)/dh(t) of the whole state, (models, time, lane, to state, from state)."""
-        driven, columns = self.trajectory, torch.func.vmap(self._jacobian_columns)
-        found = []
+        driven, found = self.trajectory, []
         # One time step at a time: what fits in the cache costs a fraction of what does not. And no view of the stored
         # states goes in, because forward mode lays out a tangent for all the memory that a view looks at.
         for t in range(JACOBIAN_STEPS):
             noise = {name: value[:, t] for name, value in driven.noise.items()}
             before = driven.before[:, t].contiguous()
-            found.append(columns(self.params, before, driven.x[:, t], noise).movedim(1, -1))
+            found.append(self.jacobians_at(before, driven.x[:, t], noise))
         return torch.stack(found, dim=1)
 
     def _drive(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -159,14 +158,39 @@ class Driven:
         after, moved, *_ = torch.func.jvp(lambda s: self.family.step(params, s, x, noise), (state,), (tangent,))
         return after, moved
 
-    def _jacobian_columns(self, params: Params, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-        """One model's Jacobians at states (point, state), one column after another: (from state, point, to state)."""
+    def step(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """States (models, point, state) one step on; all states of a model are side by side in the order of the spec.
+
+        Inputs are (models, point, input), noise (models, point, axis).
+        """
+        return torch.func.vmap(self._flat_step)(self.params, state, x, noise)
+
+    def push(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor], directions: Tensor) -> Tensor:
+        """The Jacobians at states (models, point, state) times directions (models, direction, point, state)."""
+        return torch.func.vmap(self._push)(self.params, state, x, noise, directions)
+
+    def jacobians_at(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """dh(t+1)/dh(t) at states (models, point, state), as (models, point, to state, from state)."""
+        basis = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)[:, None].expand(-1, *state.shape[1:])
+        columns = torch.func.vmap(self._push, in_dims=(0, 0, 0, 0, None))(self.params, state, x, noise, basis)
+        return columns.movedim(1, -1)
+
+    def flat_readout(self, params: Params, state: Tensor) -> Tensor:
+        """One model's outputs (point, output) at states (point, state)."""
+        return self.family.readout(params, self._unflatten(state))
+
+    def _flat_step(self, params: Params, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        return self._flatten(self.family.step(params, self._unflatten(state), x, noise))
+
+    def _push(
+        self, params: Params, state: Tensor, x: Tensor, noise: Mapping[str, Tensor], directions: Tensor
+    ) -> Tensor:
+        """One model's Jacobians at states (point, state) times directions (direction, point, state)."""
 
         def step(flat: Tensor) -> Tensor:
-            return self._flatten(self.family.step(params, self._unflatten(flat), x, noise))
+            return self._flat_step(params, flat, x, noise)
 
-        basis = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)[:, None].expand(-1, *state.shape)
-        return torch.func.vmap(lambda direction: torch.func.jvp(step, (state,), (direction,))[1])(basis)
+        return torch.func.vmap(lambda direction: torch.func.jvp(step, (state,), (direction,))[1])(directions)
 
     def _flatten(self, state: State) -> Tensor:
         return torch.cat([state[name] for name in self.family.spec.states], dim=-1)

@@ -1,0 +1,48 @@
+"""How well a model does its task on longer sequences than it learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.spec import WeightSpec
+from zoo_builder.labels.base import Label, LabelColumn
+from zoo_builder.labels.driven import SEQUENCES, Driven
+from zoo_builder.tasks import Task
+
+TIMES = 2
+"""How many times longer the sequences are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthGeneralisation(Label):
+    """Score on held-out sequences of twice the length."""
+
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        return (
+            LabelColumn(
+                name="longer_score",
+                unit="task score, at most 1, higher is better",
+                definition=f"The task's score on {SEQUENCES['test']} held-out sequences of the model's own task with "
+                f"{TIMES} times its `num_steps`. Null where the task has no such parameter; compare with `score`.",
+                source="the task's definition",
+            ),
+        )
+
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        longer = _longer(driven.task)
+        if longer is None:
+            return {"longer_score": torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64)}
+        other = Driven(driven.family, driven.params, longer, driven.values, driven.seed, driven.model_ids)
+        scores = [longer.score(outputs, batch) for batch, outputs in other.answers("test")]
+        return {"longer_score": torch.stack(scores).mean(0)}
+
+
+def _longer(task: Task | None) -> Task | None:
+    """The task with longer sequences, None where its length is not one of its fields."""
+    if task is None or "num_steps" not in task.config:
+        return None
+    return dataclasses.replace(task, num_steps=TIMES * task.num_steps)  # type: ignore[call-arg]

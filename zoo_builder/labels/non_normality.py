@@ -1,0 +1,56 @@
+"""How far a model's linear maps are from having orthogonal eigenvectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.spec import WeightSpec
+from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.driven import JACOBIANS, Driven
+from zoo_builder.labels.spectra import finite_only
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonNormality(Label):
+    """Henrici's departure from normality of the mean recurrent Jacobian and of the recurrent weights."""
+
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        found = [_column("jacobian", f"the mean of the {JACOBIANS}")]
+        for prefix, (name, row) in rows_of_recurrent(spec).items():
+            where = f"'{name}'" if row is None else f"row {row} of '{name}'"
+            found.append(_column(prefix, f"{where} as the function uses it"))
+        return tuple(found)
+
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        found = {"jacobian_henrici": henrici(driven.jacobians.mean((1, 2)))}
+        for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
+            tensor = driven.effective[name]
+            found[f"{prefix}_henrici"] = henrici(tensor if row is None else tensor[:, row])
+        return found
+
+
+def henrici(matrices: Tensor) -> Tensor:
+    """sqrt(||A||_F^2 - sum |eigenvalue|^2) / ||A||_F (models,) of matrices (models, n, n); NaN where 0 or not finite.
+
+    0 for a normal matrix, 1 for a nilpotent one.
+    """
+    usable, finite = finite_only(matrices)
+    # Scaled first, or the squares of minute or huge numbers leave the range of float64.
+    largest = usable.abs().amax((1, 2))
+    finite = finite & (largest > 0)
+    scaled = usable / torch.where(finite, largest, 1)[:, None, None]
+    squares = scaled.square().sum((1, 2))
+    left = squares - torch.linalg.eigvals(scaled).abs().square().sum(1)
+    return torch.where(finite, (left.clamp(min=0) / squares).sqrt(), torch.nan)
+
+
+def _column(prefix: str, of: str) -> LabelColumn:
+    return LabelColumn(
+        name=f"{prefix}_henrici",
+        unit="share of the norm",
+        definition=f"sqrt(||A||_F^2 - sum |l|^2) / ||A||_F, l the eigenvalues of A, {of}; 0 if normal, 1 if nilpotent.",
+        source="Henrici, Numerische Mathematik 1962",
+    )

@@ -1,0 +1,131 @@
+"""Labels added to a finished zoo, or measured again, without retraining."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from weightspace import store
+from zoo_builder import labels
+from zoo_builder.build import _head, _identity, _locked, _refuse_differences, num_cores
+from zoo_builder.engine import run_shards
+from zoo_builder.plan import Plan, Shard, make_plan
+from zoo_builder.shard import COLUMNS, STACK, label_column, label_columns, measure_labels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A finished zoo with new labels, and the columns that were measured."""
+
+    path: Path
+    rows: int
+    columns: list[str]
+    fingerprint: str
+
+
+def relabel(zoo: str | Path, names: Sequence[str], workers: int | None = None) -> Relabelled:
+    """Measure the labels `names` of every model of a finished zoo, and put them into its tables.
+
+    The zoo then has the bytes that a build of its recipe with these labels would have had; params and rollouts are
+    not touched. Needs the versions and the class of machine that built it, because the bytes must come out so.
+    """
+    zoo = Path(zoo)
+    names = list(dict.fromkeys(names))
+    for name in names:
+        labels.load(name, {})
+    if not zoo.is_dir():
+        raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
+    with _locked(zoo):
+        manifest = _manifest(zoo, names)
+        plan = _plan(manifest, names)
+        identity = {**{key: manifest[key] for key in ("executor", "generator")}, "recipe": plan.recipe}
+        _refuse_differences(identity, _identity_here(plan, identity), f"{zoo} cannot be labelled here")
+        head = _head(plan, identity)
+        key = store.digest({"identity": identity, "labels": names, "definitions": head["labels"]})[:16]
+        _stage(zoo, plan, names, key, workers)
+        store.publish_tables(zoo, key, head["plan"], names, manifest)
+        finished = store.finish(zoo, head, len(plan.shards), plan.recipe["title"])
+    rows = sum(shard["rows"] for shard in finished["shards"])
+    return Relabelled(zoo, rows, _measured_columns(plan, names), finished["digest"])
+
+
+def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: str) -> None:
+    """Measure one shard's models and write its new table aside; this is what workers do."""
+    stack, table = store.open_zoo(zoo).shard(shard.index)
+    ids, pieces = shard.model_ids, []
+    params = {name: tensor.unflatten(0, (len(ids), len(plan.snapshots))) for name, tensor in stack.params.items()}
+    for first in range(0, len(ids), STACK):
+        chosen = slice(first, first + STACK)
+        own = {name: tensor[chosen] for name, tensor in params.items()}
+        measured = measure_labels(plan, shard.cohort, names, ids[chosen], own)
+        columns = {name: label_column(measured, name, len(ids[chosen])) for name in _measured_columns(plan, names)}
+        pieces.append(pa.table(columns))
+    new = pa.concat_tables(pieces)
+    ordered = [*COLUMNS, *label_columns(plan)]
+    missing = [name for name in ordered if name not in new.column_names and name not in table.column_names]
+    if missing:
+        raise ValueError(f"The zoo lacks the columns {missing} of its own labels; measure those labels again, too.")
+    columns = {name: (new if name in new.column_names else table)[name] for name in ordered}
+    store.stage_table(zoo, key, shard.index, pa.table(columns))
+
+
+def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """The manifest of a zoo that is whole, or the old one of a zoo whose labelling was stopped."""
+    stopped = store.unfinished_labelling(zoo)
+    if stopped is None:
+        manifest = store.open_zoo(zoo).manifest
+        faults = store.verify(zoo)
+        if faults:
+            raise ValueError(
+                f"{zoo} is damaged ({faults[0].path}: {faults[0].problem}); run `zoo-builder verify {zoo} --repair`."
+            )
+        return manifest
+    earlier, manifest = stopped
+    if sorted(earlier) != sorted(names):
+        way_out = f"zoo-builder label {zoo} --labels {' '.join(earlier)}"
+        raise ValueError(f"{zoo} is unfinished: an earlier labelling was stopped. Run `{way_out}` first.")
+    return manifest
+
+
+def _plan(manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
+    """The plan of the zoo with the new labels after its own."""
+    recipe = manifest["recipe"]
+    return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))})
+
+
+def _identity_here(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bytes of labels would depend on here; they are measured on the CPU, wherever the models learned."""
+    here = _identity(plan, "cpu", identity["executor"]["method"])
+    return {**here, "executor": {**here["executor"], "device": identity["executor"]["device"]}}
+
+
+def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, workers: int | None) -> None:
+    """Have the missing tables measured and written aside by worker processes."""
+    from tqdm import tqdm
+
+    workers = workers if workers is not None else num_cores()
+    if workers < 1:
+        raise ValueError(f"`workers` (={workers}) must be at least 1.")
+    missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
+    relabelling = {"names": list(names), "key": key}
+    job = {"recipe": plan.recipe, "out": str(zoo.resolve()), "relabel": relabelling}
+    with tqdm(total=len(missing), unit=" shards", disable=not sys.stderr.isatty(), desc="labels") as bar:
+
+        def report(message: Mapping[str, Any]) -> None:
+            bar.update("done" in message)
+            if bar.disable and "done" in message:
+                logger.info("Shard %05d is labelled.", message["done"])
+
+        run_shards(job, missing, workers, report)
+
+
+def _measured_columns(plan: Plan, names: Sequence[str]) -> list[str]:
+    return list(labels.columns(names, [cohort.family.effective_spec for cohort in plan.cohorts]))
