@@ -262,20 +262,51 @@ def test_a_collapsed_embedding_explains_nothing_of_the_summaries():
     assert r2[1.0] > 0.3
 
 
-def test_training_lowers_the_loss_without_collapse_and_the_checkpoint_reloads(tmp_path):
-    zoo = write_zoo(tmp_path / "zoo", [ELMAN, GRU(input_size=2, hidden_size=4, output_size=3)], 40, rollouts=False)
+def of_different_gain(models, seed):
+    """Models about which an embedding has something to tell: a random one has independent summaries."""
+    stack = stack_of(ELMAN, models, seed, torch.float32)
+    gains = torch.exp(torch.randn(models, generator=torch.Generator().manual_seed(seed)))
+    params = {name: tensor * gains.view(-1, *[1] * (tensor.dim() - 1)) for name, tensor in stack.params.items()}
+    return Stack(ELMAN, params, stack.rows)
+
+
+def test_training_lowers_the_loss_of_unseen_models_and_does_not_collapse():
+    seen, unseen = of_different_gain(100, 0), of_different_gain(60, 1)
+    objective = reconstruction(seen, width=16).float()
+    encoder = MessagePassing(embedding_dim=6, edge_dim=4, node_dim=8, num_layers=2)
+    encoder.fit_standardisation([seen])
+    parameters = [*objective.parameters(), *encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    with torch.no_grad():
+        before = [objective(encoder, batch_of(stack, key=7))[0].item() for stack in (seen, unseen)]
+    for step in range(90):
+        loss = objective(encoder, batch_of(seen, key=step))[0]
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        after, metrics = zip(*(objective(encoder, batch_of(stack, key=7)) for stack in (seen, unseen)), strict=True)
+        assert spread_of(encoder([unseen])) > 0.05
+    assert after[0].item() < before[0] - 0.05
+    assert after[1].item() < before[1] - 0.02
+    assert all(one["r2_summaries"][0] > 0.05 for one in metrics)
+
+
+def test_scales_are_learned_when_fitting_and_the_checkpoint_reloads(tmp_path):
+    zoo = write_zoo(tmp_path / "zoo", [ELMAN, GRU(input_size=2, hidden_size=4, output_size=3)], 10, rollouts=False)
     torch.manual_seed(0)
-    encoder = MessagePassing(embedding_dim=8, edge_dim=4, node_dim=8, num_layers=2)
-    module = EmbeddingModule(encoder, Reconstruction(width=16), learning_rate=1e-2)
-    data = ZooDataModule(zoo, batch_size=24, groups_per_batch=2)
-    best = fit(module, data, tmp_path / "run", max_epochs=8)
-    head, *lines = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
-    column = {name: [float(line[head.index(name)]) for line in lines if line[head.index(name)]] for name in head}
-    assert column["val/loss"][-1] < 0.9 * column["val/loss"][0]
-    assert column["val/r2_summaries"][-1] > column["val/r2_summaries"][0] + 0.05
-    again = load(best)
-    assert torch.equal(again.objective.mean, module.objective.mean)
-    assert (again.objective.scale > 0).sum() > 50
-    stack = stack_of(ELMAN, 30, dtype=torch.float32)
-    assert spread_of(again.encoder.eval()([stack])) > 0.05
-    assert torch.load(best, weights_only=True)["weightspace"]["learned_with"] == "no_labels"
+    encoder = MessagePassing(embedding_dim=6, edge_dim=4, node_dim=8, num_layers=2)
+    module = EmbeddingModule(encoder, Reconstruction(share=0.2, width=16), learning_rate=1e-2)
+    data = ZooDataModule(zoo, batch_size=8, groups_per_batch=2)
+    again = load(fit(module, data, tmp_path / "run", max_epochs=1))
+    objective = again.objective
+    assert objective.masking.share == 0.2
+    used = torch.cat([summaries_of(stack) for stack in data.training_stacks()])
+    torch.testing.assert_close(objective.mean, used.nanmean(0).nan_to_num(0.0), atol=1e-5, rtol=1e-4)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["weightspace"]["learned_with"] == "no_labels"
+    assert torch.equal(content["state_dict"]["objective.scale"], objective.scale)
+    batch = batch_of(stack_of(ELMAN, dtype=torch.float32))
+    again.eval(), module.eval()
+    assert torch.equal(objective(again.encoder, batch)[0], module.objective(module.encoder, batch)[0])

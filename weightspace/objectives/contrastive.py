@@ -23,8 +23,9 @@ class Contrastive(Objective):
     With projections p_a = normalised head(embedding) of the views a of all models, a' the other view of a's model and
     N(a) the views of other models, the loss is the mean over a of
     -log exp(p_a . p_a' / t) / (exp(p_a . p_a' / t) + sum over b in N(a) of exp(p_a . p_b / t)).
-    Other snapshots of one model are never negatives. With `negatives` "stack", N(a) is of a's own family and size, so
-    that telling families apart earns nothing.
+    To it comes `spread_weight` times -log of the spread of the embeddings (see `spread_of`), since the head, which
+    standardises, would let them drift off together. Other snapshots of one model are never negatives. With `negatives`
+    "stack", N(a) is of a's own family and size, so that telling families apart earns nothing.
 
     One view is the snapshot itself, the other a neighbouring snapshot if `neighbours`, the same one if not; `views`
     then change both. They must change what the encoder can see: a model moved by a group that the encoder is invariant
@@ -40,6 +41,7 @@ class Contrastive(Objective):
         negatives: Literal["batch", "stack"] = "batch",
         temperature: float = 0.2,
         width: int = 64,
+        spread_weight: float = 0.1,
     ) -> None:
         super().__init__()
         if not (neighbours or views):
@@ -49,19 +51,23 @@ class Contrastive(Objective):
         if temperature <= 0:
             raise ValueError(f"`temperature` (={temperature}) must be above 0.")
         self.views, self.needs_neighbours, self.negatives = tuple(views), neighbours, negatives
-        self.temperature, self.width = temperature, width
+        self.temperature, self.width, self.spread_weight = temperature, width, spread_weight
 
     head: nn.Sequential
 
     def build(self, embedding_dim: int) -> None:
         """Make the projection head, which is thrown away after training."""
         self.head = nn.Sequential(
-            nn.Linear(embedding_dim, 2 * self.width), nn.SiLU(), nn.Linear(2 * self.width, self.width)
+            _Standardised(),
+            nn.Linear(embedding_dim, 2 * self.width),
+            nn.SiLU(),
+            nn.Linear(2 * self.width, self.width),
+            _Standardised(),
         )
 
     def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
-        """InfoNCE over the views of a batch; metrics `found` (share of views whose nearest candidate is the right one)
-        and `spread` (of embeddings, see `spread_of`: near 0 means that they have collapsed)."""
+        """InfoNCE over the views of a batch and their spread; metrics `info_nce`, `found` (share of views whose nearest
+        candidate is the right one) and `spread` (0 means that the embeddings have collapsed)."""
         self._refuse_unseen(encoder)
         if self.needs_neighbours and len(batch.neighbours) != len(batch.stacks):
             raise ValueError("The batch has no neighbouring snapshots, which Contrastive was told to use.")
@@ -74,8 +80,10 @@ class Contrastive(Objective):
         losses, found = info_nce(
             projected / self.temperature**0.5, models, None if self.negatives == "batch" else stacks
         )
-        spread = spread_of(embeddings[: len(batch)].detach())
-        return losses.mean(), {"found": (found.float().mean(), len(batch)), "spread": (spread, len(batch))}
+        spread = spread_of(embeddings)
+        metrics: Metrics = {"info_nce": (losses.mean().detach(), len(batch))}
+        metrics |= {"found": (found.float().mean(), len(batch)), "spread": (spread.detach(), len(batch))}
+        return losses.mean() - self.spread_weight * torch.log(spread + 1e-4), metrics
 
     def _changed(self, stacks: Sequence[Stack], key: int) -> list[Stack]:
         """The stacks as `views` change them, with the draws of this key."""
@@ -96,6 +104,19 @@ class Contrastive(Objective):
                     f"{type(encoder).__name__} is invariant to {sorted(moves)}, so that views which GroupMoves makes "
                     "by it teach it nothing; leave them out and use MaskEdges, WeightNoise or `neighbours`."
                 )
+
+
+class _Standardised(nn.Module):
+    """Values (views, width) less their mean over the batch and divided by their deviation there, as in SimCLR's head.
+
+    At first all embeddings are almost equal. What they share must not drown what tells them apart, or training ends in
+    collapse.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Standardised values (views, width)."""
+        deviation = values - values.mean(0)
+        return deviation * torch.rsqrt(deviation.square().mean(0) + 1e-5)
 
 
 def info_nce(projected: Tensor, models: Tensor, stacks: Tensor | None = None) -> tuple[Tensor, Tensor]:

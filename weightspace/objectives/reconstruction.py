@@ -49,9 +49,11 @@ class Reconstruction(Objective):
     def build(self, embedding_dim: int) -> None:
         """Make the two heads."""
         self.completion = Completion(embedding_dim, self.width)
-        self.summaries = nn.Sequential(
-            nn.Linear(embedding_dim, 2 * self.width), nn.SiLU(), nn.Linear(2 * self.width, NUM_SUMMARIES)
-        )
+        last = nn.Linear(2 * self.width, NUM_SUMMARIES)
+        # Training starts from the mean of every summary.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.summaries = nn.Sequential(nn.Linear(embedding_dim, 2 * self.width), nn.SiLU(), last)
 
     def fit_scales(self, training: Training) -> None:
         """Mean and standard deviation of each summary over the training models that have it."""
