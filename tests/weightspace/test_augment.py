@@ -101,7 +101,7 @@ def test_hidden_edges_are_0_in_all_gate_rows_and_nothing_else_changes(family):
         if name in hidden and family.spec.channel_axis(name):
             assert torch.equal(where, where[:, :1].expand_as(where))
         if name in hidden and family.spec.tensors[name].mask is None:
-            assert where.double().mean().item() == pytest.approx(0.3, abs=0.08)
+            assert where.double().mean().item() == pytest.approx(0.3, abs=0.12)
 
 
 def test_edges_that_a_mask_removed_or_that_cannot_be_0_are_not_hidden():
