@@ -1,9 +1,10 @@
-"""Changes of weights that leave the function (almost) as it is, as PyG transforms of stacks."""
+"""Changes of weights to learn from: group moves, noise, hidden connections, as PyG transforms of stacks."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -94,3 +95,41 @@ class WeightNoise(Augmentation):
         if domain == "at_least_1":
             return torch.maximum(noisy, (1 + tensor) / 2)
         return noisy
+
+
+class MaskEdges(Augmentation):
+    """Hide a random `share` of the connections of each model: their weights become 0, in all gate rows alike.
+
+    Connections that the model's own mask has removed count as absent, not as hidden; biases, masks and tensors whose
+    domain leaves out 0 stay as they are. The function changes, and an invariant encoder can see it.
+    """
+
+    def __init__(self, share: float = 0.15) -> None:
+        super().__init__()
+        if not 0 <= share < 1:
+            raise ValueError(f"`share` (={share}) must be at least 0 and below 1.")
+        self.share = share
+
+    def forward(self, stack: Stack) -> Stack:
+        """The stack with some connections hidden."""
+        return self.hide(stack, self.draw(stack))
+
+    def draw(self, stack: Stack) -> dict[str, Tensor]:
+        """Per matrix, which entries to hide: bool, in the shape of the params (models, ...)."""
+        spec, hidden = stack.family.spec, {}
+        for name, _, _ in spec.matrices():
+            if spec.tensors[name].domain != "real":
+                continue
+            params, mask = stack.params[name], spec.tensors[name].mask
+            shape = (params.shape[0], *params.shape[-2:])
+            drawn = (torch.rand(shape, generator=self._generator) < self.share).to(params.device)
+            if spec.channel_axis(name) is not None:
+                drawn = drawn[:, None].expand(params.shape)
+            hidden[name] = drawn if mask is None else drawn & (stack.params[mask] > 0)
+        return hidden
+
+    @staticmethod
+    def hide(stack: Stack, hidden: Mapping[str, Tensor]) -> Stack:
+        """The stack with the entries that `hidden` (see `draw`) names set to 0."""
+        masked = {name: torch.where(where, 0.0, stack.params[name]) for name, where in hidden.items()}
+        return dataclasses.replace(stack, params={**stack.params, **masked})

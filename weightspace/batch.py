@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,6 +29,10 @@ class Batch:
     """Per stack x (models, sequences, time, input) and outputs (models, sequences, time, output), if asked for."""
     output_kinds: list[str] = field(default_factory=list)
     """Per stack what its task's outputs are: "categorical" (logits) or "continuous"."""
+    neighbours: list[Stack] = field(default_factory=list)
+    """Per stack a neighbouring snapshot of each of its models (the same one where there is no other), if asked for."""
+    models: Tensor | None = None
+    """(models,) numbers that snapshots of one model share, if neighbours were asked for."""
     key: int = 0
     """Seeds every draw made for this batch: a pure function of (seed, epoch, place in the epoch), 0 when evaluating."""
 
@@ -43,6 +48,8 @@ class Batch:
             targets=self.targets.to(device),
             cell_means=self.cell_means.to(device),
             rollouts=[(x.to(device), outputs.to(device)) for x, outputs in self.rollouts],
+            neighbours=[stack.to(device) for stack in self.neighbours],
+            models=None if self.models is None else self.models.to(device),
         )
 
 
@@ -50,10 +57,12 @@ class Batch:
 class Training:
     """What an objective may learn its scales from: the training rows, and nothing else.
 
-    targets, cell_means (rows, target) float64; input_size, output_size: the largest of the zoo.
+    targets, cell_means (rows, target) float64; input_size, output_size: the largest of the zoo. stacks: the
+    weights, a chunk at a time; they can be gone through once.
     """
 
     targets: Tensor
     cell_means: Tensor
     input_size: int
     output_size: int
+    stacks: Iterable[Stack] = ()

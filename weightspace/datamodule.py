@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weightspace.augment import Augmentation
 from weightspace.batch import Batch, Training
-from weightspace.sampling import EpochSampler, OrderedSampler, Request, derive_key
+from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
 from weightspace.store import Stack, Zoo, open_zoo
 from weightspace.targets import Labels, Target, read_labels
 
@@ -60,13 +60,15 @@ class ZooDataModule(pl.LightningDataModule):
         """Row numbers of a split ("train", "val", "test") that take part."""
         return np.flatnonzero(self._used & (self._split == split))
 
-    def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False) -> None:
-        """Get ready for an objective that asks for these targets, and for stored rollouts if it needs them."""
+    def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
+        """Get ready for an objective that asks for these targets, for stored rollouts, for neighbouring snapshots."""
         if not len(self.rows("train")):
             raise ValueError(f"The zoo {self.zoo.path} has no training rows with status {self.statuses}.")
         train = self._used & (self._split == "train")
         labels = read_labels(self.zoo.table, targets, train)
-        self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes)
+        columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
+        neighbours = Neighbours(*columns, used=self._used) if with_neighbours else None
+        self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)
 
     def training_stacks(self) -> Iterator[Stack]:
         """Stacks of the training rows, a chunk at a time, for scales that are learned once."""
@@ -83,6 +85,7 @@ class ZooDataModule(pl.LightningDataModule):
             cell_means=torch.from_numpy(labels.cell_means[rows]),
             input_size=max(config["input_size"] for config in configs),
             output_size=max(config["output_size"] for config in configs),
+            stacks=self.training_stacks(),
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -153,8 +156,10 @@ class ZooBatches(Dataset):
         with_rollouts: bool,
         cache_bytes: int,
         augment: Sequence[Augmentation] = (),
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.zoo, self.labels, self.with_rollouts, self.augment = zoo, labels, with_rollouts, augment
+        self.neighbours = neighbours
         self._targets = torch.from_numpy(labels.values).float()
         self._cell_means = torch.from_numpy(labels.cell_means).float()
         self._kinds = _output_kinds(zoo)
@@ -171,10 +176,8 @@ class ZooBatches(Dataset):
     def __getitem__(self, request: Request) -> Batch:
         """The batch of a request, transformed with the draws of its key."""
         loaded = [self._cache.load(group) for group in request.groups]
-        stacks = [stack for stack, _ in loaded]
-        for place, transform in enumerate(self.augment):
-            transform.reseed(derive_key(request.key, place))
-            stacks = [transform(stack) for stack in stacks]
+        stacks = self._transformed([stack for stack, _ in loaded], request.key)
+        near = self.neighbours.draw(request) if self.neighbours else []
         rows = torch.tensor([row for group in request.groups for row in group])
         return Batch(
             stacks=stacks,
@@ -183,8 +186,18 @@ class ZooBatches(Dataset):
             cell_means=self._cell_means[rows],
             rollouts=[rollouts for _, rollouts in loaded if rollouts is not None],
             output_kinds=[self._kinds[group[0]] for group in request.groups],
+            neighbours=self._transformed(
+                [self._cache.load(group)[0] for group in near], derive_key(request.key, "near")
+            ),
+            models=torch.from_numpy(self.neighbours.models)[rows] if self.neighbours else None,
             key=request.key,
         )
+
+    def _transformed(self, stacks: list[Stack], key: int) -> list[Stack]:
+        for place, transform in enumerate(self.augment):
+            transform.reseed(derive_key(key, place))
+            stacks = [transform(stack) for stack in stacks]
+        return stacks
 
 
 class _Cache:

@@ -83,7 +83,8 @@ class EmbeddingModule(pl.LightningModule):
                 f"The zoo {self.data.zoo.path} has no validation rows, by which the best epoch is chosen; "
                 "build it with `splits: {val: 0.1, ...}`."
             )
-        self.data.serve(self.objective.targets, self.objective.needs_rollouts)
+        objective = self.objective
+        self.data.serve(objective.targets, objective.needs_rollouts, objective.needs_neighbours)
 
     def on_fit_start(self) -> None:
         """Learn scales from the training rows, unless a checkpoint brought them along."""

@@ -127,3 +127,38 @@ def _runs(rows: np.ndarray, shards: np.ndarray, size: int) -> Iterator[tuple[int
     for run in np.split(rows, np.flatnonzero(np.diff(shards)) + 1):
         for start in range(0, len(run), size):
             yield tuple(run[start : start + size].tolist())
+
+
+class Neighbours:
+    """The snapshots just before and just after each row in the training of its model, among the rows that take part.
+
+    model_ids, steps, shards, used (rows,) describe the table. `models` (rows,) are numbers that the snapshots of one
+    model share; `sides` (rows, before and after) are row numbers, a row's own where there is no such snapshot.
+    """
+
+    def __init__(self, model_ids: np.ndarray, steps: np.ndarray, shards: np.ndarray, *, used: np.ndarray) -> None:
+        self.models = np.unique(model_ids, return_inverse=True)[1].astype(np.int64)
+        rows = np.flatnonzero(used)
+        order = rows[np.lexsort((steps[rows], self.models[rows]))]
+        before, after = order[:-1], order[1:]
+        # Stacks are of one shard, and so are the snapshots of a model.
+        adjacent = (self.models[before] == self.models[after]) & (shards[before] == shards[after])
+        if not adjacent.any():
+            raise ValueError(
+                "No model of the zoo has two snapshots that take part, so there are no neighbours to learn from; build "
+                "it with more `snapshots`, or train with `neighbours: false` and `views`."
+            )
+        self.sides = np.stack([np.arange(len(model_ids))] * 2, axis=1)
+        self.sides[after[adjacent], 0] = before[adjacent]
+        self.sides[before[adjacent], 1] = after[adjacent]
+
+    def draw(self, request: Request) -> list[tuple[int, ...]]:
+        """Per group one neighbour of each row: the one before or after by a fair coin, the other where there is one."""
+        generator = np.random.default_rng(derive_key(request.key, "neighbours"))
+        drawn = []
+        for group in request.groups:
+            rows = np.array(group)
+            side = generator.integers(2, size=len(rows))
+            first, second = self.sides[rows, side], self.sides[rows, 1 - side]
+            drawn.append(tuple(np.where(first != rows, first, second).tolist()))
+        return drawn

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightspace import families
-from weightspace.augment import GroupMoves, WeightNoise
+from weightspace.augment import GroupMoves, MaskEdges, WeightNoise
 from weightspace.rollout import rollout
 from weightspace.spec import Axis, TensorSpec, WeightSpec
 from weightspace.store import Stack
@@ -83,3 +83,39 @@ def test_weight_noise_respects_masks_and_domains():
     assert (noisy["conductance"] > 0).all()
     assert (noisy["tau"] >= 1).all()
     assert not torch.equal(noisy["weight"], params["weight"])
+
+
+@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+def test_hidden_edges_are_0_in_all_gate_rows_and_nothing_else_changes(family):
+    stack = stack_of(family, 60)
+    transform = MaskEdges(share=0.3)
+    transform.reseed(5)
+    hidden = transform.draw(stack)
+    transform.reseed(5)
+    masked = transform(stack).params
+    assert set(hidden) <= {name for name, _, _ in family.spec.matrices()}
+    assert hidden
+    for name, tensor in stack.params.items():
+        where = hidden.get(name, torch.zeros_like(tensor, dtype=torch.bool))
+        assert torch.equal(masked[name], tensor.masked_fill(where, 0.0))
+        if name in hidden and family.spec.channel_axis(name):
+            assert torch.equal(where, where[:, :1].expand_as(where))
+        if name in hidden and family.spec.tensors[name].mask is None:
+            assert where.double().mean().item() == pytest.approx(0.3, abs=0.12)
+
+
+def test_edges_that_a_mask_removed_or_that_cannot_be_0_are_not_hidden():
+    axes = {"hidden": Axis(size=30, kind="hidden", permutable=True)}
+    tensors = {
+        "weight": TensorSpec(axes=("hidden", "hidden"), mask="mask"),
+        "mask": TensorSpec(axes=("hidden", "hidden"), role="mask"),
+        "conductance": TensorSpec(axes=("hidden", "hidden"), domain="positive", row_roles=("gain",)),
+    }
+    spec = WeightSpec(axes=axes, tensors=tensors, states={"h": "hidden"})
+    params = {k: v[None] for k, v in spec.random_params(torch.Generator().manual_seed(0)).items()}
+    hidden = MaskEdges(share=0.5).draw(Stack(SimpleNamespace(spec=spec), params, torch.arange(1)))
+    assert set(hidden) == {"weight"}
+    assert hidden["weight"].any()
+    assert (params["mask"][hidden["weight"]] == 1).all()
+    with pytest.raises(ValueError, match="below 1"):
+        MaskEdges(share=1.0)

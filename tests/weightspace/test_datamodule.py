@@ -138,3 +138,33 @@ def test_unusable_zoos_and_options_are_refused(path, tmp_path):
     bare = write_zoo(tmp_path / "bare", models=5, rollouts=False)
     with pytest.raises(ValueError, match="built without `rollouts`"):
         next(iter(served(bare, with_rollouts=True).train_dataloader()))
+
+
+def test_neighbours_are_other_snapshots_of_the_same_models_in_the_order_of_the_rows(path):
+    data = ZooDataModule(path, batch_size=24, groups_per_batch=3)
+    data.serve(with_neighbours=True)
+    table = data.zoo.table
+    names, status = (np.array(table.column(name).to_pylist()) for name in ("model_id", "status"))
+    others = 0
+    for batch in data.train_dataloader():
+        rows = torch.cat([stack.rows for stack in batch.neighbours])
+        assert (names[rows] == names[batch.rows]).all()
+        assert (status[rows] != "diverged").all()
+        assert (
+            (batch.models[:, None] == batch.models).numpy() == (names[batch.rows][:, None] == names[batch.rows])
+        ).all()
+        # Of a model whose second snapshot diverged, only the first is left.
+        alone = np.isin(names[batch.rows], names[status == "diverged"])
+        assert ((rows == batch.rows).numpy() == alone).all()
+        others += int((~alone).sum())
+        for stack, near in zip(batch.stacks, batch.neighbours, strict=True):
+            assert stack.family == near.family
+            stored = data.zoo.stack(near.rows.tolist()).params
+            assert all(torch.equal(near.params[name], stored[name]) for name in stored)
+    assert others > 0
+
+
+def test_zoos_with_one_snapshot_have_no_neighbours(tmp_path):
+    data = ZooDataModule(write_zoo(tmp_path / "zoo", models=5, steps=(0,), rollouts=False))
+    with pytest.raises(ValueError, match="No model of the zoo has two snapshots"):
+        data.serve(with_neighbours=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weightspace.sampling import EpochSampler, OrderedSampler, derive_key
+from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
 
 ROWS = np.arange(0, 400, 2)
 SHARDS = ROWS // 50
@@ -90,3 +90,17 @@ def test_keys_are_stable_63_bit_numbers():
 
     expected = int.from_bytes(hashlib.sha256(b"0/batch/1/2").digest()[:8], "little") // 2
     assert derive_key(0, "batch", 1, 2) == expected
+
+
+def test_neighbours_are_just_before_or_after_by_step_among_the_rows_that_take_part():
+    ids = np.array(["b", "a", "a", "a", "a", "b", "c"])
+    steps = np.array([10, 30, 0, 20, 10, 0, 0])
+    used = np.array([True, True, True, False, True, True, True])
+    near = Neighbours(ids, steps, np.zeros(7, dtype=int), used=used)
+    # a: rows 2, 4, (3 is left out), 1; b: rows 5, 0; c: row 6 alone.
+    assert near.sides.tolist() == [[5, 0], [4, 1], [2, 4], [3, 3], [2, 1], [5, 0], [6, 6]]
+    assert near.models.tolist() == [1, 0, 0, 0, 0, 1, 2]
+    drawn = [near.draw(Request(((4,), (1, 0, 6)), key)) for key in range(20)]
+    assert {first for (first,), _ in drawn} == {1, 2}
+    assert {second for _, second in drawn} == {(4, 5, 6)}
+    assert near.draw(Request(((4, 4, 4, 4),), 3)) == near.draw(Request(((4, 4, 4, 4),), 3))

@@ -22,6 +22,9 @@ class Objective(Constructed, nn.Module, ABC):
     learned_with: ClassVar[Literal["labels", "no_labels"]]
     """Embeddings learned with and without labels are reported apart."""
     needs_rollouts: ClassVar[bool] = False
+    """Whether batches bring stored rollouts along."""
+    needs_neighbours: bool = False
+    """Whether batches bring a neighbouring snapshot of every model along."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
