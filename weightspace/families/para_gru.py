@@ -14,7 +14,7 @@ from weightspace.spec import Axis, Gauge, Params, State, TensorSpec, WeightSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ParaGRU(Family):
-    """GRU whose units read only themselves, with a linear read-out (Danieli et al., ParaRNN, arXiv 2510.21450).
+    """GRU whose units read only themselves, with a linear read-out (Danieli et al., ParaRNN, 2025, arXiv 2510.21450).
 
     z = sigmoid(a_z * h + B_z x + b_z), r = sigmoid(a_r * h + B_r x + b_r), n = tanh(a_n * (h * r) + B_n x + b_n),
     h' = (1 - z) * h + z * n; y = W_ho h + b_o. Gate rows are z, r, n; `weight_hh` (gate, hidden) holds the diagonals

@@ -14,7 +14,7 @@ from weightspace.spec import Axis, Gauge, Params, State, TensorSpec, WeightSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ParaLSTM(Family):
-    """LSTM whose units read only themselves, with a linear read-out (Danieli et al., ParaRNN, arXiv 2510.21450).
+    """LSTM whose units read only themselves, with a linear read-out (Danieli et al., ParaRNN, 2025, arXiv 2510.21450).
 
     Input and forget gate are coupled, and gates see the cell through peepholes p: f = sigmoid(a_f * h + B_f x +
     p_f * c + b_f), c' = f * c + (1 - f) * tanh(a_z * h + B_z x + b_z), o = sigmoid(a_o * h + B_o x + p_o * c' + b_o),
