@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from weightspace import encoders, families, objectives
+from zoo_builder import labels, learning, tasks
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -40,3 +43,9 @@ def test_the_file_tree_in_the_readme_is_the_file_tree():
 def test_each_command_is_one_line(marker):
     (block,) = re.findall(rf"<!-- {marker} -->\n```\n(.*?)```", README, re.DOTALL)
     assert len(block.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("room", [families, tasks, learning, labels, encoders, objectives], ids=lambda m: m.__name__)
+def test_everything_there_is_is_named(room):
+    (told,) = re.findall(r"## What there is\n(.*?)\n## ", README, re.DOTALL)
+    assert [name for name in room.available() if not re.search(rf"\b{name}\b", told)] == []
