@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import logging
@@ -23,6 +22,7 @@ from probes.targets import Target, read_rows
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.datamodule import ZooDataModule
+from weightspace.discovery import near_match
 from weightspace.embed import embed_rows, embed_stacks, load
 from weightspace.module import EmbeddingModule, fit
 from weightspace.store import write_durably
@@ -124,9 +124,7 @@ def _refuse_unusable(encoders: Sequence[str], objective: str, seeds: int) -> Non
 
 def _refuse_unknown(what: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{hint}")
+        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{near_match(name, known)}")
 
 
 def make(encoder: str, objective: str, targets: Sequence[Target], seed: int) -> EmbeddingModule:

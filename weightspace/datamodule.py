@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weightspace.augment import Augmentation
 from weightspace.batch import Batch, Training
+from weightspace.discovery import near_match
 from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
 from weightspace.store import Stack, Zoo, open_zoo
 from weightspace.targets import Labels, Target, read_labels
@@ -43,9 +43,7 @@ class ZooDataModule(pl.LightningDataModule):
         super().__init__()
         for status in statuses:
             if status not in STATUSES:
-                near = difflib.get_close_matches(status.lower(), STATUSES, n=1, cutoff=0.4)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{hint}")
+                raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{near_match(status, STATUSES)}")
         self.zoo: Zoo = open_zoo(Path(zoo))
         self.batch_size, self.groups_per_batch, self.seed = batch_size, groups_per_batch, seed
         self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers

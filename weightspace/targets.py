@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+
+from weightspace.discovery import near_match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,7 @@ def _without_ends(config: str) -> str:
 
 def _column(table: pa.Table, target: Target) -> np.ndarray:
     if target.name not in table.column_names:
-        near = difflib.get_close_matches(target.name, table.column_names, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = near_match(target.name, table.column_names)
         raise ValueError(f"The zoo has no label '{target.name}'.{hint} Its columns are {table.column_names}.")
     column = table.column(target.name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):

@@ -61,10 +61,10 @@ def build(
     """
     plan = make_plan(read_recipe(recipe, seed))
     out = Path(out)
-    identity = _identity(plan, device, method)
+    identity = build_identity(plan, device, method)
     _refuse_other_files(out)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out):
         finished = _finished(out, identity)
         if finished is not None:
             logger.info("%s is finished already, nothing to do.", out)
@@ -74,7 +74,7 @@ def build(
         _remember(out, identity)
         missing = _missing_shards(out, plan, identity)
         _make(out, plan, identity, missing, workers)
-        manifest = store.finish(out, _head(plan, identity), len(plan.shards), plan.recipe["title"])
+        manifest = store.finish(out, manifest_head(plan, identity), len(plan.shards), plan.recipe["title"])
     return _built(out, plan, manifest, len(missing))
 
 
@@ -87,9 +87,9 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     manifest = store.open_zoo(out).manifest
     plan = make_plan(manifest["recipe"])
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
-    here = _identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
-    _refuse_differences(identity, here, f"{out} cannot be repaired here")
-    with _locked(out):
+    here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
+    refuse_differences(identity, here, f"{out} cannot be repaired here")
+    with locked(out):
         damaged = sorted(
             {int(f.path.split("/")[1]) for f in store.verify(out) if _names_shard(f.path, len(plan.shards))}
         )
@@ -98,7 +98,7 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
         _make(out, plan, identity, damaged, workers)
         other = [fault for fault in store.verify(out) if _names_shard(fault.path, len(plan.shards))]
         if not other:
-            store.finish(out, _head(plan, identity), len(plan.shards), plan.recipe["title"])
+            store.finish(out, manifest_head(plan, identity), len(plan.shards), plan.recipe["title"])
     return store.verify(out)
 
 
@@ -132,7 +132,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
+def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     """What the bytes of a zoo depend on."""
     if method not in ROLLOUTS:
         raise ValueError(f"No method is called '{method}'; there are {list(ROLLOUTS)}.")
@@ -151,7 +151,7 @@ def _identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     return json.loads(json.dumps({"recipe": plan.recipe, "executor": executor, "generator": generator}))
 
 
-def _head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
+def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's own content, but the files."""
     families = {cohort.family: None for cohort in plan.cohorts}
     tasks = {type(cohort.task).__name__: cohort.task for cohort in plan.cohorts if cohort.task is not None}
@@ -187,7 +187,7 @@ def _refuse_other_files(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path, patience: float = 5.0) -> Iterator[None]:
+def locked(out: Path, patience: float = 5.0) -> Iterator[None]:
     """Keep other builders off a folder; the lock goes with the process that holds it."""
     handle = os.open(out, os.O_RDONLY)
     deadline = time.monotonic() + patience
@@ -217,7 +217,7 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | Non
     asked = ("method", "device")
     old = {"recipe": manifest["recipe"], "executor": {key: manifest["executor"][key] for key in asked}}
     new = {"recipe": identity["recipe"], "executor": {key: identity["executor"][key] for key in asked}}
-    _refuse_differences(old, new, f"{out} holds a zoo of another plan")
+    refuse_differences(old, new, f"{out} holds a zoo of another plan")
     return manifest
 
 
@@ -225,12 +225,13 @@ def _remember(out: Path, identity: Mapping[str, Any]) -> None:
     """Keep the plan with the unfinished zoo, or refuse if another one is there."""
     file = out / store.STAGING / PLAN
     if file.exists():
-        _refuse_differences(json.loads(file.read_bytes()), identity, f"{out} holds an unfinished zoo of another plan")
+        refuse_differences(json.loads(file.read_bytes()), identity, f"{out} holds an unfinished zoo of another plan")
     file.parent.mkdir(exist_ok=True)
     store.write_durably(file, store.pretty(identity))
 
 
-def _refuse_differences(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
+def refuse_differences(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError naming every field in which two plans differ."""
     differences = list(_differences(old, new, ""))
     if differences:
         raise ValueError(f"{what}: {'; '.join(differences)}. Use another folder, or go back to the old values.")

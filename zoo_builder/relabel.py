@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from weightspace import store
 from zoo_builder import labels
-from zoo_builder.build import _head, _identity, _locked, _refuse_differences, num_cores
+from zoo_builder.build import build_identity, locked, manifest_head, num_cores, refuse_differences
 from zoo_builder.engine import run_shards
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.shard import COLUMNS, STACK, label_column, label_columns, measure_labels
@@ -43,12 +43,12 @@ def relabel(zoo: str | Path, names: Sequence[str], workers: int | None = None) -
         labels.load(name, {})
     if not zoo.is_dir():
         raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
-    with _locked(zoo):
+    with locked(zoo):
         manifest = _manifest(zoo, names)
         plan = _plan(manifest, names)
         identity = {**{key: manifest[key] for key in ("executor", "generator")}, "recipe": plan.recipe}
-        _refuse_differences(identity, _identity_here(plan, identity), f"{zoo} cannot be labelled here")
-        head = _head(plan, identity)
+        refuse_differences(identity, _identity_here(plan, identity), f"{zoo} cannot be labelled here")
+        head = manifest_head(plan, identity)
         key = store.digest({"identity": identity, "labels": names, "definitions": head["labels"]})[:16]
         _stage(zoo, plan, names, key, workers)
         store.publish_tables(zoo, key, head["plan"], names, manifest)
@@ -103,7 +103,7 @@ def _plan(manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
 
 def _identity_here(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What the bytes of labels would depend on here; they are measured on the CPU, wherever the models learned."""
-    here = _identity(plan, "cpu", identity["executor"]["method"])
+    here = build_identity(plan, "cpu", identity["executor"]["method"])
     return {**here, "executor": {**here["executor"], "device": identity["executor"]["device"]}}
 
 
