@@ -9,10 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from weightspace.families import Family
+from weightspace.rollout.captured import Captured
 from weightspace.rollout.streams import Streams, generator
 from weightspace.spec import Params, State
 
-__all__ = ["METHODS", "Method", "Rollout", "Streams", "generator", "rollout"]
+__all__ = ["METHODS", "Captured", "Method", "Rollout", "Streams", "generator", "rollout"]
 
 Method = Literal["stacked", "sequential"]
 METHODS: tuple[Method, ...] = ("stacked", "sequential")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Method, Streams, rollout
+from weightspace.rollout import Captured, Method, Streams, rollout
 from weightspace.spec import Params
 from zoo_builder.learning.base import Learned, Learner, fresh_params, sorted_snapshots
 from zoo_builder.learning.optimiser import StackedAdamW
@@ -70,6 +71,7 @@ class BPTT(Learner):
             params[name] = _scaled(params[name], own["init_scale"])
         optimiser = StackedAdamW(family.spec, params, own["learning_rate"], own["weight_decay"], own["clip"])
         streams = Streams(seed, model_ids, "train", device)
+        gradients = Captured(partial(_losses_and_gradients, family, task, method))
         kept: list[Params] = []
         for update in range(self.num_updates + 1):
             if update in steps:
@@ -81,7 +83,8 @@ class BPTT(Learner):
                 drawn = task.sample(values, streams, UPDATES_PER_DRAW * self.batch_size, "train")
                 batches = drawn.split(self.batch_size)
             batch = batches[update % UPDATES_PER_DRAW]
-            optimiser.update(*_losses_and_gradients(family, task, params, optimiser.params(), batch, streams, method))
+            noise = draw_noise(family.spec, streams, *batch.x.shape[1:3])
+            optimiser.update(*gradients(params, optimiser.params(), batch, noise))
             if progress is not None:
                 progress(update + 1)
         stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
@@ -96,11 +99,16 @@ class BPTT(Learner):
 
 
 def _losses_and_gradients(
-    family: Family, task: Task, params: Params, trained: Params, batch: Batch, streams: Streams, method: Method
+    family: Family,
+    task: Task,
+    method: Method,
+    params: Params,
+    trained: Params,
+    batch: Batch,
+    noise: Mapping[str, Tensor],
 ) -> tuple[Tensor, Params]:
     """Each model's loss (models,) on its batch and its gradients (models, ...) by trained tensor."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in trained.items()}
-    noise = draw_noise(family.spec, streams, *batch.x.shape[1:3])
     outputs = rollout(family, params | leaves, batch.x, batch.start, method=method, noise=noise).outputs
     losses = task.loss(outputs, batch)
     # A sum, so that no model's gradient is scaled by how many others there are.

@@ -61,7 +61,8 @@ class StackedAdamW:
         fine = losses.isfinite() & norm[:, 0].isfinite() & row.isfinite().all(1) & second.isfinite().all(1)
         moves = fine & (self.diverged_step < 0)
         self.diverged_step.masked_fill_(~fine & (self.diverged_step < 0), self._updates)
-        if not bool(moves.all()):
+        # On CUDA asking would cost more than the answer saves.
+        if moves.is_cuda or not bool(moves.all()):
             first, second, row = (
                 torch.where(moves[:, None], new, old)
                 for new, old in ((first, self._first), (second, self._second), (row, self.row))
