@@ -57,8 +57,8 @@ class Batch:
 class Training:
     """What an objective may learn its scales from: the training rows, and nothing else.
 
-    targets, cell_means (rows, target) float64; input_size, output_size: the largest of the zoo. stacks: the
-    weights, a chunk at a time; they can be gone through once.
+    targets, cell_means (rows, target) float64; input_size, output_size: the largest of the training and validation
+    rows. stacks: the weights, a chunk at a time; they can be gone through once.
     """
 
     targets: Tensor

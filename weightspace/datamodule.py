@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,16 +17,17 @@ from weightspace.augment import Augmentation
 from weightspace.batch import Batch, Training
 from weightspace.discovery import near_match
 from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
-from weightspace.store import Stack, Zoo, open_zoo
+from weightspace.store import SplitName, Stack, Zoo, divide, open_zoo, recorded_split, title
 from weightspace.targets import Labels, Target, read_labels
 
 STATUSES = ("ok", "diverged", "untrained")
 
 
 class ZooDataModule(pl.LightningDataModule):
-    """Train, validation and test rows of a zoo, split as the zoo says.
+    """Train, validation and test rows of a zoo, as its columns say for `split` (see `store.SPLITS`).
 
-    Rows whose status is not among `statuses` are neither trained on nor evaluated, but `predict` embeds every row.
+    A split with folds needs `fold`, the one that is held out. Rows whose status is not among `statuses` are
+    neither trained on nor evaluated, but `predict` embeds every row.
     `augment` changes training stacks only. A batch is `groups_per_batch` stacks, each of one shard: nothing is padded.
     """
 
@@ -39,6 +41,8 @@ class ZooDataModule(pl.LightningDataModule):
         statuses: Sequence[str] = ("ok", "untrained"),
         num_workers: int = 0,
         cache_mb: int = 512,
+        split: SplitName = "in_distribution",
+        fold: int | None = None,
     ) -> None:
         super().__init__()
         for status in statuses:
@@ -49,21 +53,31 @@ class ZooDataModule(pl.LightningDataModule):
         self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers
         self.cache_bytes = cache_mb * 2**20
         table = self.zoo.table
-        self._split = np.array(table.column("split").to_pylist(), dtype=object)
+        self.division = divide(table, split, fold)
         self._used = np.isin(np.array(table.column("status").to_pylist(), dtype=object), self.statuses)
         self._shards = table.column("shard").to_numpy()
         self._source: ZooBatches | None = None
 
-    def rows(self, split: str) -> np.ndarray:
-        """Row numbers of a split ("train", "val", "test") that take part."""
-        return np.flatnonzero(self._used & (self._split == split))
+    def rows(self, part: Literal["train", "val", "test"]) -> np.ndarray:
+        """Row numbers of a part of the division that take part."""
+        return np.flatnonzero(self._used & getattr(self.division, part))
+
+    def refuse_other_than(self, known: tuple[str, int | None]) -> None:
+        """Raise ValueError unless the rows are divided for the split and fold that an encoder was trained for."""
+        if recorded_split(self.division.record) != known:
+            options = f"--data.split {known[0]}" + (f" --data.fold {known[1]}" if known[1] is not None else "")
+            raise ValueError(
+                f"The encoder was trained for {title(*known)}, but the rows are divided for {self.division.name}, of "
+                f"whose held-out rows it may have seen some; give `{options}`, or train one for {self.division.name}."
+            )
 
     def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
         """Get ready for an objective that asks for these targets, for stored rollouts, for neighbouring snapshots."""
         if not len(self.rows("train")):
-            raise ValueError(f"The zoo {self.zoo.path} has no training rows with status {self.statuses}.")
-        train = self._used & (self._split == "train")
-        labels = read_labels(self.zoo.table, targets, train)
+            raise ValueError(
+                f"The zoo {self.zoo.path} has no training rows with status {self.statuses} for {self.division.name}."
+            )
+        labels = read_labels(self.zoo.table, targets, self._used & self.division.train)
         columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
         neighbours = Neighbours(*columns, used=self._used) if with_neighbours else None
         self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)
@@ -77,7 +91,9 @@ class ZooDataModule(pl.LightningDataModule):
     def training(self) -> Training:
         """What the objective may learn its scales from."""
         labels, rows = self._served().labels, self.rows("train")
-        configs = [json.loads(text) for text in self.zoo.table.column("family_config").unique().to_pylist()]
+        used = np.concatenate([rows, self.rows("val")])
+        texts = self.zoo.table.column("family_config").take(used).unique().to_pylist()
+        configs = [json.loads(text) for text in texts]
         return Training(
             targets=torch.from_numpy(labels.values[rows]),
             cell_means=torch.from_numpy(labels.cell_means[rows]),

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
 from weightspace.module import EmbeddingModule, quiet
-from weightspace.store import Stack, write_durably
+from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +79,11 @@ def embed(
     """Write the embeddings (rows, embedding_dim) float32 of every row of models.parquet, in its order.
 
     `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on
-    are among them: which rows are held out is for the zoo's `split` column to say.
+    are among them: the file says for which split (and fold) it was trained, whose held-out rows it has not seen.
     """
     module = load(checkpoint).to(device).eval()
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
-    if data.zoo.fingerprint != read_checkpoint(checkpoint)["weightspace"]["zoo"]:
-        logger.warning(
-            "The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen."
-        )
+    split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], data.zoo)
     embeddings = embed_rows(module.encoder, data, device)
     encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
     metadata = {
@@ -94,9 +92,24 @@ def embed(
         "learned_with": module.objective.learned_with,
         "name": name or f"{encoder}-{objective}",
         "zoo": data.zoo.fingerprint,
+        "split": split,
+        "fold": fold,
     }
     write_embeddings(Path(out), embeddings, metadata)
     return Path(out)
+
+
+def _held_out(said: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
+    """The split and fold of this zoo whose held-out rows the training of a checkpoint has not seen."""
+    split, fold = recorded_split(said)
+    if said["zoo"] == zoo.fingerprint:
+        return split, fold
+    with suppress(ValueError):
+        # The same models, divided in the same way, as in a zoo that labels were added to.
+        if divide(zoo.table, split, fold).models == said.get("models"):
+            return split, fold
+    logger.warning("The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen.")
+    return "in_distribution", None
 
 
 def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Tensor:

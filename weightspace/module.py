@@ -25,6 +25,7 @@ from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Objective
 from weightspace.sampling import EpochSampler, derive_key
+from weightspace.store import recorded_split
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -62,11 +63,13 @@ class EmbeddingModule(pl.LightningModule):
         self.warmup, self.schedule, self.seed = warmup, schedule, seed
         objective.build(encoder.embedding_dim)
         self.register_buffer("fitted", torch.tensor(False))
-        self.spent = 0.0
+        self.spent, self.trained_for = 0.0, None
 
     fitted: Tensor
     spent: float
     """Share of a time budget that is used up, if there is one (see `StopAfter`)."""
+    trained_for: tuple[str, int | None] | None
+    """The split and fold whose held-out rows training has not seen, once there was training."""
 
     @property
     def data(self) -> ZooDataModule:
@@ -83,11 +86,20 @@ class EmbeddingModule(pl.LightningModule):
                 f"The zoo {self.data.zoo.path} has no validation rows, by which the best epoch is chosen; "
                 "build it with `splits: {val: 0.1, ...}`."
             )
+        if self.trained_for is not None and stage != "predict":
+            self.data.refuse_other_than(self.trained_for)
         objective = self.objective
         self.data.serve(objective.targets, objective.needs_rollouts, objective.needs_neighbours)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Learn from a checkpoint which rows its training has seen."""
+        self.trained_for = recorded_split(checkpoint["weightspace"])
+        if self._trainer is not None and not self.trainer.predicting:
+            self.data.refuse_other_than(self.trained_for)
+
     def on_fit_start(self) -> None:
         """Learn scales from the training rows, unless a checkpoint brought them along."""
+        self.trained_for = recorded_split(self.data.division.record)
         if self.fitted:
             return
         self.encoder.fit_standardisation(stack.to(self.device) for stack in self.data.training_stacks())
@@ -157,6 +169,8 @@ class EmbeddingModule(pl.LightningModule):
             "objective": type(self.objective).__name__,
             "learned_with": self.objective.learned_with,
             "zoo": self.data.zoo.fingerprint,
+            "models": self.data.division.models,
+            **self.data.division.record,
         }
 
 

@@ -28,7 +28,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("cli") / "zoo", models=10)
+    return write_zoo(tmp_path_factory.mktemp("cli") / "zoo", models=10, held_out=True)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,20 @@ def test_a_run_leaves_config_metrics_and_checkpoints_and_can_be_evaluated_and_em
     assert call("embed", "--checkpoint", best, "--zoo", zoo, "--out", "e.safetensors") == 0
     assert capsys.readouterr().out == "e.safetensors\n"
     assert (tmp_path / "e.safetensors").exists()
+
+
+def test_an_encoder_is_fitted_for_a_fold_and_judged_by_no_other_split(config, zoo, tmp_path, capsys):
+    split = ("--data.split", "new_family", "--data.fold", 1)
+    assert call("fit", "--config", config, *split, "--trainer.default_root_dir", "mine") == 0
+    best = tmp_path / "mine" / "checkpoints" / "best.ckpt"
+    assert yaml.safe_load((tmp_path / "mine" / "config.yaml").read_text())["data"]["fold"] == 1
+    said = torch.load(best, weights_only=True)["weightspace"]
+    assert (said["split"], said["fold"]) == ("new_family", 1)
+    assert call("test", "--config", config, *split, "--ckpt_path", best) == 0
+    assert call("test", "--config", config, "--ckpt_path", best) == 2
+    error = capsys.readouterr().err
+    assert "give `--data.split new_family --data.fold 1`" in error
+    assert "Traceback" not in error
 
 
 def test_the_saved_config_alone_repeats_the_run_bit_for_bit(config, tmp_path):
@@ -125,6 +139,8 @@ def test_an_option_that_the_checkpoint_would_overrule_is_refused(config, capsys)
         (["--data.augment", "[{class_path: GroupMove}]"], "Did you mean 'GroupMoves'?"),
         (["--data.batch_size", "many"], "many"),
         (["--data.zoo", "nowhere"], "nowhere is not a folder"),
+        (["--data.split", "new_tsk"], "new_task"),
+        (["--data.split", "new_family"], "has the folds [0, 1], and none was chosen"),
         (["--model.objective.targets", "[sore]"], "Did you mean 'score'?"),
     ],
 )

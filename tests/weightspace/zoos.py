@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,16 +36,23 @@ def write_zoo(
     seed: int = 0,
     rollouts: bool = True,
     shards_per_family: int = 1,
-    other_test_rows: bool = False,
+    held_out: bool = False,
+    spoilt: tuple[str, Any] | None = None,
+    spoilt_weight: float = math.nan,
 ) -> Path:
     """Write a finished zoo: one shard or more per family, `models` models each; a fifth is val, a fifth is test.
 
-    With `other_test_rows` the weights, rollouts and labels of test rows, and theirs alone, differ.
+    With `held_out` a quarter of the models (of every split) has a task of its own, models of 6 units are large, and
+    each class of families is a fold. `spoilt` is a column and a value: rows that have it are spoilt, their weights
+    being `spoilt_weight`, their rollouts NaN, and their labels NaN or 1e30 by turns.
     """
     index = 0
     for family in families:
         for _ in range(shards_per_family):
-            content = _shard(family, models, steps, seed + index, index, rollouts, other_test_rows)
+            content = _shard(family, models, steps, seed + index, index, rollouts, held_out)
+            if spoilt is not None:
+                rows = np.array([value == spoilt[1] for value in content.table.column(spoilt[0]).to_pylist()])
+                content = _spoilt(content, rows, spoilt_weight)
             write_shard(path, index, content, "plan")
             index += 1
     head = {"plan": "plan", "generator": "tests", "executor": "torch", "recipe": {}, "families": {}, "labels": {}}
@@ -51,25 +61,38 @@ def write_zoo(
 
 
 def _shard(
-    family: Family, models: int, steps: Sequence[int], seed: int, index: int, rollouts: bool, other_test_rows: bool
+    family: Family, models: int, steps: Sequence[int], seed: int, index: int, rollouts: bool, held_out: bool
 ) -> ShardContent:
     generator = torch.Generator().manual_seed(seed)
     # One row per (model, snapshot), the snapshots of a model one after another.
     drawn = [family.spec.random_params(generator, torch.float32) for _ in range(models * len(steps))]
     params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
-    if other_test_rows:
-        test = torch.arange(models * len(steps)) // len(steps) % 5 == 4
-        params = {name: torch.where(test.view(-1, *[1] * (p.dim() - 1)), 1.7 * p, p) for name, p in params.items()}
     stored = None
     if rollouts:
         x = torch.randn(len(drawn), 7, 3, family.input_size, generator=generator)
         outputs = rollout(family, params, x).outputs.transpose(1, 2).contiguous()
         stored = {"x": x.transpose(1, 2).contiguous(), "outputs": outputs}
-    table = _table(family, params, models, steps, seed, index)
+    table = _table(family, params, models, steps, seed, index, held_out)
     return ShardContent(family=family, params=params, table=table, rollouts=stored)
 
 
-def _table(family: Family, params: dict, models: int, steps: Sequence[int], seed: int, index: int) -> pa.Table:
+def _spoilt(content: ShardContent, rows: np.ndarray, weight: float) -> ShardContent:
+    def spoil(tensors: dict, value: float) -> dict:
+        mask = torch.from_numpy(rows)
+        return {k: torch.where(mask.view(-1, *[1] * (t.dim() - 1)), value, t) for k, t in tensors.items()}
+
+    table = content.table
+    for name in LABELS:
+        values = table.column(name).to_numpy(zero_copy_only=False).copy()
+        values[rows] = np.where(np.arange(rows.sum()) % 2, 1e30, np.nan)
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, from_pandas=True))
+    rollouts = None if content.rollouts is None else spoil(content.rollouts, math.nan)
+    return replace(content, params=spoil(content.params, weight), table=table, rollouts=rollouts)
+
+
+def _table(
+    family: Family, params: dict, models: int, steps: Sequence[int], seed: int, index: int, held_out: bool
+) -> pa.Table:
     rows = models * len(steps)
     step = np.tile(steps, models)
     model = np.repeat(np.arange(models), len(steps))
@@ -91,9 +114,9 @@ def _table(family: Family, params: dict, models: int, steps: Sequence[int], seed
             "seed": [seed] * rows,
             "status": np.where((model == 1) & (step > 0), "diverged", np.where(step == 0, "untrained", "ok")).tolist(),
             "split": split.tolist(),
-            "split_task": ["in"] * rows,
-            "split_size": ["in"] * rows,
-            "fold_family": [0] * rows,
+            "split_task": np.where(held_out & (model % 4 == 3), "out", "in").tolist(),
+            "split_size": ["out" if held_out and family.hidden_size == 6 else "in"] * rows,
+            "fold_family": [int(held_out and type(family) is not type(FAMILIES[0]))] * rows,
             "shard": [index] * rows,
             "row": np.arange(rows),
             "decay": pa.array(np.where(model % 7 == 2, np.nan, rng.standard_cauchy(rows)), from_pandas=True),

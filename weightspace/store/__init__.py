@@ -16,29 +16,38 @@ from weightspace.store.durable import STAGING, DiskFull, clean_staging, write_du
 from weightspace.store.layout import FORMAT, canonical, digest, pretty
 from weightspace.store.reader import DamagedManifest, Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
+from weightspace.store.splits import SPLITS, Division, SplitName, divide, divisions, folds, recorded_split, title
 from weightspace.store.verify import Fault, verify
 from weightspace.store.writer import ShardContent, finish, good_shards, remove_shard, write_shard
 
 __all__ = [
     "FORMAT",
+    "SPLITS",
     "STAGING",
     "DamagedManifest",
     "DiskFull",
+    "Division",
     "Fault",
     "ShardContent",
+    "SplitName",
     "Stack",
     "Zoo",
     "canonical",
     "clean_staging",
     "digest",
+    "divide",
+    "divisions",
     "finish",
+    "folds",
     "good_shards",
     "open_zoo",
     "pretty",
     "publish_tables",
+    "recorded_split",
     "remove_shard",
     "stage_table",
     "staged_tables",
+    "title",
     "unfinished_labelling",
     "verify",
     "write_durably",
