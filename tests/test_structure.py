@@ -39,7 +39,9 @@ ROOMS = {
     "module": TRAINING,
     "embed": TRAINING | {"module"},
     "checks": READING | {"encoders"},
-    "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli"},
+    "flat": ZOO,
+    "hub": ZOO | {"flat"},
+    "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli", "hub"},
     "training_cli": TRAINING | {"module", "embed"},
 }
 FROM_OUTSIDE = {

@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   weightspace fit --config ... --data.zoo first/zoo --ckpt_path runs/version_0/checkpoints/last.ckpt   (goes on)
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --zoo first/zoo --out embeddings.safetensors
   weightspace check families --json
+  weightspace export --zoo first/zoo --out dataset --push OWNER/NAME
 """
 
 
@@ -87,7 +88,25 @@ def quickstart(*, out: Path = Path("quickstart"), size: Literal["tiny", "default
     return 0
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"embed": embed, "check": check, "quickstart": quickstart}
+def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apache-2.0", private: bool = False) -> int:
+    """Write a zoo as a Hugging Face dataset folder: table, weights, and a card that says what they are.
+
+    Args:
+        zoo: Zoo folder.
+        out: Folder to write; an earlier export there is replaced.
+        push: Dataset repository (OWNER/NAME) to upload the folder to, after `hf auth login`.
+        license: What others may do with it, as an identifier of the Hub.
+        private: Whether a repository that `push` makes is private.
+    """
+    from weightspace import hub
+
+    print(hub.export(zoo, out, license=license))
+    if push is not None:
+        print(hub.push(out, push, private=private))
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"embed": embed, "check": check, "export": export, "quickstart": quickstart}
 
 
 def _json(value: Any) -> str:

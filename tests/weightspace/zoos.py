@@ -55,8 +55,9 @@ def write_zoo(
                 content = _spoilt(content, rows, spoilt_weight)
             write_shard(path, index, content, "plan")
             index += 1
-    head = {"plan": "plan", "generator": "tests", "executor": "torch", "recipe": {}, "families": {}, "labels": {}}
-    finish(path, head, index, "A zoo for tests")
+    declared = [{"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families]
+    made = {"generator": {"name": "tests"}, "executor": {"method": "torch"}, "plan": "plan"}
+    finish(path, {**made, "recipe": {}, "families": declared, "labels": {}}, index, "A zoo for tests")
     return path
 
 

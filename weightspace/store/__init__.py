@@ -12,8 +12,18 @@ and `.staging/` while it is being built. Everything but `.staging/` is promised:
 
 from __future__ import annotations
 
-from weightspace.store.durable import STAGING, DiskFull, clean_staging, write_durably
-from weightspace.store.layout import FORMAT, canonical, digest, pretty
+from weightspace.store.durable import (
+    STAGING,
+    DiskFull,
+    Staging,
+    clean_staging,
+    flush,
+    fsync_folder,
+    naming,
+    write_durably,
+    write_flushed,
+)
+from weightspace.store.layout import COLUMNS, FORMAT, canonical, content_version, digest, file_entry, pretty
 from weightspace.store.reader import DamagedManifest, Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
 from weightspace.store.splits import SPLITS, Division, SplitName, divide, divisions, folds, recorded_split, title
@@ -21,6 +31,7 @@ from weightspace.store.verify import Fault, verify
 from weightspace.store.writer import ShardContent, finish, good_shards, remove_shard, write_shard
 
 __all__ = [
+    "COLUMNS",
     "FORMAT",
     "SPLITS",
     "STAGING",
@@ -31,15 +42,21 @@ __all__ = [
     "ShardContent",
     "SplitName",
     "Stack",
+    "Staging",
     "Zoo",
     "canonical",
     "clean_staging",
+    "content_version",
     "digest",
     "divide",
     "divisions",
+    "file_entry",
     "finish",
+    "flush",
     "folds",
+    "fsync_folder",
     "good_shards",
+    "naming",
     "open_zoo",
     "pretty",
     "publish_tables",
@@ -51,5 +68,6 @@ __all__ = [
     "unfinished_labelling",
     "verify",
     "write_durably",
+    "write_flushed",
     "write_shard",
 ]

@@ -8,18 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from weightspace.store.layout import TABLE
+from weightspace.store.layout import TABLE, content_version
 
 _DTYPES = {"double": "float64", "float": "float32"}
 
 
 def card(title: str, schema: pa.Schema, num_rows: int, table: Mapping[str, Any], head: Mapping[str, Any]) -> str:
-    """README.md of a zoo: YAML for `datasets.load_dataset`, then what the zoo is, for people.
-
-    The version is made from the table's content: `datasets` serves old rows from its cache when a file is replaced
-    under an unchanged version.
-    """
-    sha = table["sha256"]
+    """README.md of a zoo: YAML for `datasets.load_dataset`, then what the zoo is, for people."""
     features = "".join(
         f"  - name: {field.name}\n    dtype: {_DTYPES.get(str(field.type), str(field.type))}\n" for field in schema
     )
@@ -31,7 +26,7 @@ tags:
 configs:
 - config_name: default
   default: true
-  version: 1.{int(sha[:7], 16)}.{int(sha[7:14], 16)}
+  version: {content_version(table["sha256"])}
   data_files:
   - split: train
     path: {TABLE}

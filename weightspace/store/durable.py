@@ -47,6 +47,12 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def flush(path: Path) -> None:
+    """Make the content of a file that somebody else wrote durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_flushed(path: Path, data: bytes) -> None:
     """Write a new file and flush it to the disk; its mode follows the umask."""
     with naming(path, len(data)), path.open("wb") as file:

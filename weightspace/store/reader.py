@@ -120,9 +120,17 @@ class Zoo:
 
     def shard(self, index: int) -> tuple[Stack, pa.Table]:
         """All models of one shard, and its part of the table."""
+        return self.stack(self.shard_rows(index)), self.shard_table(index)
+
+    def shard_rows(self, index: int) -> range:
+        """The rows of one shard."""
+        return range(self._ends[index] - self.manifest["shards"][index]["rows"], self._ends[index])
+
+    def shard_table(self, index: int) -> pa.Table:
+        """One shard's part of the table."""
         entry = self.manifest["shards"][index]
         path = self._inside(f"{SHARDS}/{entry['name']}/{SHARD_TABLE}", entry["files"][SHARD_TABLE]["bytes"])
-        return self.stack(range(self._ends[index] - entry["rows"], self._ends[index])), pq.read_table(path)
+        return pq.read_table(path)
 
     def rollouts(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Stored inputs (models, sequences, time, input) and outputs (models, sequences, time, output) of the rows."""
@@ -150,7 +158,7 @@ class Zoo:
         if len(shards) > 1:
             raise ValueError(f"Rows of one stack must be of one shard; these are of {sorted(shards)}.")
         index = shards.pop()
-        start = self._ends[index] - self.manifest["shards"][index]["rows"]
+        start = self.shard_rows(index).start
         return index, [int(row) - start for row in rows]
 
     def _inside(self, relative: str, num_bytes: int) -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store.card import card
-from weightspace.store.durable import STAGING, Staging, fsync_folder, naming, publish, write_flushed
+from weightspace.store.durable import STAGING, Staging, flush, fsync_folder, naming, publish, write_flushed
 from weightspace.store.layout import (
     CARD,
     FORMAT,
@@ -198,8 +198,7 @@ def _merge_tables(paths: Sequence[Path], target: Path) -> pa.Schema:
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in _bounded(paths):
                 writer.write_table(batch, row_group_size=ROWS_PER_GROUP)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(target)
     return schema
 
 

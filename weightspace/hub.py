@@ -1,0 +1,191 @@
+"""Zoos as Hugging Face datasets: written, uploaded, and read back model by model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import jinja2
+import pyarrow.parquet as pq
+import yaml
+from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict
+from tqdm import tqdm
+
+from weightspace import __version__, store
+from weightspace.flat import FIELDS, model_of, write_weights
+from weightspace.store import Zoo, open_zoo
+
+__all__ = ["export", "model_of", "push"]
+
+CARD, TABLE, RECORD = "README.md", "models.parquet", "export.json"
+MODELS, WEIGHTS = "models", "weights"
+
+
+def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> Path:
+    """Write a finished zoo as a Hugging Face dataset folder `out`: a pure function of the zoo and the licence.
+
+    Leaves `models.parquet` (the zoo's table), `weights/*.parquet` (columns: `flat.FIELDS`), a card README.md, and
+    export.json (what the zoo is made from, and a sha256 of each file). The folder is there whole or not at all; an
+    earlier export in its place is replaced. Shards are read one by one, so memory does not grow with the zoo.
+    """
+    source, out = open_zoo(zoo), Path(out).resolve()
+    _refuse_license(license)
+    _refuse_other_files(out)
+    _refuse_damage(source.path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with store.Staging(out.parent) as staging:
+            folder = staging / out.name
+            folder.mkdir()
+            _write(source, folder, license)
+            _put_into_place(folder, out, staging / "earlier")
+    finally:
+        store.clean_staging(out.parent)
+        with contextlib.suppress(OSError):
+            (out.parent / store.STAGING).rmdir()
+    return out
+
+
+def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Upload an export to the dataset repository `repo` (OWNER/NAME), made if need be; returns its address.
+
+    Weights of an earlier upload that are no part of this one are removed. Needs the login of `hf auth login`.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} has no {RECORD}: not an export; make one with `weightspace export`.")
+    version = json.loads((folder / RECORD).read_bytes())["zoo"]["digest"]
+    api = huggingface_hub.HfApi()
+    try:
+        url = api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message=f"Zoo {version[:12]}",
+            delete_patterns=[f"{WEIGHTS}/*"],
+        )
+    except OSError as error:
+        # What the Hub answers has many lines, of which the first says what is wrong.
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{folder} is written, but not uploaded to {repo}: {reason} (`hf auth login`?)") from error
+    return str(url)
+
+
+def _refuse_license(license: str) -> None:
+    if not re.fullmatch(r"[a-z0-9.+-]+", license):
+        raise ValueError(f"`license` (={license!r}) must be an identifier of the Hub, such as apache-2.0 or cc-by-4.0.")
+
+
+def _refuse_other_files(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
+        raise ValueError(f"{out} holds other files, not an earlier export; give an empty or new folder.")
+
+
+def _refuse_damage(path: Path) -> None:
+    with tqdm(desc="verify", unit=" shards", disable=not sys.stderr.isatty()) as bar:
+
+        def count(name: str) -> None:
+            bar.update()
+
+        faults = store.verify(path, count)
+    if faults:
+        raise ValueError(
+            f"{path} is damaged and was not exported: {faults[0].path} {faults[0].problem}. "
+            f"`zoo-builder verify {path} --repair` makes it whole."
+        )
+
+
+def _put_into_place(folder: Path, out: Path, aside: Path) -> None:
+    store.fsync_folder(folder)
+    if out.exists():
+        os.rename(out, aside)
+    os.rename(folder, out)
+    store.fsync_folder(out.parent)
+
+
+def _write(zoo: Zoo, folder: Path, license: str) -> None:
+    with store.naming(folder / TABLE, zoo.manifest["files"][TABLE]["bytes"]):
+        shutil.copyfile(zoo.path / TABLE, folder / TABLE)
+    store.flush(folder / TABLE)
+    (folder / WEIGHTS).mkdir()
+    names = [path.relative_to(folder).as_posix() for path in write_weights(zoo, folder / WEIGHTS)]
+    files = {name: store.file_entry(folder / name) for name in [TABLE, *names]}
+    head = {key: value for key, value in zoo.manifest.items() if key not in ("files", "shards")}
+    text = _card(zoo, folder, {MODELS: [TABLE], WEIGHTS: names}, files, license).encode()
+    store.write_flushed(folder / CARD, text)
+    files[CARD] = store.file_entry(folder / CARD)
+    store.write_flushed(folder / RECORD, store.pretty({"zoo": head, "files": files, "license": license}))
+
+
+def _card(zoo: Zoo, folder: Path, configs: Mapping[str, Sequence[str]], files: Mapping[str, Any], license: str) -> str:
+    """README.md: for `datasets` what to load and how to tell a new version from an old one, for people the rest."""
+    infos, loading = DatasetInfosDict(), []
+    for config, names in configs.items():
+        size = sum(files[name]["bytes"] for name in names)
+        splits = SplitDict()
+        splits.add(datasets.SplitInfo("train", num_bytes=size, num_examples=zoo.num_rows))
+        features = datasets.Features.from_arrow_schema(pq.read_schema(folder / names[0]))
+        infos[config] = datasets.DatasetInfo(features=features, splits=splits, download_size=size, dataset_size=size)
+        content = hashlib.sha256("".join(files[name]["sha256"] for name in names).encode()).hexdigest()
+        entry = {
+            "config_name": config,
+            "version": store.content_version(content),
+            "data_files": [{"split": "train", "path": list(names)}],
+        }
+        loading.append({**entry, "default": True} if config == MODELS else entry)
+    data = huggingface_hub.DatasetCardData(
+        license=license,
+        pretty_name=zoo.manifest["recipe"].get("title", "A zoo of recurrent networks"),
+        tags=["weight-space-learning", "recurrent-neural-networks"],
+        configs=loading,
+    )
+    infos.to_dataset_card_data(data)
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(zoo, license)}"
+
+
+def _body(zoo: Zoo, license: str) -> str:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "&#124;")
+    template = environment.from_string((Path(__file__).parent / "hub_card.md.j2").read_text())
+    manifest, schema = zoo.manifest, pq.read_schema(zoo.path / TABLE)
+    described = {
+        **{name: {"unit": unit, "definition": text} for name, (unit, text) in store.COLUMNS.items()},
+        **manifest["labels"],
+    }
+    layouts = {family["class"]: family["spec"] for family in reversed(manifest["families"])}
+    return template.render(
+        manifest=manifest,
+        num_rows=zoo.num_rows,
+        license=license,
+        version=__version__,
+        columns=[(field.name, field.type, described.get(field.name, {})) for field in schema],
+        fields=FIELDS,
+        layouts=dict(sorted(layouts.items())),
+        counts=_counts(zoo),
+        recipe=yaml.safe_dump(manifest["recipe"], sort_keys=True).strip(),
+    )
+
+
+def _counts(zoo: Zoo) -> dict[str, dict[Any, tuple[int, int]]]:
+    """For each column of splits, the numbers of models and of rows with each of its values."""
+    names = ["split", "split_task", "split_size", "fold_family"]
+    table = pq.read_table(zoo.path / TABLE, columns=["model_id", *names])
+    counts = {}
+    for name in names:
+        grouped = table.group_by(name).aggregate([("model_id", "count_distinct"), ("model_id", "count")]).sort_by(name)
+        counts[name] = {
+            row[name]: (row["model_id_count_distinct"], row["model_id_count"]) for row in grouped.to_pylist()
+        }
+    return counts
