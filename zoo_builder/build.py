@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import platform
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,12 @@ import torch
 import weightspace
 from weightspace import store
 from weightspace.rollout import Method
-from zoo_builder.engine import run_shards
+from zoo_builder.differences import refuse_differences
+from zoo_builder.engine import Engine, run_shards
 from zoo_builder.plan import Plan, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import label_columns
+from zoo_builder.share import Share
 from zoo_builder.worker import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
@@ -36,14 +34,16 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Built:
-    """A finished zoo, and how many of its shards this build made."""
+    """A zoo, how many of its shards this build made, and how many are still missing: others make them, or will."""
 
     path: Path
     models: int
     rows: int
     shards: int
     built: int
-    fingerprint: str
+    missing: int
+    fingerprint: str | None
+    """None while shards are missing or not merged yet."""
 
 
 def build(
@@ -54,28 +54,39 @@ def build(
     workers: int | None = None,
     device: str = "cpu",
     method: str = "torch",
+    share: Share | None = None,
+    engine: Engine = run_shards,
 ) -> Built:
     """Build the zoo of a recipe (YAML file or mapping) in folder `out`, or finish it; `workers` None is one per core.
 
-    The bytes depend on the recipe, the seed, the method, the device class and the versions, not on the workers.
+    The bytes depend on the recipe, the seed, the method, the device class and the versions, not on the workers, the
+    engine or the shares. With a `share` only those shards are made, beside other builders of the same plan; whoever
+    then finds all shards there and nobody else at work merges them.
     """
     plan = make_plan(read_recipe(recipe, seed))
     out = Path(out)
     identity = build_identity(plan, device, method)
     _refuse_other_files(out)
+    finished = _finished(out, identity)
+    if finished is not None and not (out / store.STAGING).exists():
+        logger.info("%s is finished already, nothing to do.", out)
+        return _built(out, plan, finished, 0)
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        finished = _finished(out, identity)
-        if finished is not None:
-            logger.info("%s is finished already, nothing to do.", out)
-            # A build may have died just before it tidied up.
-            shutil.rmtree(out / store.STAGING, ignore_errors=True)
-            return _built(out, plan, finished, 0)
-        _remember(out, identity)
-        missing = _missing_shards(out, plan, identity)
-        _make(out, plan, identity, missing, workers)
-        manifest = store.finish(out, manifest_head(plan, identity), len(plan.shards), plan.recipe["title"])
-    return _built(out, plan, manifest, len(missing))
+    # Builders of shares work side by side; one that starts while another merges waits for it.
+    with store.locked(out, shared=share is not None, patience=5.0 if share is None else 60.0) as lock:
+        made = 0
+        if _finished(out, identity) is None:
+            _remember(out, identity)
+            missing = _missing_shards(out, plan, identity, share or Share(1, 1))
+            _make(out, plan, identity, missing, workers, engine)
+            made = len(missing)
+        # In this order: the last of several to give up its shared lock sees the shards of all.
+        if share is not None and (not lock.try_alone() or store.absent_shards(out, len(plan.shards))):
+            return _unfinished(out, plan, made)
+        manifest = _finished(out, identity) or _finish(out, plan, identity)
+        # A build may have died, or another may have finished, just before it tidied up.
+        store.empty_staging(out)
+    return _built(out, plan, manifest, made)
 
 
 def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
@@ -89,16 +100,16 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")
-    with locked(out):
+    with store.locked(out):
         damaged = sorted(
             {int(f.path.split("/")[1]) for f in store.verify(out) if _names_shard(f.path, len(plan.shards))}
         )
         for index in damaged:
             store.remove_shard(out, index)
-        _make(out, plan, identity, damaged, workers)
+        _make(out, plan, identity, damaged, workers, run_shards)
         other = [fault for fault in store.verify(out) if _names_shard(fault.path, len(plan.shards))]
         if not other:
-            store.finish(out, manifest_head(plan, identity), len(plan.shards), plan.recipe["title"])
+            _finish(out, plan, identity)
     return store.verify(out)
 
 
@@ -107,29 +118,28 @@ def _names_shard(path: str, num_shards: int) -> bool:
     return parts[0] == "shards" and parts[1].isdigit() and int(parts[1]) < num_shards
 
 
-def _make(out: Path, plan: Plan, identity: Mapping[str, Any], missing: list[int], workers: int | None) -> None:
+def _make(
+    out: Path, plan: Plan, identity: Mapping[str, Any], missing: Sequence[int], workers: int | None, engine: Engine
+) -> None:
     """Have the missing shards made, with a progress bar on a terminal and a line per shard elsewhere."""
-    workers = workers if workers is not None else num_cores()
-    if workers < 1:
-        raise ValueError(f"`workers` (={workers}) must be at least 1.")
     executor = identity["executor"]
     job = {
         "recipe": plan.recipe,
         "out": str(out.resolve()),
         "plan": store.digest(identity),
+        "identity": identity,
         "device": executor["device"],
         "method": ROLLOUTS[executor["method"]],
     }
     try:
         with _progress(plan, missing) as report:
-            run_shards(job, missing, workers, report)
+            engine(job, missing, workers, report)
     finally:
         store.clean_staging(out)
 
 
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _finish(out: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
+    return store.finish(out, manifest_head(plan, identity), len(plan.shards), plan.recipe["title"])
 
 
 def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
@@ -175,7 +185,17 @@ def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _built(out: Path, plan: Plan, manifest: Mapping[str, Any], made: int) -> Built:
     rows = sum(shard["rows"] for shard in manifest["shards"])
-    return Built(out, plan.num_models, rows, len(manifest["shards"]), made, manifest["digest"])
+    return Built(out, plan.num_models, rows, len(manifest["shards"]), made, 0, manifest["digest"])
+
+
+def _unfinished(out: Path, plan: Plan, made: int) -> Built:
+    absent = len(store.absent_shards(out, len(plan.shards)))
+    logger.info(
+        "This share is done; %s. The last builder to end merges the shards, or run the build without `--shard`.",
+        f"{absent} of the other shards are missing" if absent else "other builders are still at work",
+    )
+    rows = plan.num_models * len(plan.snapshots)
+    return Built(out, plan.num_models, rows, len(plan.shards), made, absent, None)
 
 
 def _refuse_other_files(out: Path) -> None:
@@ -184,25 +204,6 @@ def _refuse_other_files(out: Path) -> None:
     known = {"zoo.json", "shards", store.STAGING}
     if out.is_dir() and any(out.iterdir()) and not known & {path.name for path in out.iterdir()}:
         raise ValueError(f"{out} holds other files; give an empty or new folder for the zoo.")
-
-
-@contextlib.contextmanager
-def locked(out: Path, patience: float = 5.0) -> Iterator[None]:
-    """Keep other builders off a folder; the lock goes with the process that holds it."""
-    handle = os.open(out, os.O_RDONLY)
-    deadline = time.monotonic() + patience
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ValueError(f"Another builder is at work on {out}; wait for it or stop it.") from None
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -230,38 +231,21 @@ def _remember(out: Path, identity: Mapping[str, Any]) -> None:
     store.write_durably(file, store.pretty(identity))
 
 
-def refuse_differences(old: Mapping[str, Any], new: Mapping[str, Any], what: str) -> None:
-    """Raise ValueError naming every field in which two plans differ."""
-    differences = list(_differences(old, new, ""))
-    if differences:
-        raise ValueError(f"{what}: {'; '.join(differences)}. Use another folder, or go back to the old values.")
-
-
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, pair in enumerate(zip(old, new, strict=True)):
-            yield from _differences(*pair, f"{where}[{place}]")
-    elif old != new:
-        yield f"{where} was {json.dumps(old)}, now {json.dumps(new)}"
-
-
-def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any]) -> list[int]:
-    """The shards still to make; damaged ones are taken away first."""
+def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any], share: Share) -> list[int]:
+    """The shards of a share still to make; damaged ones are taken away first."""
     store.clean_staging(out)
-    good, bad = store.good_shards(out, len(plan.shards), store.digest(identity))
+    indices = share.of(len(plan.shards))
+    good, bad = store.good_shards(out, indices, store.digest(identity))
     for index, problem in bad.items():
         logger.warning("Shard %05d: %s; it is made again.", index, problem)
         store.remove_shard(out, index)
     if good:
-        logger.info("%d of %d shards are there already.", len(good), len(plan.shards))
-    return sorted(set(range(len(plan.shards))) - set(good))
+        logger.info("%d of %d shards are there already.", len(good), len(indices))
+    return sorted(set(indices) - set(good))
 
 
 @contextlib.contextmanager
-def _progress(plan: Plan, missing: list[int]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _progress(plan: Plan, missing: Sequence[int]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     from tqdm import tqdm
 
     shards = plan.shards

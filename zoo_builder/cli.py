@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
+
+if TYPE_CHECKING:
+    from zoo_builder.share import Share
 
 KINDS = ("families", "tasks", "labels", "learners", "studies")
 
@@ -91,6 +94,7 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--workers", type=int, help="number of processes (one per core unless given)")
     build.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models learn")
     build.add_argument("--method", choices=["torch"], default="torch", help="how models are run over time")
+    build.add_argument("--shard", type=str, metavar="I/N", help="make the I-th of N shares only, for job arrays")
     build.add_argument("--dry_run", action="store_true", help="print cohorts, models, bytes and estimated time only")
     build.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("build", build, help="build or resume a zoo")
@@ -109,8 +113,11 @@ def _add_label(commands: Any) -> None:
 
 
 def _build(options: Namespace) -> int:
+    from zoo_builder.share import Share
+
+    share = None if options.shard is None else Share.parse(options.shard)
     if options.dry_run:
-        return _dry_run(options)
+        return _dry_run(options, share)
     from zoo_builder.build import build
 
     built = build(
@@ -120,22 +127,25 @@ def _build(options: Namespace) -> int:
         workers=options.workers,
         device=options.device,
         method=options.method,
+        share=share,
     )
     fields = {**dataclasses.asdict(built), "path": str(built.path)}
     counts = f"{built.models:,} models, {built.rows:,} rows, {built.shards:,} shards"
-    text = f"{built.path}: {counts} ({built.built:,} built now)"
+    state = "finished" if built.fingerprint else f"unfinished, {built.missing:,} shards missing"
+    text = f"{built.path}: {counts} ({built.built:,} built now), {state}"
     _print(fields, text, options.json)
     return 0
 
 
-def _dry_run(options: Namespace) -> int:
-    from zoo_builder.build import ROLLOUTS, num_cores
+def _dry_run(options: Namespace, share: Share | None) -> int:
+    from zoo_builder.build import ROLLOUTS
+    from zoo_builder.engine import num_cores
     from zoo_builder.estimate import estimate, table
     from zoo_builder.plan import make_plan
     from zoo_builder.recipe import read_recipe
 
     plan = make_plan(read_recipe(options.config, options.seed))
-    workers = num_cores() if options.workers is None else options.workers
+    workers = (num_cores() if options.workers is None else options.workers) * (share.count if share else 1)
     estimated = estimate(plan, workers, options.device, ROLLOUTS[options.method])
     _print(estimated, table(estimated), options.json)
     return 0

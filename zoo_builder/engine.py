@@ -15,19 +15,30 @@ from typing import Any
 
 from zoo_builder.worker import ENVIRONMENT
 
+Report = Callable[[Mapping[str, Any]], None]
+"""Gets the messages of workers: "progress" (updates done) and "done" (the index of a shard)."""
+Engine = Callable[[Mapping[str, Any], Sequence[int], int | None, Report], None]
+"""Has shards made: job, indices, number of workers (None: as many as there is room for), report."""
+
 
 class BuildFailed(ValueError):
     """A shard could not be made; the message says which and why."""
 
 
-def run_shards(
-    job: Mapping[str, Any], indices: Sequence[int], workers: int, report: Callable[[Mapping[str, Any]], None]
-) -> None:
-    """Have the shards `indices` made by worker processes; `report` gets their messages ("progress" or "done").
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
+    """Have the shards `indices` made by worker processes on this machine, one per core unless `workers` says.
 
     Workers are processes of their own, not forks, because their environment must be set before they import torch.
     Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
     """
+    workers = num_cores() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"`workers` (={workers}) must be at least 1.")
     waiting = list(reversed(indices))
     messages: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
     processes: list[subprocess.Popen[str]] = []

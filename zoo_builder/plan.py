@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -97,16 +98,12 @@ class Plan:
         """Number of models of the whole zoo."""
         return sum(len(cohort.splits) for cohort in self.cohorts)
 
-    @property
+    @cached_property
     def shards(self) -> list[Shard]:
         """Every shard, in the order of the table."""
         size = self.recipe["shard_size"]
-        ranges = [
-            (c, first, min(first + size, len(c.splits)))
-            for c in self.cohorts
-            for first in range(0, len(c.splits), size)
-        ]
-        return [Shard(index, *piece) for index, piece in enumerate(ranges)]
+        starts = [(cohort, first) for cohort in self.cohorts for first in range(0, len(cohort.splits), size)]
+        return [Shard(i, c, first, min(first + size, len(c.splits))) for i, (c, first) in enumerate(starts)]
 
 
 def make_plan(recipe: Mapping[str, Any]) -> Plan:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from weightspace import store
 from zoo_builder import labels
-from zoo_builder.build import build_identity, locked, manifest_head, num_cores, refuse_differences
+from zoo_builder.build import build_identity, manifest_head
+from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import run_shards
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.shard import COLUMNS, STACK, label_column, label_columns, measure_labels
@@ -43,7 +44,7 @@ def relabel(zoo: str | Path, names: Sequence[str], workers: int | None = None) -
         labels.load(name, {})
     if not zoo.is_dir():
         raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
-    with locked(zoo):
+    with store.locked(zoo):
         manifest = _manifest(zoo, names)
         plan = _plan(manifest, names)
         identity = {**{key: manifest[key] for key in ("executor", "generator")}, "recipe": plan.recipe}
@@ -111,9 +112,6 @@ def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, workers: int |
     """Have the missing tables measured and written aside by worker processes."""
     from tqdm import tqdm
 
-    workers = workers if workers is not None else num_cores()
-    if workers < 1:
-        raise ValueError(f"`workers` (={workers}) must be at least 1.")
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
     relabelling = {"names": list(names), "key": key}
     job = {"recipe": plan.recipe, "out": str(zoo.resolve()), "relabel": relabelling}

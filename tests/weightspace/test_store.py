@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import stat
 from pathlib import Path
 
@@ -306,7 +305,7 @@ def crash_at(monkeypatch, step):
     for name in ("fsync", "replace", "rename"):
         monkeypatch.setattr(os, name, failing(getattr(os, name)))
     # The dead tidy nothing up; nobody has this process id.
-    monkeypatch.setattr(durable, "_writer_name", lambda pid: f"{socket.gethostname()}-4194999-1")
+    monkeypatch.setattr(durable, "_writer_name", lambda pid: f"{durable._host()}-4194999-1")
     monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
     monkeypatch.setattr(Path, "unlink", lambda *a, **k: None)
     return lambda: calls
@@ -314,7 +313,7 @@ def crash_at(monkeypatch, step):
 
 def resume(path):
     clean_staging(path)
-    good, bad = good_shards(path, 2, "p")
+    good, bad = good_shards(path, range(2), "p")
     assert not bad
     for index in set(range(2)) - set(good):
         write_shard(path, index, content(seed=index), "p")
@@ -342,7 +341,7 @@ def test_a_crash_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path, zoo, m
 
 def test_a_shard_of_another_plan_is_refused(tmp_path, zoo):
     with pytest.raises(ValueError, match="00000 belongs to another plan"):
-        good_shards(zoo, 2, "q")
+        good_shards(zoo, range(2), "q")
 
 
 def test_a_flipped_bit_before_the_end_is_noticed(tmp_path):
@@ -352,7 +351,7 @@ def test_a_flipped_bit_before_the_end_is_noticed(tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert good_shards(tmp_path, 2, "p") == ([0], {1: "params.safetensors is not what was written"})
+    assert good_shards(tmp_path, range(2), "p") == ([0], {1: "params.safetensors is not what was written"})
     with pytest.raises(ValueError, match=r"Shard 00001: params\.safetensors is not what was written"):
         finish(tmp_path, HEAD, 2, "t")
 

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import shutil
-import time
 
 import pytest
 import torch
@@ -273,17 +272,3 @@ def test_everything_listed_has_a_definition(kind):
     assert all(row["name"] and len(row["definition"]) > 20 for row in rows)
     if kind in ("families", "tasks"):
         assert all(row["citation"] for row in rows)
-
-
-def test_two_builders_on_one_folder_do_not_meet(tmp_path, monkeypatch):
-    import fcntl
-
-    folder = tmp_path / "zoo"
-    folder.mkdir()
-    handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with pytest.raises(ValueError, match="Another builder is at work"):
-        build(RECIPE, folder)
-    os.close(handle)

@@ -57,6 +57,7 @@ def test_build_prints_one_document_and_a_second_build_does_nothing(zoo, recipe, 
         "rows": 10,
         "shards": 1,
         "built": 0,
+        "missing": 0,
         "fingerprint": open_zoo(zoo).fingerprint,
     }
 
@@ -104,6 +105,11 @@ BAD_INPUT = [
     (["verify", "/no/such/folder"], "/no/such/folder is not a folder"),
     (["info", "/tmp"], "/tmp has no zoo.json: not a zoo"),
     (["build", "--config", "/no/recipe.yaml", "--out", "x"], "There is no recipe /no/recipe.yaml"),
+    (["build", "--config", "x", "--out", "x", "--shard", "4/3"], "4/3 is no share: give I/N with I from 1 to N"),
+    (["build", "--config", "x", "--out", "x", "--shard", "0/3"], "0/3 is no share"),
+    (["build", "--config", "x", "--out", "x", "--shard=-1/3"], "`shard` is '-1/3'; give I/N with whole numbers"),
+    (["build", "--config", "x", "--out", "x", "--shard", "2"], "`shard` is '2'; give I/N"),
+    (["build", "--config", "x", "--out", "x", "--shard", "a/b"], "`shard` is 'a/b'; give I/N"),
 ]
 
 

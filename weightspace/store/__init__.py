@@ -17,6 +17,7 @@ from weightspace.store.durable import (
     DiskFull,
     Staging,
     clean_staging,
+    empty_staging,
     flush,
     fsync_folder,
     naming,
@@ -24,11 +25,12 @@ from weightspace.store.durable import (
     write_flushed,
 )
 from weightspace.store.layout import COLUMNS, FORMAT, canonical, content_version, digest, file_entry, pretty
+from weightspace.store.lock import locked
 from weightspace.store.reader import DamagedManifest, Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
 from weightspace.store.splits import SPLITS, Division, SplitName, divide, divisions, folds, recorded_split, title
 from weightspace.store.verify import Fault, verify
-from weightspace.store.writer import ShardContent, finish, good_shards, remove_shard, write_shard
+from weightspace.store.writer import ShardContent, absent_shards, finish, good_shards, remove_shard, write_shard
 
 __all__ = [
     "COLUMNS",
@@ -44,18 +46,21 @@ __all__ = [
     "Stack",
     "Staging",
     "Zoo",
+    "absent_shards",
     "canonical",
     "clean_staging",
     "content_version",
     "digest",
     "divide",
     "divisions",
+    "empty_staging",
     "file_entry",
     "finish",
     "flush",
     "folds",
     "fsync_folder",
     "good_shards",
+    "locked",
     "naming",
     "open_zoo",
     "pretty",

@@ -7,11 +7,12 @@ import errno
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-STAGING = ".staging"
+STAGING, LOCK = ".staging", "lock"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -69,7 +70,8 @@ def publish(staged: Path, target: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write one file so that readers see the old content or the new one, never a part, also after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Builders on other machines may have our process id.
+    aside = path.with_name(f".{path.name}.{_writer_name(os.getpid())}-{threading.get_native_id()}")
     try:
         write_flushed(aside, data)
         publish(aside, path)
@@ -100,8 +102,20 @@ def clean_staging(zoo: Path) -> None:
         return
     for folder in staging.iterdir():
         host, _, rest = folder.name.rpartition("-")[0].rpartition("-")
-        if host == socket.gethostname() and rest.isdigit() and folder.name != _writer_name(int(rest)):
+        if host == _host() and rest.isdigit() and folder.name != _writer_name(int(rest)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def empty_staging(zoo: Path) -> None:
+    """Remove everything a finished build has no more use for, but the lock, which its holder removes last."""
+    staging = zoo / STAGING
+    for path in staging.iterdir() if staging.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        staging.rmdir()
 
 
 def _writer_name(pid: int) -> str:
@@ -110,7 +124,16 @@ def _writer_name(pid: int) -> str:
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         start = "0" if _alive(pid) else "dead"
-    return f"{socket.gethostname()}-{pid}-{start}"
+    return f"{_host()}-{pid}-{start}"
+
+
+def _host() -> str:
+    """Where process ids mean the same: this machine and, as containers may share its name, this space of ids."""
+    try:
+        space = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        space = "0"
+    return f"{socket.gethostname()}.{space}"
 
 
 def _alive(pid: int) -> bool:

@@ -6,8 +6,7 @@ import contextlib
 import errno
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store.card import card
-from weightspace.store.durable import STAGING, Staging, flush, fsync_folder, naming, publish, write_flushed
+from weightspace.store.durable import Staging, empty_staging, flush, fsync_folder, naming, publish, write_flushed
 from weightspace.store.layout import (
     CARD,
     FORMAT,
@@ -121,13 +120,20 @@ def remove_shard(zoo: Path, index: int) -> None:
         fsync_folder(target.parent)
 
 
-def good_shards(zoo: Path, num_shards: int, plan: str) -> tuple[list[int], dict[int, str]]:
-    """Indices of the shards that are there whole, and what is wrong with the others that are there.
+def absent_shards(zoo: Path, num_shards: int) -> list[int]:
+    """Indices of the shards that are not there."""
+    folder = zoo / SHARDS
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    return [index for index in range(num_shards) if shard_name(index) not in there]
+
+
+def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> tuple[list[int], dict[int, str]]:
+    """Which of these shards are there whole, and what is wrong with the others that are there.
 
     Raises ValueError if one belongs to another plan than `plan`.
     """
     good, bad = [], {}
-    for index in range(num_shards):
+    for index in indices:
         folder = zoo / SHARDS / shard_name(index)
         if folder.exists():
             problem = shard_problem(folder, plan)
@@ -163,7 +169,7 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
     ValueError if a shard is missing or damaged.
     """
     names = [shard_name(index) for index in range(num_shards)]
-    good, bad = good_shards(zoo, num_shards, head["plan"])
+    good, bad = good_shards(zoo, range(num_shards), head["plan"])
     if len(good) < num_shards:
         missing = {i: "is missing" for i in range(num_shards) if i not in good and i not in bad}
         index, problem = min({**bad, **missing}.items())
@@ -180,7 +186,7 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
         write_flushed(staging / MANIFEST, pretty(manifest))
         for name in (TABLE, CARD, MANIFEST):
             publish(staging / name, zoo / name)
-    shutil.rmtree(zoo / STAGING, ignore_errors=True)
+    empty_staging(zoo)
     return manifest
 
 
