@@ -12,16 +12,18 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from weightspace import plugins
+
 SHOWN = ("r2_within_cell", "accuracy")
 TITLES = {"r2_within_cell": "within-cell R2", "accuracy": "accuracy"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 (done), 2 (bad usage or bad input) or 130 (interrupted)."""
-    options = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     commands = {"run": _run, "benchmark": _benchmark}
     try:
+        options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
         return commands[options.subcommand](options[options.subcommand])
     except KeyboardInterrupt:
         print("probes: interrupted; nothing was left half-written.", file=sys.stderr)
@@ -39,7 +41,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="probes",
         description="Asks what embeddings of a zoo know of its labels, beside baselines and controls.",
-        epilog="Example: probes run --zoo zoo --embeddings embeddings.safetensors --out probes",
+        epilog=f"Example: probes run --zoo zoo --embeddings embeddings.safetensors --out probes. {plugins.HELP}",
     )
     commands = parser.add_subcommands(required=True)
     _add_run(commands)

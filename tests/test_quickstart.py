@@ -3,8 +3,10 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jupytext
@@ -81,3 +83,48 @@ def test_the_notebook_runs_on_the_tiny_zoo(folder, monkeypatch):
 def test_the_shipped_notebook_is_the_percent_script():
     shipped, script = jupytext.read(NOTEBOOK.with_suffix(".ipynb")), jupytext.read(NOTEBOOK)
     assert [(c.cell_type, c.source) for c in shipped.cells] == [(c.cell_type, c.source) for c in script.cells]
+
+
+FIT = """
+import sys
+import time
+from pathlib import Path
+from weightspace import quickstart
+from weightspace.recipes import recipe
+
+zoo, runs = map(Path, sys.argv[1:])
+quickstart._fit({name: recipe(f"encoder/{name}.yaml") for name in quickstart.EMBEDDINGS}, runs, zoo)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_training_outlives_a_quickstart_that_is_stopped(folder, tmp_path, number):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FIT, str(folder / "zoo"), str(tmp_path)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    children: list[int] = []
+    patience = time.monotonic() + 30
+    while len(children) < 2 and process.poll() is None and time.monotonic() < patience:
+        time.sleep(0.02)
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) == 2
+    # Long enough for Python to start, and not for a training to end.
+    time.sleep(1.0)
+    assert all(map(alive, children))
+    os.kill(process.pid, number)
+    process.wait()
+    patience = time.monotonic() + 5
+    while any(map(alive, children)) and time.monotonic() < patience:
+        time.sleep(0.02)
+    left = [pid for pid in children if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from weightspace import plugins
+
 TRAINING = {
     "fit": "Train an encoder on a zoo.",
     "validate": "Loss and metrics of a checkpoint on the validation rows.",
@@ -22,16 +24,20 @@ TRAINING = {
     "predict": "Run a checkpoint over every row (use `embed` to keep the result).",
 }
 ALLOWED_IMPORTS = ["weightspace", "zoo_builder", "probes", "lightning.pytorch", "torch.optim", "torch.nn"]
-"""What a config or checkpoint may name; nothing else is imported, not even to look at it."""
+"""What a config or checkpoint may name; nothing else is imported, not even to look at it, unless the user says so."""
 
-EXAMPLES = """examples:
+EXAMPLES = (
+    """examples:
   weightspace quickstart --out first
   weightspace fit --config configs/encoder/supervised.yaml --data.zoo first/zoo
   weightspace fit --config ... --data.zoo first/zoo --ckpt_path runs/version_0/checkpoints/last.ckpt   (goes on)
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --zoo first/zoo --out embeddings.safetensors
   weightspace check families --json
   weightspace export --zoo first/zoo --out dataset --push OWNER/NAME
+
 """
+    + plugins.HELP
+)
 
 
 def embed(
@@ -117,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0 done, 1 a check found something, 2 bad usage or input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        argv = plugins.take_option(argv)
+        # Set before anything is parsed: a class outside the list is refused before its module is imported.
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
         if argv and argv[0] in TRAINING:
             return _train(argv)
         settings = vars(_parser().parse_args(argv))
@@ -137,7 +146,8 @@ def _parser() -> ArgumentParser:
     for name, line in TRAINING.items():
         commands.add_subcommand(name, ArgumentParser(), help=line)
     for name, function in COMMANDS.items():
-        own = ArgumentParser(prog=f"weightspace {name}", description=(function.__doc__ or "").split("Args:")[0].strip())
+        description = (function.__doc__ or "").split("Args:")[0].strip()
+        own = ArgumentParser(prog=f"weightspace {name}", description=description, epilog=plugins.HELP)
         flags = {"json"} & set(inspect.signature(function).parameters)
         own.add_function_arguments(function, as_positional=True, skip=set(flags))
         for flag in flags:
@@ -148,8 +158,6 @@ def _parser() -> ArgumentParser:
 
 def _train(argv: list[str]) -> int:
     """fit, validate, test and predict, by Lightning's command line."""
-    # Set before anything is parsed: a class outside the list is refused before its module is imported.
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_IMPORTS)
     from weightspace.training_cli import run
 
     run(argv, prog="weightspace", hint=_hint)
@@ -157,7 +165,10 @@ def _train(argv: list[str]) -> int:
 
 
 def _hint(message: str) -> str:
-    """An error message of the parser with the nearest known name, if a name in it is not known."""
+    """An error message of the parser with the way out: the nearest known name, or how to allow a class."""
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
+    if denied:
+        return f"{message[: denied.end()]}, so it was not imported. {plugins.way_out(denied[1])}"
     known = sorted(set(_names()))
     for word in re.findall(r"(?:string: |Option '|class_path '|arguments: --)([\w.]+)", message):
         asked = word.rpartition(".")[2]

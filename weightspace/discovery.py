@@ -5,23 +5,27 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Iterable, Mapping
 from functools import cache
-from types import ModuleType
 from typing import Any, TypeVar
+
+from weightspace import plugins
 
 T = TypeVar("T")
 
 
-@cache
 def concrete_subclasses(package: str, base: type) -> dict[str, type]:
-    """Every concrete subclass of `base` that the files of `package` define, by class name.
+    """Every concrete subclass of `base` that the files of `package`, or allowed packages, define, by class name.
 
     A file that does not import raises here, and so do two classes of one name.
     """
+    return _found(package, base, plugins.allowed())
+
+
+@cache
+def _found(package: str, base: type, allowed: tuple[str, ...]) -> dict[str, type]:
     found: dict[str, type] = {}
-    for module in _modules(package):
+    for module in [*plugins.modules_in(importlib.import_module(package)), *plugins.modules()]:
         for name, value in vars(module).items():
             if not inspect.isclass(value) or not issubclass(value, base) or inspect.isabstract(value):
                 continue
@@ -34,7 +38,10 @@ def concrete_subclasses(package: str, base: type) -> dict[str, type]:
 def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mapping[str, Any]) -> T:
     """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
     if name not in found:
-        raise ValueError(f"No {kind} is called '{name}'; there are {sorted(found)}.{near_match(name, found)}")
+        raise ValueError(
+            f"No {kind} is called '{name}'; there are {sorted(found)}.{near_match(name, found)} "
+            f"({plugins.OPTION} PKG adds those of your own package.)"
+        )
     refuse_unknown(found[name], fields)
     missing = [
         p.name
@@ -60,8 +67,3 @@ def near_match(name: str, known: Iterable[str]) -> str:
     folded = {k.casefold(): k for k in known}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
     return f" Did you mean '{folded[near[0]]}'?" if near else ""
-
-
-def _modules(package: str) -> list[ModuleType]:
-    path = importlib.import_module(package).__path__
-    return [importlib.import_module(f"{package}.{name}") for name in sorted(i.name for i in pkgutil.iter_modules(path))]

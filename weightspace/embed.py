@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from weightspace import plugins
+from weightspace.construction import Constructed
 from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
 from weightspace.module import EmbeddingModule, quiet
@@ -23,7 +25,7 @@ from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
 logger = logging.getLogger(__name__)
 
 TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
-"""Where classes that a checkpoint names may come from, besides modules that are already imported."""
+"""Where classes that a checkpoint names may come from, besides allowed packages and imported components."""
 
 
 def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
@@ -40,12 +42,19 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
     if not isinstance(content, dict) or "weightspace" not in content or "hyper_parameters" not in content:
         raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: it does not say which encoder it holds.")
     for class_path in _class_paths(content["hyper_parameters"]):
-        if not class_path.startswith(TRUSTED) and class_path.rpartition(".")[0] not in sys.modules:
+        if not (class_path.startswith(TRUSTED) or plugins.covers(class_path) or _is_imported(class_path)):
             raise ValueError(
-                f"{path} names the class {class_path}, which is not part of this package; import its module first "
-                "if you trust it."
+                f"{path} names the class {class_path!r}, which is not part of this package. "
+                f"{plugins.way_out(class_path)}"
             )
     return content
+
+
+def _is_imported(class_path: str) -> bool:
+    """Whether a component is there already under this path; nothing is imported to find out."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return isinstance(found, type) and issubclass(found, Constructed)
 
 
 def load(checkpoint: Path | str) -> EmbeddingModule:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,8 @@ def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
     finally:
         for process in processes.values():
             process.terminate()
+            assert process.stdin is not None
+            process.stdin.close()
     for name in todo:
         (runs / name / FINISHED).touch()
 
@@ -75,14 +78,28 @@ def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
 def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
     run = runs / name
     run.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "weightspace", "fit", "--config", str(config), "--data.zoo", str(zoo)]
+    command = [sys.executable, "-m", "weightspace.quickstart", "--config", str(config), "--data.zoo", str(zoo)]
     command += ["--trainer.default_root_dir", str(run)]
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():
         command += ["--ckpt_path", str(last)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (run / LOG).open("ab") as messages:
-        return subprocess.Popen(command, env=environment, stdout=messages, stderr=messages)
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=messages, stderr=messages)
+
+
+def fit_while_watched(argv: list[str]) -> int:
+    """`weightspace fit`, ended when stdin closes, so that no training outlives its quickstart, however that ends."""
+    from weightspace.cli import main
+
+    def watch() -> None:
+        # Not by `sys.stdin`, whose lock a thread that waits in it would still hold when Python ends.
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return main(["fit", *argv])
 
 
 def _watch(processes: dict[str, subprocess.Popen], runs: Path) -> None:
@@ -125,3 +142,7 @@ def _probe(zoo: Path, embeddings: Sequence[Path], out: Path) -> list[dict[str, A
 
     log.info("Stage 4 of 4: probe and report")
     return run(zoo, embeddings, out)
+
+
+if __name__ == "__main__":
+    sys.exit(fit_while_watched(sys.argv[1:]))

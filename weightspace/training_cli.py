@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from weightspace import encoders, objectives
+from weightspace import encoders, objectives, plugins
 from weightspace.datamodule import ZooDataModule
 from weightspace.embed import read_checkpoint
 from weightspace.module import CHECKPOINTS, TRAINER, EmbeddingModule, interruptible, quiet, run_logger
@@ -153,7 +153,7 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
             ZooDataModule,
             args=argv,
             parser_class=Parser,
-            parser_kwargs={"prog": prog},
+            parser_kwargs={"prog": prog, argv[0]: {"epilog": plugins.HELP}},
             save_config_callback=FitOnlySave,
             seed_everything_default=0,
             trainer_defaults={"logger": LOGGER, **TRAINER},

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 import weightspace
-from weightspace import store
+from weightspace import plugins, store
 from weightspace.rollout import Method
+from zoo_builder import labels
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import Engine, run_shards
 from zoo_builder.plan import Plan, make_plan
@@ -130,6 +131,7 @@ def _make(
         "identity": identity,
         "device": executor["device"],
         "method": ROLLOUTS[executor["method"]],
+        "allow_import": plugins.allowed(),
     }
     try:
         with _progress(plan, missing) as report:
@@ -156,9 +158,18 @@ def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "mkl_cbwr": ENVIRONMENT["MKL_CBWR"],
     }
-    generator = {"name": "zoo_builder", "version": weightspace.__version__}
+    generator: dict[str, Any] = {"name": "zoo_builder", "version": weightspace.__version__}
+    own = plugins.digests(_kinds(plan))
+    if own:
+        generator["packages"] = own
     # Through JSON, so that it equals what is read back from a file.
     return json.loads(json.dumps({"recipe": plan.recipe, "executor": executor, "generator": generator}))
+
+
+def _kinds(plan: Plan) -> set[type]:
+    """The classes that a plan is made of."""
+    parts = {type(part) for cohort in plan.cohorts for part in (cohort.family, cohort.task, cohort.learner)}
+    return parts | {labels.available()[name] for name in plan.recipe["labels"]}
 
 
 def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:

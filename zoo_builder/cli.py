@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from weightspace import plugins
+
 if TYPE_CHECKING:
     from zoo_builder.share import Share
 
@@ -23,12 +25,11 @@ KINDS = ("families", "tasks", "labels", "learners", "studies")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 (done), 1 (a check found something), 2 (bad input), 130 (interrupted)."""
-    parser = _parser()
-    options = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list}
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
+        options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
         return commands[options.subcommand](options[options.subcommand])
     except KeyboardInterrupt:
         print("zoo-builder: interrupted; run the same command again to go on.", file=sys.stderr)
@@ -53,7 +54,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="zoo-builder",
         description="Builds, checks and describes zoos of recurrent networks.",
-        epilog="Example: zoo-builder build --config configs/zoo/quickstart-tiny.yaml --out zoo",
+        epilog=f"Example: zoo-builder build --config configs/zoo/quickstart-tiny.yaml --out zoo. {plugins.HELP}",
     )
     commands = parser.add_subcommands(required=True)
     _add_build(commands)

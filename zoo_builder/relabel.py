@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from weightspace import store
+from weightspace import plugins, store
 from zoo_builder import labels
 from zoo_builder.build import build_identity, manifest_head
 from zoo_builder.differences import refuse_differences
@@ -114,7 +114,7 @@ def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, workers: int |
 
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
     relabelling = {"names": list(names), "key": key}
-    job = {"recipe": plan.recipe, "out": str(zoo.resolve()), "relabel": relabelling}
+    job = {"recipe": plan.recipe, "out": str(zoo.resolve()), "relabel": relabelling, "allow_import": plugins.allowed()}
     with tqdm(total=len(missing), unit=" shards", disable=not sys.stderr.isatty(), desc="labels") as bar:
 
         def report(message: Mapping[str, Any]) -> None:

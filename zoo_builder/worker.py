@@ -51,9 +51,11 @@ def _listen(stdin: TextIO, orders: queue.Queue[dict[str, Any]]) -> None:
 def _serve(job: dict[str, Any], orders: queue.Queue[dict[str, Any]], reports: TextIO) -> None:
     import torch
 
+    from weightspace import plugins
     from zoo_builder.plan import make_plan
 
     torch.set_num_threads(1)
+    plugins.allow(*job["allow_import"])
     plan = make_plan(job["recipe"])
     shards = plan.shards
     while True:

@@ -179,7 +179,7 @@ def test_a_checkpoint_that_names_a_class_outside_is_refused_and_its_module_never
     content["hyper_parameters"]["encoder"] = {"class_path": "foreign.Thing", "init_args": {}}
     torch.save(content, "evil.ckpt")
     assert call("predict", "--config", config, "--ckpt_path", "evil.ckpt") == 2
-    assert "foreign.Thing, which is not part of this package" in capsys.readouterr().err
+    assert "'foreign.Thing', which is not part of this package" in capsys.readouterr().err
     assert not (tmp_path / "imported").exists()
 
 

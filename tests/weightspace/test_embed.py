@@ -100,7 +100,7 @@ def test_a_checkpoint_that_names_a_foreign_class_is_refused_and_its_module_not_i
     content = torch.load(made[1], weights_only=True)
     content["hyper_parameters"]["encoder"][key] = "foreign_module_for_this_test.Thing"
     torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match=r"foreign_module_for_this_test.Thing, which is not part of this package"):
+    with pytest.raises(ValueError, match=r"foreign_module_for_this_test.Thing', which is not part of this package"):
         load(tmp_path / "foreign.ckpt")
     assert "foreign_module_for_this_test" not in sys.modules
 

@@ -1,0 +1,93 @@
+"""Packages of the user's own, from which files may name classes because the user, and no file, said so."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+OPTION = "--allow_import"
+HELP = (
+    f"{OPTION} PKG (repeatable, on every command) lets configs, recipes, zoos and checkpoints name classes of PKG, a "
+    "package of your own that Python finds; its code runs."
+)
+
+_allowed: dict[str, None] = {}
+
+
+def allow(*packages: str) -> None:
+    """Let files name classes of these packages from now on; ValueError if Python does not find one."""
+    for package in packages:
+        if not all(part.isidentifier() for part in package.split(".")) or not _is_there(package):
+            raise ValueError(
+                f"Python finds no package '{package}', which {OPTION} names; install it, or put the folder that it "
+                "lies in on PYTHONPATH."
+            )
+        _allowed[package] = None
+
+
+def allowed() -> tuple[str, ...]:
+    """The packages that were allowed, in the order in which they were."""
+    return tuple(_allowed)
+
+
+def covers(path: str) -> bool:
+    """Whether a dotted path lies in a package that was allowed."""
+    return any(path == package or path.startswith(f"{package}.") for package in _allowed)
+
+
+def take_option(argv: Sequence[str]) -> list[str]:
+    """The arguments without `--allow_import PKG[,PKG]`, whose packages are allowed.
+
+    It is taken off before anything is parsed, so that no config can give it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=HELP)
+    parser.add_argument(OPTION, action="append", default=[])
+    found, rest = parser.parse_known_args(list(argv))
+    allow(*(package for value in found.allow_import for package in value.split(",")))
+    return rest
+
+
+def way_out(path: str) -> str:
+    """What to do about a refused dotted path."""
+    return f"If it is code of your own that you trust to run, add `{OPTION} {path.partition('.')[0]}`."
+
+
+def modules() -> list[ModuleType]:
+    """The allowed packages and the modules directly in them, imported."""
+    found = []
+    for name in _allowed:
+        package = importlib.import_module(name)
+        found += [package, *modules_in(package)]
+    return found
+
+
+def modules_in(package: ModuleType) -> list[ModuleType]:
+    """The modules directly in a package, imported, sorted by name; none in a plain module."""
+    names = sorted(item.name for item in pkgutil.iter_modules(getattr(package, "__path__", [])))
+    return [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+
+
+def digests(kinds: Iterable[type]) -> dict[str, str]:
+    """sha256 (hex) of the Python files of each allowed package that one of these classes comes from, by its name."""
+    tops = {kind.__module__.partition(".")[0] for kind in kinds if covers(kind.__module__)}
+    return {top: _digest(importlib.import_module(top)) for top in sorted(tops)}
+
+
+def _digest(package: ModuleType) -> str:
+    root = Path(str(package.__file__))
+    files = sorted(root.parent.rglob("*.py")) if hasattr(package, "__path__") else [root]
+    entries = [f"{file.relative_to(root.parent)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
