@@ -39,10 +39,15 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
         "rows": plan.num_models * len(plan.snapshots),
         "shards": len(plan.shards),
         "bytes": sum(row["bytes"] for row in cohorts),
-        "cpu_seconds": round(cpu_seconds, 1),
+        "cpu_seconds": _three_digits(cpu_seconds),
         "workers": min(workers, len(plan.shards)),
-        "seconds": round(cpu_seconds / min(workers, len(plan.shards)), 1),
+        "seconds": _three_digits(cpu_seconds / min(workers, len(plan.shards))),
     }
+
+
+def _three_digits(seconds: float) -> float:
+    """Rounded, but never to nothing: the smallest plans take milliseconds."""
+    return float(f"{seconds:.3g}")
 
 
 def _cohort(plan: Plan, cohort: Cohort, num_labels: int, device: str, method: Method) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def _cohort(plan: Plan, cohort: Cohort, num_labels: int, device: str, method: Me
         "models": models,
         "num_parameters": cohort.family.spec.num_parameters,
         "bytes": models * len(plan.snapshots) * _row_bytes(plan, cohort, num_labels),
-        "cpu_seconds": round(_learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort), 2),
+        "cpu_seconds": _three_digits(_learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort)),
     }
 
 
