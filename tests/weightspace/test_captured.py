@@ -1,9 +1,12 @@
-"""Functions of nested tensors: what is taken for the same form, and that off CUDA they are just called."""
+"""Functions of nested tensors: one graph for each form, replayed with new numbers; off CUDA they are just called."""
 
+import logging
 from dataclasses import dataclass
 
+import pytest
 import torch
 
+from tests.weightspace.emulated_graph import emulate
 from weightspace.rollout.captured import Captured, _form, mapped, tensors_in
 
 
@@ -56,3 +59,62 @@ def test_on_the_cpu_a_function_is_called_each_time_with_what_it_is_given():
 
 def test_a_function_without_tensors_is_called():
     assert Captured(lambda: 5)() == 5
+
+
+def test_a_graph_is_made_once_for_each_form_and_replayed_with_new_numbers(monkeypatch):
+    graphs, calls = emulate(monkeypatch), []
+
+    def product(pair):
+        calls.append(1)
+        return {"product": pair.first * pair.second, "first": pair.first.clone().mul_(2)}
+
+    captured = Captured(product)
+    for size in (2, 2, 3, 2, 3):
+        first, second = torch.randn(size), torch.randn(size)
+        result = captured(Pair(first, second))
+        assert torch.equal(result["product"], first * second)
+        assert torch.equal(result["first"], 2 * first)
+    assert [graph.replays for graph in graphs] == [3, 2]
+    # Two warm-ups and the capture.
+    assert len(calls) == 6
+
+
+def test_a_result_that_is_fed_back_is_read_before_it_is_overwritten(monkeypatch):
+    emulate(monkeypatch)
+    doubled, value = Captured(lambda tensor: tensor * 2), torch.ones(2)
+    for _ in range(5):
+        value = doubled(value)
+    assert value.tolist() == [32, 32]
+
+
+def test_gradients_can_be_captured(monkeypatch):
+    emulate(monkeypatch)
+
+    def gradient(x):
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(leaf.pow(3).sum(), leaf)[0]
+
+    captured = Captured(gradient)
+    for _ in range(3):
+        x = torch.randn(4)
+        torch.testing.assert_close(captured(x), 3 * x**2)
+
+
+def test_what_cannot_be_captured_is_called_after_one_warning(monkeypatch, caplog):
+    graphs = emulate(monkeypatch)
+    captured = Captured(lambda x: x * float(x.sum()))
+    with caplog.at_level(logging.WARNING):
+        for scale in (1.0, 2.0, 3.0):
+            assert captured(torch.full((2,), scale)).tolist() == [2 * scale**2] * 2
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["A CUDA graph could not be captured"]
+    assert [graph.replays for graph in graphs] == [0]
+
+
+def test_an_error_of_the_function_itself_is_not_hidden(monkeypatch):
+    emulate(monkeypatch)
+
+    def refuse(x):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        Captured(refuse)(torch.ones(1))

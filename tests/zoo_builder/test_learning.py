@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.weightspace.emulated_graph import emulate
+from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.rollout import Streams, generator, rollout
 from weightspace.spec import Axis, TensorSpec, WeightSpec
-from zoo_builder import learning
+from zoo_builder import learning, tasks
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT, UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
@@ -116,7 +118,7 @@ def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison):
             elif poison == "gradient":
                 poisoned["weight_hh.0"][2, 0, 0] = torch.nan
             else:
-                with_it.row[2, 0] = torch.inf
+                with_it.standing.row[2, 0] = torch.inf
                 before["weight_ih.0"].view(-1)[0] = torch.inf
         with_it.update(losses, poisoned)
     others = [0, 1, 3, 4, 5]
@@ -138,6 +140,37 @@ def test_a_model_that_diverges_keeps_its_slot_and_its_last_finite_params():
         assert tensor.isfinite().all()
         assert torch.equal(tensor[others], calm.params[name][others])
         assert torch.equal(tensor[2, 1], tensor[2, 3])
+
+
+KINDS = [kind.examples()[0] for kind in families.available().values()]
+
+
+@pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
+def test_captured_updates_are_the_updates(family, monkeypatch):
+    fitting = {"input_size": TASK.input_size, "output_size": TASK.output_size}
+    family = type(family)(**{**family.config, **fitting})
+    learner = BPTT(num_updates=UPDATES_PER_DRAW + 2, batch_size=3)
+    settings = {**SETTINGS, "learning_rate": torch.tensor([1e-3, 1e-2, 3e38, 5e-3, 2e-3, 1e-2], dtype=torch.float64)}
+    called = learn(learner, [0, 5, 10], family=family, settings=settings)
+    graphs = emulate(monkeypatch)
+    captured = learn(learner, [0, 5, 10], family=family, settings=settings)
+    assert [graph.replays for graph in graphs] == [10]
+    for name, tensor in called.params.items():
+        assert torch.equal(captured.params[name], tensor), name
+    assert torch.equal(captured.diverged_step, called.diverged_step)
+    assert captured.diverged_step[2] > 0
+
+
+@pytest.mark.parametrize("task", [kind.examples()[-1] for kind in tasks.available().values()], ids=str)
+def test_the_loss_of_every_task_can_be_captured(task, monkeypatch):
+    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
+    learner = BPTT(num_updates=3, batch_size=2)
+    called = learner.learn(family, task, {}, {}, 0, IDS[:2], [3])
+    graphs = emulate(monkeypatch)
+    captured = learner.learn(family, task, {}, {}, 0, IDS[:2], [3])
+    assert [graph.replays for graph in graphs] == [3]
+    for name, tensor in called.params.items():
+        assert torch.equal(captured.params[name], tensor), name
 
 
 def test_snapshots_do_not_depend_on_how_long_learning_goes_on():

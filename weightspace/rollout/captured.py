@@ -36,7 +36,7 @@ class Captured(Generic[T]):
 
     def __call__(self, *arguments: Any) -> T:
         given = tensors_in(arguments)
-        if not (self._usable and given and all(tensor.is_cuda for tensor in given)):
+        if not (self._usable and _on_cuda(given)):
             return self._function(*arguments)
         key = _form(arguments)
         if key not in self._graphs:
@@ -72,6 +72,10 @@ class _Graph(Generic[T]):
                 own.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._result
+
+
+def _on_cuda(tensors: list[Tensor]) -> bool:
+    return bool(tensors) and all(tensor.is_cuda for tensor in tensors)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

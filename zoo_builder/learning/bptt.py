@@ -14,7 +14,7 @@ from weightspace.families import Family
 from weightspace.rollout import Captured, Method, Streams, rollout
 from weightspace.spec import Params
 from zoo_builder.learning.base import Learned, Learner, fresh_params, sorted_snapshots
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Due, StackedAdamW, Standing
 from zoo_builder.tasks import Batch, Task
 from zoo_builder.tasks.noise import draw_noise
 
@@ -71,7 +71,9 @@ class BPTT(Learner):
             params[name] = _scaled(params[name], own["init_scale"])
         optimiser = StackedAdamW(family.spec, params, own["learning_rate"], own["weight_decay"], own["clip"])
         streams = Streams(seed, model_ids, "train", device)
-        gradients = Captured(partial(_losses_and_gradients, family, task, method))
+        fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
+        # All that differs between updates is an argument, so that one capture serves them all.
+        updated = Captured(partial(_updated, family, task, method, optimiser))
         kept: list[Params] = []
         for update in range(self.num_updates + 1):
             if update in steps:
@@ -84,7 +86,7 @@ class BPTT(Learner):
                 batches = drawn.split(self.batch_size)
             batch = batches[update % UPDATES_PER_DRAW]
             noise = draw_noise(family.spec, streams, *batch.x.shape[1:3])
-            optimiser.update(*gradients(params, optimiser.params(), batch, noise))
+            optimiser.standing = updated(fixed, optimiser.standing, optimiser.due(), batch, noise)
             if progress is not None:
                 progress(update + 1)
         stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
@@ -98,22 +100,24 @@ class BPTT(Learner):
                 raise ValueError(f"`{name}` (={tensor[wrong][0]:g}) must be a finite number {bound}.")
 
 
-def _losses_and_gradients(
+def _updated(
     family: Family,
     task: Task,
     method: Method,
-    params: Params,
-    trained: Params,
+    optimiser: StackedAdamW,
+    fixed: Params,
+    standing: Standing,
+    due: Due,
     batch: Batch,
     noise: Mapping[str, Tensor],
-) -> tuple[Tensor, Params]:
-    """Each model's loss (models,) on its batch and its gradients (models, ...) by trained tensor."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in trained.items()}
-    outputs = rollout(family, params | leaves, batch.x, batch.start, method=method, noise=noise).outputs
+) -> Standing:
+    """Where the models stand after one update on their batches; `fixed` are the params that are not trained."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in optimiser.params(standing).items()}
+    outputs = rollout(family, fixed | leaves, batch.x, batch.start, method=method, noise=noise).outputs
     losses = task.loss(outputs, batch)
     # A sum, so that no model's gradient is scaled by how many others there are.
     gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return losses.detach(), dict(zip(leaves, gradients, strict=True))
+    return optimiser.after(standing, due, losses.detach(), dict(zip(leaves, gradients, strict=True)))
 
 
 def _scaled(tensor: Tensor, scale: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,12 +14,38 @@ LOWER_BOUNDS = {"real": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
 """Least value that a tensor of each domain keeps while it is trained."""
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a stack of models stands: the trained tensors of a model lie side by side in one row."""
+
+    row: Tensor
+    """Trained params (models, parameters)."""
+    first: Tensor
+    """Running mean of the gradients (models, parameters)."""
+    second: Tensor
+    """Running mean of their squares (models, parameters)."""
+    diverged_step: Tensor
+    """Number of the first update a model could not make (models,), int64, -1 if it made them all."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """The numbers of one update, scalars in float64, where the params are."""
+
+    number: Tensor
+    """1 for the first update."""
+    first: Tensor
+    """1 - beta1^number, by which the first moment falls short."""
+    second: Tensor
+    """(1 - beta2^number)^-0.5, by which the root of the second moment falls short."""
+
+
 class StackedAdamW:
     """torch.optim.AdamW (Loshchilov and Hutter, Decoupled weight decay, ICLR 2019) for a stack of models.
 
-    The trained tensors of a model lie side by side in one row, so that an update is a handful of operations however
-    many tensors a family has, and no operation joins two rows. A model whose loss, gradient or new params are not
-    finite is frozen: its params and moments stay what they were, from then on.
+    An update is a handful of operations however many tensors a family has, and no operation joins two rows. A model
+    whose loss, gradient or new params are not finite is frozen: its params and moments stay what they were, from then
+    on. What differs between updates is in `standing` and `due()`: the rest may be captured with the first update.
     """
 
     def __init__(
@@ -35,50 +62,68 @@ class StackedAdamW:
         names = spec.trained
         self._shapes = {name: params[name].shape for name in names}
         self._sizes = [params[name][0].numel() for name in names]
-        self.row = torch.cat([params[name].flatten(1) for name in names], dim=1)
-        self._first, self._second = torch.zeros_like(self.row), torch.zeros_like(self.row)
-        self._lower = _lower_bounds(spec, names, self._sizes, self.row)
+        row = torch.cat([params[name].flatten(1) for name in names], dim=1)
+        never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
+        self.standing = Standing(row, torch.zeros_like(row), torch.zeros_like(row), never)
+        self._lower = _lower_bounds(spec, names, self._sizes, row)
         self._betas, self._epsilon, self._updates = betas, epsilon, 0
         settings = (learning_rate, weight_decay, clip)
-        columns = (setting.to(self.row.device, torch.float64)[:, None] for setting in settings)
+        columns = (setting.to(row.device, torch.float64)[:, None] for setting in settings)
         self._learning_rate, self._weight_decay, self._clip = columns
-        self.diverged_step = torch.full((len(self.row),), -1, dtype=torch.int64, device=self.row.device)
 
-    def params(self) -> Params:
-        """The trained tensors (models, ...), views of this optimiser's memory."""
-        pieces = self.row.split(self._sizes, dim=1)
+    @property
+    def diverged_step(self) -> Tensor:
+        """See `Standing`."""
+        return self.standing.diverged_step
+
+    def params(self, standing: Standing | None = None) -> Params:
+        """The trained tensors (models, ...), views of the row of this optimiser or of another standing."""
+        pieces = (standing or self.standing).row.split(self._sizes, dim=1)
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
 
     def update(self, losses: Tensor, gradients: Mapping[str, Tensor]) -> None:
         """Move every model by the gradients (models, ...) of its own loss (models,)."""
+        self.standing = self.after(self.standing, self.due(), losses, gradients)
+
+    def due(self) -> Due:
+        """The numbers of the next update; each call counts one on."""
         self._updates += 1
+        beta1, beta2 = self._betas
+        numbers = (self._updates, 1 - beta1**self._updates, (1 - beta2**self._updates) ** -0.5)
+        scalars, device = torch.tensor(numbers, dtype=torch.float64), self.standing.row.device
+        # From pinned memory, or the host would wait until the device has nothing left to do.
+        on_device = scalars.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else scalars
+        return Due(*on_device.unbind())
+
+    def after(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
+        """Where the models stand after an update, by the gradients (models, ...) of each one's loss (models,)."""
         gradient = torch.cat([gradients[name].flatten(1) for name in self._shapes], dim=1)
         # The square of a large float32 gradient overflows; the norm must not.
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float64)
         factor = torch.where(self._clip > 0, (self._clip / (norm + 1e-6)).clamp(max=1), 1)
         gradient.mul_(factor.to(gradient.dtype))
-        first, second, row = self._moved(gradient)
+        first, second, row = self._moved(standing, due, gradient)
         fine = losses.isfinite() & norm[:, 0].isfinite() & row.isfinite().all(1) & second.isfinite().all(1)
-        moves = fine & (self.diverged_step < 0)
-        self.diverged_step.masked_fill_(~fine & (self.diverged_step < 0), self._updates)
-        # On CUDA asking would cost more than the answer saves.
-        if moves.is_cuda or not bool(moves.all()):
-            first, second, row = (
-                torch.where(moves[:, None], new, old)
-                for new, old in ((first, self._first), (second, self._second), (row, self.row))
-            )
-        self._first, self._second, self.row = first, second, row
+        moves = fine & (standing.diverged_step < 0)
+        fails = ~fine & (standing.diverged_step < 0)
+        diverged_step = torch.where(fails, due.number.to(torch.int64), standing.diverged_step)
+        # Always, because to ask whether it is needed would hold up a GPU, and cannot be captured.
+        first, second, row = (
+            torch.where(moves[:, None], new, old)
+            for new, old in ((first, standing.first), (second, standing.second), (row, standing.row))
+        )
+        return Standing(row, first, second, diverged_step)
 
-    def _moved(self, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _moved(self, standing: Standing, due: Due, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Moments and params after one update by clipped gradients (models, parameters)."""
         beta1, beta2 = self._betas
-        dtype = self.row.dtype
-        first = self._first.lerp(gradient, 1 - beta1)
-        second = (self._second * beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = (self._learning_rate / (1 - beta1**self._updates)).to(dtype)
-        spread = second.sqrt().mul_((1 - beta2**self._updates) ** -0.5).add_(self._epsilon)
+        dtype = standing.row.dtype
+        first = standing.first.lerp(gradient, 1 - beta1)
+        second = (standing.second * beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = (self._learning_rate / due.first).to(dtype)
+        spread = second.sqrt().mul_(due.second).add_(self._epsilon)
         kept = (1 - self._learning_rate * self._weight_decay).to(dtype)
-        row = (self.row * kept).sub_((first / spread).mul_(size))
+        row = (standing.row * kept).sub_((first / spread).mul_(size))
         if self._lower is not None:
             row = torch.maximum(row, self._lower)
         return first, second, row
