@@ -41,21 +41,35 @@ EXAMPLES = (
 
 
 def embed(
-    *, checkpoint: Path, zoo: Path, out: Path, batch_size: int = 64, device: str = "cpu", name: str | None = None
+    *,
+    checkpoint: Path,
+    out: Path,
+    zoo: Path | None = None,
+    state_dicts: Path | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+    name: str | None = None,
 ) -> int:
-    """Write frozen embeddings of every row of a zoo.
+    """Write frozen embeddings of every row of a zoo, or of every state dict of a folder.
 
     Args:
         checkpoint: best.ckpt or last.ckpt of a run.
+        out: File to write (safetensors: `embedding` in the row order of models.parquet, or in that of file names).
         zoo: Zoo folder.
-        out: File to write (safetensors: `embedding` in the row order of models.parquet).
+        state_dicts: Folder of NAME.safetensors, each with a NAME.json that says which torch.nn layer it is of.
         batch_size: Models at a time.
         device: cpu or cuda.
         name: What tables call these embeddings, ENCODER-OBJECTIVE unless given.
     """
-    from weightspace.embed import embed as write
+    from weightspace import embed as embedding
 
-    print(write(checkpoint, zoo, out, batch_size=batch_size, device=device, name=name))
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "name": name}
+    if zoo is not None and state_dicts is None:
+        print(embedding.embed(checkpoint, zoo, out, **options))
+    elif state_dicts is not None and zoo is None:
+        print(embedding.embed_state_dicts(checkpoint, state_dicts, out, **options))
+    else:
+        raise ValueError("Give what to embed, either `--zoo DIR` or `--state_dicts DIR`.")
     return 0
 
 

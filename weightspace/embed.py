@@ -1,11 +1,11 @@
-"""Frozen embeddings of a whole zoo, from a checkpoint to one file."""
+"""Frozen embeddings of a whole zoo, or of a folder of state dicts, from a checkpoint to one file."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from weightspace import plugins
+from weightspace import plugins, state_dicts
 from weightspace.construction import Constructed
 from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
+from weightspace.families import Family
 from weightspace.module import EmbeddingModule, quiet
+from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
 
 logger = logging.getLogger(__name__)
@@ -94,18 +96,65 @@ def embed(
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
     split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], data.zoo)
     embeddings = embed_rows(module.encoder, data, device)
-    encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
-    metadata = {
-        "encoder": encoder,
-        "objective": objective,
-        "learned_with": module.objective.learned_with,
-        "name": name or f"{encoder}-{objective}",
-        "zoo": data.zoo.fingerprint,
-        "split": split,
-        "fold": fold,
-    }
+    metadata = {**_record(module, name), "zoo": data.zoo.fingerprint, "split": split, "fold": fold}
     write_embeddings(Path(out), embeddings, metadata)
     return Path(out)
+
+
+def embed_state_dicts(
+    checkpoint: Path | str,
+    folder: Path | str,
+    out: Path | str,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    name: str | None = None,
+) -> Path:
+    """Write the embeddings (files, embedding_dim) float32 of a folder of state dicts, in the order of their names.
+
+    The names stand under `state_dicts` in the metadata, whose `zoo` is null. Encoders read float32, so weights of
+    another dtype are rounded to it.
+    """
+    module = load(checkpoint).to(device).eval()
+    paths = state_dicts.listed(folder)
+    embeddings = torch.full((len(paths), module.encoder.embedding_dim), torch.nan)
+    for stack in _stacks_of(paths, batch_size):
+        embeddings[stack.rows] = embed_stacks(module.encoder, [stack.to(device)]).float().cpu()
+    names = [path.stem for path in paths]
+    write_embeddings(Path(out), embeddings, {**_record(module, name), "zoo": None, "state_dicts": names})
+    return Path(out)
+
+
+def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
+    """Stacks of at most `max_models` state dicts of one family and size; their rows are places among the paths."""
+    waiting: dict[Family, list[tuple[int, Params]]] = {}
+    for row, path in enumerate(tqdm(paths, desc="embed", unit="model", disable=not sys.stderr.isatty())):
+        family, stored = state_dicts.read(path)
+        params = {key: tensor.float() for key, tensor in stored.items()}
+        for key, tensor in params.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"'{key}' of {path} is not finite in float32; take the file away, or mend it.")
+        waiting.setdefault(family, []).append((row, params))
+        if len(waiting[family]) == max_models:
+            yield _stack_of(family, waiting.pop(family))
+    yield from (_stack_of(family, models) for family, models in waiting.items())
+
+
+def _stack_of(family: Family, models: Sequence[tuple[int, Params]]) -> Stack:
+    params = {key: torch.stack([own[key] for _, own in models]) for key in family.spec.tensors}
+    return Stack(family, params, torch.tensor([row for row, _ in models]))
+
+
+def _record(module: EmbeddingModule, name: str | None) -> dict[str, Any]:
+    """What a file of embeddings says of the encoder they come from."""
+    encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
+    learned_with = module.objective.learned_with
+    return {
+        "encoder": encoder,
+        "objective": objective,
+        "learned_with": learned_with,
+        "name": name or f"{encoder}-{objective}",
+    }
 
 
 def _held_out(said: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:

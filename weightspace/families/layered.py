@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from weightspace.families.base import Family, linear, uniform
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
+UNREPRESENTED: dict[str, Any] = {"bidirectional": False, "proj_size": 0, "dropout": 0.0}
+"""Options of torch.nn's layers that no family has, each with the value that does without."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layered(Family):
@@ -139,21 +142,28 @@ class Layered(Family):
     def to_torch(self, params: Mapping[str, Tensor]) -> tuple[nn.RNNBase, nn.Linear | None]:
         """The torch.nn layer and read-out (None without one) that compute the same, in the dtype of `params`."""
         self.spec.check(params, stacked=False)
-        own: Any = {"device": params["bias.0"].device, "dtype": params["bias.0"].dtype}
-        make: Any = self.torch_class
-        module = make(self.input_size, self.hidden_size, self.num_layers, **self._options_to_torch(), **own)
+        module, readout = self.torch_modules(device=params["bias.0"].device, dtype=params["bias.0"].dtype)
         with torch.no_grad():
             for layer in range(self.num_layers):
                 for name in ("weight_ih", "weight_hh"):
                     getattr(module, f"{name}_l{layer}").copy_(params[f"{name}.{layer}"].flatten(0, -2))
                 getattr(module, f"bias_ih_l{layer}").copy_(params[f"bias.{layer}"].flatten())
                 getattr(module, f"bias_hh_l{layer}").copy_(self._recurrent_bias(params, layer).flatten())
-            if not self.has_readout:
-                return module, None
-            readout = nn.Linear(self.hidden_size, self.output_size, **own)
-            readout.weight.copy_(params["weight_ho"])
-            readout.bias.copy_(params["bias_o"])
+            if readout is not None:
+                readout.weight.copy_(params["weight_ho"])
+                readout.bias.copy_(params["bias_o"])
         return module, readout
+
+    def torch_modules(
+        self, *, bias: bool = True, readout_bias: bool = True, **own: Any
+    ) -> tuple[nn.RNNBase, nn.Linear | None]:
+        """A fresh torch.nn layer and read-out (None without one) of these sizes; `own` is their device and dtype."""
+        make: Any = self.torch_class
+        options = self._options_to_torch()
+        module = make(self.input_size, self.hidden_size, self.num_layers, bias=bias, **options, **own)
+        if not self.has_readout:
+            return module, None
+        return module, nn.Linear(self.hidden_size, self.output_size, bias=readout_bias, **own)
 
     @classmethod
     def _options_from_torch(cls, module: nn.RNNBase) -> dict[str, Any]:
@@ -176,19 +186,24 @@ class Layered(Family):
         """Small instances that every contract test runs on."""
 
 
+def refuse_unrepresented(family: type[Layered], options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option of a torch.nn layer has no place in the family, naming the option."""
+    for name, none in UNREPRESENTED.items():
+        value = options.get(name, none)
+        if value != none:
+            raise ValueError(
+                f"`{name}` (={value}) of the torch.nn.{family.torch_class.__name__} has no place in "
+                f"{family.__name__}; only modules with `{name}` {none} can be represented."
+            )
+
+
 def _refuse(family: type[Layered], module: nn.RNNBase, readout: nn.Linear | None) -> None:
     if type(module) is not family.torch_class:
         raise ValueError(
             f"{family.__name__}.from_torch takes a torch.nn.{family.torch_class.__name__}, "
             f"not a {type(module).__name__}."
         )
-    found = {"bidirectional": module.bidirectional, "proj_size": module.proj_size, "dropout": module.dropout}
-    for name, value in found.items():
-        if value:
-            raise ValueError(
-                f"`{name}` (={value}) of the torch.nn.{type(module).__name__} has no place in {family.__name__}; "
-                f"only modules with `{name}` {type(value)(0)} can be represented."
-            )
+    refuse_unrepresented(family, {name: getattr(module, name) for name in UNREPRESENTED})
     if readout is not None and readout.in_features != module.hidden_size:
         raise ValueError(
             f"The read-out has `in_features` (={readout.in_features}), but the torch.nn.{type(module).__name__} "
