@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import plugins
+from weightspace.terminal import printable
 
 SHOWN = ("r2_within_cell", "accuracy")
 TITLES = {"r2_within_cell": "within-cell R2", "accuracy": "accuracy"}
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"probes: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"probes: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
 
 
@@ -118,7 +119,7 @@ def _run(options: Namespace) -> int:
         sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
         return 0
     for line in table_lines(rows):
-        print(line)
+        print(printable(line))
     print(f"\nWrote {Path(options.out, 'probes.json')} and {Path(options.out, 'report.html')}.")
     return 0
 
@@ -140,7 +141,7 @@ def _benchmark(options: Namespace) -> int:
         print(json.dumps(document, sort_keys=True, allow_nan=False))
         return 0
     for line in table_lines(document["rows"]):
-        print(line)
+        print(printable(line))
     print(f"\nWrote {Path(options.out, 'benchmark.json')} and {Path(options.out, 'report.html')}.")
     return 0
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from weightspace import plugins
+from weightspace.terminal import printable
 
 TRAINING = {
     "fit": "Train an encoder on a zoo.",
@@ -104,7 +105,7 @@ def quickstart(*, out: Path = Path("quickstart"), size: Literal["tiny", "default
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for line in whole_way.summary(whole_way.quickstart(out=out, size=size)):
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
@@ -50,6 +51,7 @@ def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mappin
     ]
     if missing:
         raise ValueError(f"{name} needs {', '.join(f'`{key}`' for key in missing)}, which the {kind} leaves open.")
+    check_fields(found[name], fields)
     return found[name](**fields)
 
 
@@ -59,6 +61,19 @@ def refuse_unknown(kind: type, fields: Iterable[str]) -> None:
     for key in fields:
         if key not in known:
             raise ValueError(f"{kind.__name__} has no option '{key}'; it has {known}.{near_match(key, known)}")
+
+
+def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
+    """Raise ValueError where a field is not of the type its class declares (int, float, str, bool or a Literal)."""
+    hints = typing.get_type_hints(kind)
+    for name, value in fields.items():
+        hint = hints.get(name)
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+        if choices is not None and value not in choices:
+            raise ValueError(f"`{name}` (={value!r}) of {kind.__name__} must be one of {list(choices)}.")
+        wanted = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hint) if hint else None
+        if hint and wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool)):
+            raise ValueError(f"`{name}` (={value!r}) of {kind.__name__} must be of type {hint.__name__}.")
 
 
 def near_match(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -62,8 +63,12 @@ def _is_imported(class_path: str) -> bool:
 def load(checkpoint: Path | str) -> EmbeddingModule:
     """The trained module of a checkpoint; nothing that it names is imported from elsewhere."""
     read_checkpoint(checkpoint)
-    with quiet():
-        return EmbeddingModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        with quiet():
+            return EmbeddingModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except (ArgumentError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint} does not fit the encoder and objective that it names: {reason}.") from None
 
 
 def _class_paths(value: Any) -> Iterable[str]:

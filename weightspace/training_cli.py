@@ -17,6 +17,7 @@ from weightspace import encoders, objectives, plugins
 from weightspace.datamodule import ZooDataModule
 from weightspace.embed import read_checkpoint
 from weightspace.module import CHECKPOINTS, TRAINER, EmbeddingModule, interruptible, quiet, run_logger
+from weightspace.terminal import printable
 
 Hint = Callable[[str], str]
 
@@ -137,7 +138,7 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
     class Parser(LightningArgumentParser):
         def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
             # The usage of a whole trainer is pages long; the message alone is what helps.
-            self.exit(2, f"error: {hint(str(message))}\n(`{prog} {argv[0]} --help` lists every option.)\n")
+            self.exit(2, f"error: {printable(hint(str(message)))}\n(`{prog} {argv[0]} --help` lists every option.)\n")
 
     class OneCommand(TrainingCLI):
         @staticmethod

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import plugins
+from weightspace.terminal import printable
 
 if TYPE_CHECKING:
     from zoo_builder.share import Share
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"zoo-builder: {error}", file=sys.stderr)
+        print(f"zoo-builder: {printable(error)}", file=sys.stderr)
         return 2
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -195,7 +196,7 @@ def _list(options: Namespace) -> int:
 
 def _print(value: Any, text: str, as_json: bool) -> None:
     """The only thing a command writes to stdout."""
-    print(json.dumps(value, allow_nan=False, sort_keys=True, indent=1) if as_json else text)
+    print(json.dumps(value, allow_nan=False, sort_keys=True, indent=1) if as_json else printable(text))
 
 
 if __name__ == "__main__":

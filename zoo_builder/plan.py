@@ -156,19 +156,6 @@ def hidden_size(family: Family) -> int:
     return max(axis.size for axis in family.spec.axes.values() if axis.kind == "hidden")
 
 
-def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
-    """Raise ValueError where a field is not of the type its class declares (int, float, str, bool or a Literal)."""
-    hints = typing.get_type_hints(kind)
-    for name, value in fields.items():
-        hint = hints.get(name)
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-        if choices is not None and value not in choices:
-            raise ValueError(f"`{name}` (={value!r}) of {kind.__name__} must be one of {list(choices)}.")
-        wanted = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hint) if hint else None
-        if hint and wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool)):
-            raise ValueError(f"`{name}` (={value!r}) of {kind.__name__} must be of type {hint.__name__}.")
-
-
 def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, Spread]]]:
     if not recipe["tasks"]:
         yield None, {}
@@ -191,7 +178,6 @@ def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
         if name in families.available():
             kind = families.available()[name]
             _refuse_missing(name, kind, fields, "families")
-            check_fields(kind, fields)
         yield families.load(name, fields)
 
 
@@ -228,7 +214,6 @@ def _spread_entry(
     ends = []
     for end in (1, 0):
         own = {key: hints[key](spread.extremes[end]) for key, spread in spreads.items()}
-        check_fields(available[name], fields | own)
         ends.append(load(name, fields | own))
     return ends[-1], {key: spread for key, spread in spreads.items() if spread.kind != "fixed"}
 

@@ -26,7 +26,8 @@ from weightspace.store.durable import (
 )
 from weightspace.store.layout import COLUMNS, FORMAT, canonical, content_version, digest, file_entry, pretty
 from weightspace.store.lock import locked
-from weightspace.store.reader import DamagedManifest, Stack, Zoo, open_zoo
+from weightspace.store.manifest import DamagedManifest
+from weightspace.store.reader import Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
 from weightspace.store.splits import SPLITS, Division, SplitName, divide, divisions, folds, recorded_split, title
 from weightspace.store.verify import Fault, verify

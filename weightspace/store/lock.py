@@ -101,6 +101,8 @@ def locked(zoo: Path, *, shared: bool = False, patience: float = 5.0) -> Iterato
 
     Raises ValueError if others keep it. Where the file system has no locks, says so once and goes on without.
     """
+    if (zoo / STAGING).is_symlink():
+        raise ValueError(f"{zoo / STAGING} is a link, which is refused: a builder writes there. Remove it.")
     lock = _acquired(zoo, Lock(zoo / STAGING / LOCK, shared), patience)
     try:
         yield lock

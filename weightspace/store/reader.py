@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,17 +20,17 @@ from weightspace import families
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
 from weightspace.store.layout import (
-    FORMAT,
     KEY,
     MANIFEST,
     PARAMS,
     ROLLOUTS,
-    SHARD_NAME,
     SHARD_TABLE,
     SHARDS,
     TABLE,
-    sealed,
 )
+from weightspace.store.manifest import read_manifest
+
+_NAMES = "names may only use letters, digits, '_', '.' and '-'"
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,6 @@ class Stack:
     def effective(self) -> tuple[WeightSpec, Params]:
         """What the models really use: its declaration and stacked params (models, ...)."""
         return self.family.effective_spec, torch.func.vmap(self.family.effective)(self.params)
-
-
-class DamagedManifest(ValueError):
-    """zoo.json is there but not as it was written."""
 
 
 class Zoo:
@@ -81,9 +76,10 @@ class Zoo:
     def table(self) -> pa.Table:
         """models.parquet, one row per (model, snapshot)."""
         path = self._inside(TABLE, self.manifest["files"][TABLE]["bytes"])
-        table = pq.read_table(path)
-        if table.num_rows != self.num_rows:
-            raise ValueError(f"{path} has {table.num_rows} rows, {MANIFEST} says {self.num_rows}.{self._way_out}")
+        table = self._table(path, self.num_rows)
+        missing = [name for name in self.manifest["labels"] if name not in table.column_names]
+        if missing:
+            raise ValueError(f"{path} has no column {missing[0]!r}, which {MANIFEST} says is a label.{self._way_out}")
         return table
 
     def shard_of(self, row: int) -> int:
@@ -130,7 +126,7 @@ class Zoo:
         """One shard's part of the table."""
         entry = self.manifest["shards"][index]
         path = self._inside(f"{SHARDS}/{entry['name']}/{SHARD_TABLE}", entry["files"][SHARD_TABLE]["bytes"])
-        return pq.read_table(path)
+        return self._table(path, entry["rows"])
 
     def rollouts(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Stored inputs (models, sequences, time, input) and outputs (models, sequences, time, output) of the rows."""
@@ -143,6 +139,19 @@ class Zoo:
                 f"Shard {self._name(index)}, {ROLLOUTS}: holds {sorted(stored)}, not x and outputs.{self._way_out}"
             )
         return stored["x"], stored["outputs"]
+
+    def _table(self, path: Path, num_rows: int) -> pa.Table:
+        """A table, if it has as many rows as promised: a few bytes can stand for billions."""
+        try:
+            found = pq.read_metadata(path)
+            if found.num_rows != num_rows:
+                raise ValueError(f"{path} has {found.num_rows} rows, {MANIFEST} says {num_rows}.{self._way_out}")
+            strange = [name for name in found.schema.names if not KEY.fullmatch(name)]
+            if strange:
+                raise ValueError(f"{path} has a column {strange[0]!r}; {_NAMES}.")
+            return pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error}.{self._way_out}") from None
 
     def _name(self, index: int) -> str:
         return self.manifest["shards"][index]["name"]
@@ -186,14 +195,14 @@ class Zoo:
                         tensors[key] = file.get_slice(key)[inside[0] : inside[0] + len(inside)]
                     else:
                         tensors[key] = file.get_tensor(key)[torch.tensor(inside)]
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read: {error}.{self._way_out}") from None
         return tensors
 
 
 def _check_stored(path: Path, key: str, shape: Sequence[int], num_rows: int) -> None:
     if not KEY.fullmatch(key):
-        raise ValueError(f"{path} holds a tensor named {key!r}; names may only use letters, digits, '_', '.' and '-'.")
+        raise ValueError(f"{path} holds a tensor named {key!r}; {_NAMES}.")
     if list(shape[:1]) != [num_rows]:
         raise ValueError(f"{path}: '{key}' has shape {tuple(shape)}, but {MANIFEST} says {num_rows} rows.")
 
@@ -213,28 +222,3 @@ def open_zoo(path: str | Path) -> Zoo:
     """Open a finished zoo folder; ValueError says what is wrong with it and the way out."""
     path = Path(path)
     return Zoo(path, read_manifest(path))
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """zoo.json of a finished zoo, checked as far as it can be without reading the shards."""
-    file = path / MANIFEST
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a folder; give the folder that `zoo-builder build --out` made.")
-    if not file.is_file():
-        raise ValueError(f"{path} has no {MANIFEST}: not a zoo, or unfinished (run the same build, or label, again).")
-    way_out = " Run the same `zoo-builder build` again: it is made anew from the shards."
-    try:
-        manifest = json.loads(file.read_bytes())
-    except ValueError:
-        raise DamagedManifest(f"{file} is not JSON.{way_out}") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise ValueError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade weightspace.")
-    if found != FORMAT:
-        raise DamagedManifest(f"{file} has format {found!r}, expected {FORMAT}.{way_out}")
-    if sealed(manifest) != manifest:
-        raise DamagedManifest(f"{file} was edited: its digest is not that of its content.{way_out}")
-    for shard in manifest["shards"]:
-        if not SHARD_NAME.fullmatch(shard["name"]):
-            raise ValueError(f"{file} names a shard {shard['name']!r}; a name has five digits.")
-    return manifest

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from weightspace.store.durable import STAGING, Staging, fsync_folder, publish, write_durably, write_flushed
 from weightspace.store.layout import MANIFEST, SHARD_MANIFEST, SHARD_TABLE, SHARDS, bytes_entry, pretty, shard_name
+from weightspace.store.manifest import check_manifest
 from weightspace.store.writer import table_bytes
 
 JOURNAL = "labelling.json"
@@ -38,8 +39,13 @@ def unfinished_labelling(zoo: Path) -> tuple[list[str], dict[str, Any]] | None:
     journal = zoo / STAGING / JOURNAL
     if (zoo / MANIFEST).exists() or not journal.is_file():
         return None
-    entry = json.loads(journal.read_bytes())
-    return entry["labels"], entry["manifest"]
+    try:
+        entry = json.loads(journal.read_bytes())
+        names, manifest = [str(name) for name in entry["labels"]], entry["manifest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{journal} is not what a stopped labelling leaves; build the zoo again.") from None
+    check_manifest(manifest, str(journal))
+    return names, manifest
 
 
 def publish_tables(zoo: Path, key: str, plan: str, labels: Sequence[str], manifest: Mapping[str, Any]) -> None:

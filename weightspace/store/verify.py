@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.store.layout import MANIFEST, SHARDS, file_entry
-from weightspace.store.reader import read_manifest
+from weightspace.store.manifest import read_manifest
 
 
 @dataclass(frozen=True)

@@ -151,13 +151,15 @@ def shard_problem(folder: Path, plan: str) -> str | None:
         if entry["plan"] != plan:
             raise OtherPlan(f"{folder} belongs to another plan, recipe or version. Use another folder for this build.")
         for name, expected in entry["files"].items():
+            if name not in (PARAMS, ROLLOUTS, SHARD_TABLE):
+                return f"{SHARD_MANIFEST} names a file {name!r}, which no shard has"
             if file_entry(folder / name) != expected:
                 return f"{name} is not what was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OtherPlan:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{SHARD_MANIFEST} cannot be read"
     return None
 
