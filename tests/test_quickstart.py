@@ -1,4 +1,4 @@
-"""The whole way, once, on the tiny zoo: the command, its files, a second run, the notebook, the Hugging Face loader."""
+"""The whole way, once, on the tiny zoo: the command, its files, a second run, notebooks, the Hugging Face loader."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import jupytext
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "probes" / "notebooks" / "probe_a_zoo.py"
+NOTEBOOKS = ROOT / "probes" / "notebooks"
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -71,18 +71,36 @@ def test_the_zoo_opens_with_hugging_face_datasets(folder, tmp_path):
     assert set(table["split"]) == {"train", "val", "test"}
 
 
-def test_the_notebook_runs_on_the_tiny_zoo(folder, monkeypatch):
+@pytest.fixture
+def run_notebook(folder, tmp_path, monkeypatch):
     import matplotlib as mpl
 
     mpl.use("Agg")
     monkeypatch.setenv("WEIGHTSPACE_QUICKSTART", str(folder))
-    names = runpy.run_path(str(NOTEBOOK))
+    monkeypatch.setenv("WEIGHTSPACE_EPOCHS", "1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return lambda name: runpy.run_path(str(NOTEBOOKS / f"{name}.py"))
+
+
+def test_the_notebook_that_probes_runs_on_the_tiny_zoo(run_notebook):
+    names = run_notebook("probe_a_zoo")
     assert {row["target"] for row in names["headline"]} == {"state_effective_rank", "memory_decay_rate", "score"}
 
 
-def test_the_shipped_notebook_is_the_percent_script():
-    shipped, script = jupytext.read(NOTEBOOK.with_suffix(".ipynb")), jupytext.read(NOTEBOOK)
-    assert [(c.cell_type, c.source) for c in shipped.cells] == [(c.cell_type, c.source) for c in script.cells]
+def test_the_notebook_on_labels_measures_one_again(run_notebook):
+    names = run_notebook("look_at_labels")
+    assert names["disagreement"] < 1e-12
+    assert set(names["between"].index) == {"state_effective_rank", "memory_decay_rate", "score"}
+    assert names["between"].between(0, 1).all()
+
+
+def test_the_notebook_that_trains_shows_the_symmetry_and_leaves_embeddings(folder, run_notebook, tmp_path):
+    names = run_notebook("train_an_encoder")
+    assert names["change"]["all hidden units"] < 1e-5
+    assert names["change"]["rows of weight_hh alone"] > 1e-3
+    assert len(names["predicted"]) == len(names["test"]) > 0
+    assert names["file"].is_relative_to(tmp_path)
+    assert not (folder / "metrics.csv").exists()
 
 
 FIT = """
