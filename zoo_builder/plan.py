@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import itertools
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from weightspace import families
-from weightspace.discovery import refuse_unknown
 from weightspace.families import Family
 from weightspace.rollout import Streams
 from weightspace.rollout.streams import derive
 from weightspace.store import digest
 from zoo_builder import labels, learning, tasks
+from zoo_builder.entries import crossed, refuse_missing, spread_entry
 from zoo_builder.learning import Learner
-from zoo_builder.spread import Spread, parse_spread
+from zoo_builder.spread import Spread
 from zoo_builder.tasks import Task
 
 NUM_FOLDS = 5
@@ -111,7 +108,7 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
 
     Cohorts are sorted by name, so that the order of families and tasks in the recipe has no effect.
     """
-    learner, learning_spreads = _spread_entry("learning", recipe["learning"], learning.load, learning.available())
+    learner, learning_spreads = spread_entry(recipe["learning"], learning.load, learning.available())
     if learner.needs_task and not recipe["tasks"]:
         raise ValueError(f"{type(learner).__name__} needs a task; add `tasks` to the recipe.")
     if not learner.needs_task and (recipe["tasks"] or recipe["rollouts"] is not None):
@@ -124,6 +121,8 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
         for entry in recipe["families"]
         for family in _families(entry, task)
     ]
+    for _, task, _ in members:
+        learner.check_task(task)
     names = [_cohort_name(family, task) for family, task, _ in members]
     for name in names:
         if names.count(name) > 1:
@@ -160,12 +159,12 @@ def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, S
     if not recipe["tasks"]:
         yield None, {}
     for entry in recipe["tasks"]:
-        for fields in _crossed(entry):
-            yield _spread_entry("tasks", fields, tasks.load, tasks.available())
+        for fields in crossed(entry):
+            yield spread_entry(fields, tasks.load, tasks.available())
 
 
 def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
-    for fields in _crossed(entry):
+    for fields in crossed(entry):
         name = fields.pop("class")
         if task is not None:
             for size in ("input_size", "output_size"):
@@ -177,45 +176,8 @@ def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
                     )
         if name in families.available():
             kind = families.available()[name]
-            _refuse_missing(name, kind, fields, "families")
+            refuse_missing(name, kind, fields, "families")
         yield families.load(name, fields)
-
-
-def _refuse_missing(name: str, kind: type, fields: Mapping[str, Any], where: str) -> None:
-    parameters = inspect.signature(kind).parameters
-    # First, for a misspelt option is also a missing one.
-    refuse_unknown(kind, fields)
-    missing = [p.name for p in parameters.values() if p.default is inspect.Parameter.empty and p.name not in fields]
-    if missing:
-        raise ValueError(f"{name} under `{where}` needs {', '.join(f'`{key}`' for key in missing)}.")
-
-
-def _crossed(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the entry's lists."""
-    lists = [value if isinstance(value, list) else [value] for value in entry.values()]
-    for combination in itertools.product(*lists):
-        yield dict(zip(entry, combination, strict=True))
-
-
-def _spread_entry(
-    where: str, entry: Mapping[str, Any], load: Any, available: Mapping[str, Any]
-) -> tuple[Any, dict[str, Spread]]:
-    """The instance of an entry and its spread fields; both ends of every spread must make a valid instance."""
-    name = entry["class"]
-    fields = {key: value for key, value in entry.items() if key != "class"}
-    if name not in available:
-        return load(name, fields), {}
-    varying = available[name].varying
-    spreads = {key: parse_spread(f"`{key}` of {name}", value) for key, value in fields.items() if key in varying}
-    for key, value in fields.items():
-        if isinstance(value, Mapping) and key not in spreads:
-            raise ValueError(f"`{key}` of {name} cannot differ between models; {list(varying) or 'no option'} can.")
-    hints = typing.get_type_hints(available[name])
-    ends = []
-    for end in (1, 0):
-        own = {key: hints[key](spread.extremes[end]) for key, spread in spreads.items()}
-        ends.append(load(name, fields | own))
-    return ends[-1], {key: spread for key, spread in spreads.items() if spread.kind != "fixed"}
 
 
 def _draw(spreads: Mapping[str, Spread], seed: int, model_ids: Sequence[str], kind: str) -> dict[str, Tensor]:

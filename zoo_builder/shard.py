@@ -55,7 +55,7 @@ class Chunk:
     settings: dict[str, Tensor]
     learned: Learned
     measured: list[dict[str, Tensor]]
-    """The labels of each snapshot, columns (models,)."""
+    """The labels and the learner's records of each snapshot, columns (models,)."""
     rollouts: list[tuple[Tensor, Tensor]]
     """Inputs and outputs (models, sequences, time, ...) of each snapshot, none if the recipe asks for none."""
 
@@ -110,7 +110,10 @@ def make_chunk(
             )
             rollouts.append((pair[0][:count], pair[1][:count]))
     learned = _first(learned, count)
-    measured = measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params)
+    measured = [
+        found | {name: record[:, place] for name, record in learned.records.items()}
+        for place, found in enumerate(measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params))
+    ]
     return Chunk(ids, values, settings, learned, measured, rollouts)
 
 
@@ -136,7 +139,8 @@ def _padded(ids: list[str]) -> list[str]:
 
 def _first(learned: Learned, count: int) -> Learned:
     params = {name: tensor[:count] for name, tensor in learned.params.items()}
-    return Learned(learned.steps, params, learned.diverged_step[:count])
+    records = {name: record[:count] for name, record in learned.records.items()}
+    return Learned(learned.steps, params, learned.diverged_step[:count], records)
 
 
 @torch.no_grad()
@@ -212,8 +216,10 @@ def label_column(measured: Sequence[Mapping[str, Tensor]], name: str, num_models
 
 
 def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:
-    """Every label column of the zoo, sorted by name."""
-    return labels.columns(plan.recipe["labels"], [cohort.family.effective_spec for cohort in plan.cohorts])
+    """Every column of the zoo that a label measures or a learner records, sorted by name."""
+    measured = labels.columns(plan.recipe["labels"], [cohort.family.effective_spec for cohort in plan.cohorts])
+    recorded = {column.name: column for cohort in plan.cohorts for column in cohort.learner.columns}
+    return dict(sorted((measured | recorded).items()))
 
 
 def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_models: int) -> list[str]:
@@ -230,5 +236,9 @@ def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_
 
 def own_config(instance: Any, values: Mapping[str, Tensor], model: int) -> dict[str, Any]:
     """The fields of a task or learner with one model's own values put in."""
-    own = {key: type(getattr(instance, key))(tensor[model].item()) for key, tensor in values.items()}
-    return {**instance.config, **own}
+    config = instance.config
+    for key, tensor in values.items():
+        group, _, option = key.rpartition(".")
+        fields = config[group] if group else config
+        fields[option] = type(fields[option])(tensor[model].item())
+    return config

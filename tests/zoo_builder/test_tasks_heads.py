@@ -121,7 +121,48 @@ def test_sequences_are_as_long_as_the_models_n_says():
 
 
 @BOTH
-@pytest.mark.parametrize("fields", [{"n": 1}, {"n": 11}, {"heads": "two"}])
+@pytest.mark.parametrize("fields", [{"n": 1}, {"n": 11}, {"heads": "two"}, {"window": 0}])
 def test_what_cannot_be_asked_is_refused(kind, fields):
     with pytest.raises(ValueError, match=f"`{next(iter(fields))}`"):
         kind(**fields)
+
+
+@BOTH
+def test_a_window_of_heads_answers_for_the_last_few_n_in_order(kind):
+    task = kind(max_n=6, heads="sliding", window=3)
+    batch = task.sample({"n": several(2, 4, 6)}, Streams(0, IDS, "t"), 40, "train")
+    assert task.output_size == 6
+    for m, asked in enumerate(([2], [2, 3, 4], [4, 5, 6])):
+        for b in range(40):
+            bits = batch.x[m, :, b, 0].int().tolist()
+            expected = [answer(kind, bits, n) for n in asked] + [-1] * (3 - len(asked))
+            assert batch.target[m, 0, b].tolist() == expected
+
+
+@BOTH
+def test_a_window_is_one_head_or_many_at_its_ends(kind):
+    def drawn(**fields):
+        return kind(max_n=6, **fields).sample({"n": several(2, 4, 6)}, Streams(0, IDS, "t"), 9, "train").target
+
+    assert torch.equal(drawn(heads="sliding", window=1), drawn(heads="single"))
+    assert torch.equal(drawn(heads="sliding", window=99), drawn(heads="many"))
+
+
+@BOTH
+@pytest.mark.parametrize("heads", ["single", "many", "sliding"])
+def test_mastery_is_the_lesser_of_the_mean_over_heads_and_the_newest_head(kind, heads):
+    task = kind(max_n=6, heads=heads, window=3)
+    batch = task.sample({"n": several(2, 4, 6)}, Streams(0, IDS, "t"), 25, "test")
+    outputs = torch.randn(3, task.num_steps, 25, task.output_size, generator=torch.Generator().manual_seed(0))
+    by_head, found = task.score_by_head(outputs, batch), task.mastery(outputs, batch)
+    for m in range(3):
+        shares = []
+        for head in range(task.num_heads):
+            wanted = batch.target[m, 0, :, head].tolist()
+            answers = (outputs[m, -1, :, 2 * head + 1] > outputs[m, -1, :, 2 * head]).int().tolist()
+            share = sum(a == w for a, w in zip(answers, wanted, strict=True)) / 25 if wanted[0] >= 0 else math.nan
+            assert by_head[m, head].item() == pytest.approx(share, nan_ok=True)
+            shares += [share] if wanted[0] >= 0 else []
+        assert found[m].item() == pytest.approx(min(sum(shares) / len(shares), shares[-1]))
+    outputs[1, -1, 0, 0] = torch.nan
+    assert task.mastery(outputs, batch).isnan().tolist() == [False, True, False]

@@ -17,5 +17,11 @@ def available() -> dict[str, type[Learner]]:
 
 
 def load(name: str, fields: Mapping[str, Any]) -> Learner:
-    """The learner with this class name and these fields."""
-    return load_from(available(), "learner", name, fields)
+    """The learner with this class name and these fields; a group of options is a mapping of its own."""
+    groups = available()[name].groups if name in available() else {}
+    built: dict[str, Any] = {
+        key: load_from(groups, "group of options", key, fields[key])
+        for key in groups.keys() & fields.keys()
+        if isinstance(fields[key], Mapping)
+    }
+    return load_from(available(), "learner", name, {**fields, **built})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Method, generator
 from weightspace.spec import Params
+from zoo_builder.labels.base import LabelColumn
 from zoo_builder.tasks import Task
 
 
@@ -29,6 +31,8 @@ class Learned:
 
     Snapshots at that step and later hold the last finite params.
     """
+    records: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """What the learner's `columns` hold (models, snapshots), float64, NaN for null."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,12 @@ class Learner(ABC):
     """One way of learning. Subclasses are frozen dataclasses whose fields are its settings.
 
     The fields named in `varying` may differ between the models of one cohort; `learn` is given their values per model.
+    A field of a group of options is named with its group, as in `exams.threshold`.
     """
 
     varying: ClassVar[tuple[str, ...]] = ()
+    groups: ClassVar[Mapping[str, type]] = {}
+    """Fields that are groups of options, each a frozen dataclass, or None where the group is not used."""
     needs_task: ClassVar[bool] = True
 
     @abstractmethod
@@ -64,15 +71,24 @@ class Learner(ABC):
         """
 
     @property
+    def columns(self) -> tuple[LabelColumn, ...]:
+        """What is recorded of every model while it learns, in columns beside the labels."""
+        return ()
+
+    def check_task(self, task: Task | None) -> None:
+        """Raise ValueError where this learner cannot learn a task."""
+        return
+
+    @property
     def config(self) -> dict[str, Any]:
-        """The fields of this instance, from which `learning.load` rebuilds it."""
-        return dataclasses.asdict(self)
+        """The fields of this instance, without groups that are not used; `learning.load` rebuilds it from them."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def setting(self, field: str, settings: Mapping[str, Tensor], num_models: int) -> Tensor:
         """Each model's value of one varying field, (models,), float64."""
         if field in settings:
             return settings[field].to(torch.float64)
-        return torch.full((num_models,), float(getattr(self, field)), dtype=torch.float64)
+        return torch.full((num_models,), float(attrgetter(field)(self)), dtype=torch.float64)
 
 
 def fresh_params(family: Family, seed: int, model_ids: Sequence[str]) -> Params:

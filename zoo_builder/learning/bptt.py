@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,8 +13,11 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Captured, Method, Streams, rollout
 from weightspace.spec import Params
+from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.base import Learned, Learner, fresh_params, sorted_snapshots
+from zoo_builder.learning.exams import Examination, Exams
 from zoo_builder.learning.optimiser import Due, StackedAdamW, Standing
+from zoo_builder.learning.schedule import Schedule
 from zoo_builder.tasks import Batch, Task
 from zoo_builder.tasks.noise import draw_noise
 
@@ -29,7 +32,8 @@ class BPTT(Learner):
 
     Every model has its own data, learning rate, weight decay and gradient clipping (by the norm over its trained
     tensors; 0 clips nothing), and its own scale of the initial recurrent matrices (diagonals keep theirs). A model that
-    diverges keeps its slot and its last finite params, and the others learn on undisturbed.
+    diverges keeps its slot and its last finite params, and the others learn on undisturbed. A `schedule` changes the
+    learning rate over the updates; `exams` stop models that have reached a threshold, or lead them up a curriculum.
     """
 
     num_updates: int = 400
@@ -38,14 +42,32 @@ class BPTT(Learner):
     weight_decay: float = 0.0
     clip: float = 1.0
     init_scale: float = 1.0
+    schedule: Schedule | None = None
+    exams: Exams | None = None
 
-    varying: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "clip", "init_scale")
+    varying: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "weight_decay", "clip", "init_scale"),
+        *("schedule.warm_up", "schedule.final", "exams.threshold"),
+    )
+    groups: ClassVar[Mapping[str, type]] = {"schedule": Schedule, "exams": Exams}
 
     def __post_init__(self) -> None:
         for name in ("num_updates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1.")
-        self._check({name: torch.tensor([float(getattr(self, name))]) for name in self.varying})
+        self._check(self._own({}, 1))
+
+    @property
+    def columns(self) -> tuple[LabelColumn, ...]:
+        return self.exams.columns if self.exams is not None else ()
+
+    def check_task(self, task: Task | None) -> None:
+        """See the base; a curriculum needs a task with levels."""
+        if self.exams is not None and self.exams.curriculum and (task is None or task.difficulty is None):
+            raise ValueError(
+                f"{type(task).__name__} declares no `difficulty`, so there is no curriculum for it; leave `curriculum` "
+                "out of the exams, or choose a task that has levels."
+            )
 
     def learn(
         self,
@@ -63,34 +85,42 @@ class BPTT(Learner):
         if task is None:
             raise ValueError("BPTT needs a task; add `tasks` to the recipe or choose a learner that needs none.")
         _check_sizes(family, task)
+        self.check_task(task)
         steps = sorted_snapshots(snapshots, self.num_updates)
-        own = {name: self.setting(name, settings, len(model_ids)) for name in self.varying}
+        own = self._own(settings, len(model_ids))
         self._check(own)
         params = {k: v.to(device) for k, v in fresh_params(family, seed, model_ids).items()}
         for name in family.spec.recurrent():
             params[name] = _scaled(params[name], own["init_scale"])
-        optimiser = StackedAdamW(family.spec, params, own["learning_rate"], own["weight_decay"], own["clip"])
-        streams = Streams(seed, model_ids, "train", device)
-        fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
-        # All that differs between updates is an argument, so that one capture serves them all.
-        updated = Captured(partial(_updated, family, task, method, optimiser))
+        lessons = _Lessons(self, family, task, values, own, params, Streams(seed, model_ids, "train", device), method)
         kept: list[Params] = []
-        for update in range(self.num_updates + 1):
+        for update in range(steps[-1] + 1):
+            lessons.examine(update)
             if update in steps:
-                current = params | optimiser.params()
-                kept.append({name: tensor.to("cpu", copy=True) for name, tensor in current.items()})
-            if update == steps[-1]:
-                break
-            if update % UPDATES_PER_DRAW == 0:
-                drawn = task.sample(values, streams, UPDATES_PER_DRAW * self.batch_size, "train")
-                batches = drawn.split(self.batch_size)
-            batch = batches[update % UPDATES_PER_DRAW]
-            noise = draw_noise(family.spec, streams, *batch.x.shape[1:3])
-            optimiser.standing = updated(fixed, optimiser.standing, optimiser.due(), batch, noise)
-            if progress is not None:
-                progress(update + 1)
+                kept.append(lessons.snapshot())
+            if update < steps[-1]:
+                lessons.update(update)
+                if progress is not None:
+                    progress(update + 1)
         stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
-        return Learned(steps, stacked, optimiser.diverged_step.cpu())
+        return Learned(steps, stacked, lessons.optimiser.diverged_step.cpu(), lessons.records())
+
+    def batches(self, task: Task, lessons: Callable[[], Mapping[str, Tensor]], streams: Streams) -> Iterator[Batch]:
+        """Fresh batches without end, of the values of the task's varying fields that `lessons` gives at each draw."""
+        update = 0
+        while True:
+            ahead = UPDATES_PER_DRAW
+            if self.exams is not None and self.exams.curriculum:
+                # What an exam may change is not drawn before it.
+                ahead = min(ahead, self.exams.every - update % self.exams.every)
+            yield from task.sample(lessons(), streams, ahead * self.batch_size, "train").split(self.batch_size)
+            update += ahead
+
+    def _own(self, settings: Mapping[str, Tensor], num_models: int) -> dict[str, Tensor]:
+        """Each model's own settings (models,), float64, but those of groups that are not used."""
+        unused = {group for group in self.groups if getattr(self, group) is None}
+        names = [name for name in self.varying if name.partition(".")[0] not in unused]
+        return {name: self.setting(name, settings, num_models) for name in names}
 
     def _check(self, own: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
@@ -98,6 +128,82 @@ class BPTT(Learner):
             if bool(wrong.any()):
                 bound = "above 0" if name in SETTINGS_ABOVE_0 else "0 or more"
                 raise ValueError(f"`{name}` (={tensor[wrong][0]:g}) must be a finite number {bound}.")
+        if "schedule.warm_up" in own and bool((own["schedule.warm_up"] >= self.num_updates).any()):
+            raise ValueError(
+                f"`schedule.warm_up` (={own['schedule.warm_up'].max():g}) must be below `num_updates` "
+                f"(={self.num_updates})."
+            )
+
+
+class _Lessons:
+    """A stack of models while it learns: params, optimiser, data and exams."""
+
+    def __init__(
+        self,
+        learner: BPTT,
+        family: Family,
+        task: Task,
+        values: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        params: Params,
+        streams: Streams,
+        method: Method,
+    ) -> None:
+        """Start from stacked params (models, ...), with each model's own settings (models,) in `own`."""
+        self._family, self._streams = family, streams
+        self._fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
+        self.optimiser = StackedAdamW(family.spec, params, own["learning_rate"], own["weight_decay"], own["clip"])
+        self._examination: Examination | None = None
+        if learner.exams is not None:
+            exam = Streams(streams.seed, streams.model_ids, "exam", streams.device)
+            self._examination = Examination(learner.exams, own["exams.threshold"], family, task, values, exam, method)
+        self._rate: Callable[[int], Tensor | None] = lambda update: None
+        if learner.schedule is not None:
+            warm_up, final = (own[f"schedule.{name}"].to(streams.device) for name in ("warm_up", "final"))
+            self._rate = partial(learner.schedule.factor, num_updates=learner.num_updates, warm_up=warm_up, final=final)
+        self._own_values = values
+        self._batches = learner.batches(task, lambda: self.values, streams)
+        # All that differs between updates is an argument, so that one capture serves them all.
+        self._updated = Captured(partial(_updated, family, task, method, self.optimiser))
+        self._anyone_learns = True
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """The values of the task's varying fields that the models learn now, (models,)."""
+        return self._own_values if self._examination is None else self._examination.values
+
+    @property
+    def params(self) -> Params:
+        """All tensors (models, ...) as they are now."""
+        return self._fixed | self.optimiser.params()
+
+    def examine(self, update: int) -> None:
+        """Hold the exam that is due after so many updates, if there is one and anyone to take it."""
+        if self._anyone_learns and self._examination is not None and self._examination.due(update):
+            stops = self._examination.hold(update, self.params, self.optimiser.standing.learning)
+            self.optimiser.stop(stops)
+            self._anyone_learns = bool(self.optimiser.standing.learning.any())
+
+    def snapshot(self) -> Params:
+        """A copy of all tensors on the CPU, and a note of where every model stands."""
+        if self._examination is not None:
+            self._examination.note()
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.params.items()}
+
+    def update(self, update: int) -> None:
+        """Make an update, unless every model has stopped or diverged, for then none would move."""
+        if update % UPDATES_PER_DRAW == 0:
+            self._anyone_learns = bool(self.optimiser.standing.learning.any())
+        if not self._anyone_learns:
+            return
+        batch = next(self._batches)
+        noise = draw_noise(self._family.spec, self._streams, *batch.x.shape[1:3])
+        due = self.optimiser.due(self._rate(update))
+        self.optimiser.standing = self._updated(self._fixed, self.optimiser.standing, due, batch, noise)
+
+    def records(self) -> dict[str, Tensor]:
+        """What was recorded with the snapshots, (models, snapshots), float64."""
+        return self._examination.records() if self._examination is not None else {}
 
 
 def _updated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,13 @@ class Standing:
     """Running mean of their squares (models, parameters)."""
     diverged_step: Tensor
     """Number of the first update a model could not make (models,), int64, -1 if it made them all."""
+    learning: Tensor
+    """Which models still learn (models,), bool: all but those that diverged or were stopped."""
 
 
 @dataclass(frozen=True)
 class Due:
-    """The numbers of one update, scalars in float64, where the params are."""
+    """The numbers of one update in float64, where the params are; scalars where nothing else is said."""
 
     number: Tensor
     """1 for the first update."""
@@ -38,6 +41,8 @@ class Due:
     """1 - beta1^number, by which the first moment falls short."""
     second: Tensor
     """(1 - beta2^number)^-0.5, by which the root of the second moment falls short."""
+    rate: Tensor
+    """By what the learning rates are multiplied, a scalar or (models, 1)."""
 
 
 class StackedAdamW:
@@ -45,7 +50,8 @@ class StackedAdamW:
 
     An update is a handful of operations however many tensors a family has, and no operation joins two rows. A model
     whose loss, gradient or new params are not finite is frozen: its params and moments stay what they were, from then
-    on. What differs between updates is in `standing` and `due()`: the rest may be captured with the first update.
+    on; so is one that is stopped. What differs between updates is in `standing` and `due()`: the rest may be captured
+    with the first update.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class StackedAdamW:
         self._sizes = [params[name][0].numel() for name in names]
         row = torch.cat([params[name].flatten(1) for name in names], dim=1)
         never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
-        self.standing = Standing(row, torch.zeros_like(row), torch.zeros_like(row), never)
+        self.standing = Standing(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
         self._lower = _lower_bounds(spec, names, self._sizes, row)
         self._betas, self._epsilon, self._updates = betas, epsilon, 0
         settings = (learning_rate, weight_decay, clip)
@@ -81,19 +87,24 @@ class StackedAdamW:
         pieces = (standing or self.standing).row.split(self._sizes, dim=1)
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
 
-    def update(self, losses: Tensor, gradients: Mapping[str, Tensor]) -> None:
-        """Move every model by the gradients (models, ...) of its own loss (models,)."""
-        self.standing = self.after(self.standing, self.due(), losses, gradients)
+    def stop(self, models: Tensor) -> None:
+        """Let some models (models,), bool, learn no more."""
+        self.standing = dataclasses.replace(self.standing, learning=self.standing.learning & ~models)
 
-    def due(self) -> Due:
-        """The numbers of the next update; each call counts one on."""
+    def update(self, losses: Tensor, gradients: Mapping[str, Tensor], rate: Tensor | None = None) -> None:
+        """Move every model by the gradients (models, ...) of its own loss (models,); for `rate` see `due`."""
+        self.standing = self.after(self.standing, self.due(rate), losses, gradients)
+
+    def due(self, rate: Tensor | None = None) -> Due:
+        """The numbers of the next update, counted by calls; learning rates are multiplied by `rate` (models,)."""
         self._updates += 1
         beta1, beta2 = self._betas
-        numbers = (self._updates, 1 - beta1**self._updates, (1 - beta2**self._updates) ** -0.5)
+        numbers = (self._updates, 1 - beta1**self._updates, (1 - beta2**self._updates) ** -0.5, 1.0)
         scalars, device = torch.tensor(numbers, dtype=torch.float64), self.standing.row.device
         # From pinned memory, or the host would wait until the device has nothing left to do.
         on_device = scalars.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else scalars
-        return Due(*on_device.unbind())
+        number, first, second, same = on_device.unbind()
+        return Due(number, first, second, same if rate is None else rate.to(device)[:, None])
 
     def after(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
         """Where the models stand after an update, by the gradients (models, ...) of each one's loss (models,)."""
@@ -104,15 +115,14 @@ class StackedAdamW:
         gradient.mul_(factor.to(gradient.dtype))
         first, second, row = self._moved(standing, due, gradient)
         fine = losses.isfinite() & norm[:, 0].isfinite() & row.isfinite().all(1) & second.isfinite().all(1)
-        moves = fine & (standing.diverged_step < 0)
-        fails = ~fine & (standing.diverged_step < 0)
+        moves, fails = standing.learning & fine, standing.learning & ~fine
         diverged_step = torch.where(fails, due.number.to(torch.int64), standing.diverged_step)
         # Always, because to ask whether it is needed would hold up a GPU, and cannot be captured.
         first, second, row = (
             torch.where(moves[:, None], new, old)
             for new, old in ((first, standing.first), (second, standing.second), (row, standing.row))
         )
-        return Standing(row, first, second, diverged_step)
+        return Standing(row, first, second, diverged_step, moves)
 
     def _moved(self, standing: Standing, due: Due, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Moments and params after one update by clipped gradients (models, parameters)."""
@@ -120,9 +130,10 @@ class StackedAdamW:
         dtype = standing.row.dtype
         first = standing.first.lerp(gradient, 1 - beta1)
         second = (standing.second * beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = (self._learning_rate / due.first).to(dtype)
+        rate = self._learning_rate * due.rate
+        size = (rate / due.first).to(dtype)
         spread = second.sqrt().mul_(due.second).add_(self._epsilon)
-        kept = (1 - self._learning_rate * self._weight_decay).to(dtype)
+        kept = (1 - rate * self._weight_decay).to(dtype)
         row = (standing.row * kept).sub_((first / spread).mul_(size))
         if self._lower is not None:
             row = torch.maximum(row, self._lower)

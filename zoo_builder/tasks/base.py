@@ -46,6 +46,11 @@ class Task(ABC):
     varying: ClassVar[tuple[str, ...]] = ()
     output_kind: ClassVar[Literal["categorical", "continuous"]]
     """Whether outputs are the log-odds of classes or values."""
+    classes_per_head: ClassVar[int | None] = None
+    """Where outputs are the log-odds of several heads side by side: how many each head has. None: there is one head."""
+    difficulty: ClassVar[tuple[str, int] | None] = None
+    """The varying field, a whole number, that makes the task harder as it grows, and its least value, where a
+    curriculum begins. None: the task has no levels."""
 
     @property
     @abstractmethod
@@ -78,6 +83,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """How well the task is done, (models,), float64, at most 1, higher is better; NaN if outputs are not finite."""
+
+    def mastery(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """What an exam judges, on the scale of the score, (models,), float64: the score, unless a task differs."""
+        return self.score(outputs, batch)
 
     @classmethod
     @abstractmethod

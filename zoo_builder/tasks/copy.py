@@ -32,6 +32,7 @@ class Copy(Categorical):
     delay: int = 10
 
     varying: ClassVar[tuple[str, ...]] = ("delay",)
+    difficulty: ClassVar[tuple[str, int] | None] = ("delay", 1)
 
     def __post_init__(self) -> None:
         for name, least in (("num_symbols", 2), ("length", 1), ("max_delay", 1)):

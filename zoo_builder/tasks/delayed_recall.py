@@ -26,6 +26,7 @@ class DelayedRecall(Categorical):
     delay: int = 4
 
     varying: ClassVar[tuple[str, ...]] = ("delay",)
+    difficulty: ClassVar[tuple[str, int] | None] = ("delay", 0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay < self.num_steps:

@@ -18,8 +18,9 @@ class NDelayedMatch(Heads):
     """Are the first and the last of the last N bits equal? Asked after the last step, for one N or for many at once.
 
     Bits are fair coins, so guessing is right half the time. With `heads` "many" a model answers for all N = 2..n, each
-    through its own head. N-DMS of Khajehabdollahi et al. (Emergent mechanisms for long timescales depend on training
-    curriculum and affect performance in memory tasks, ICLR 2024, arXiv 2309.12927).
+    through its own head, with "sliding" for the last few of them. N-DMS of Khajehabdollahi et al. (Emergent mechanisms
+    for long timescales depend on training curriculum and affect performance in memory tasks, ICLR 2024, arXiv
+    2309.12927).
     """
 
     def draw_bits(self, streams: Streams, batch_size: int) -> Tensor:
@@ -31,4 +32,4 @@ class NDelayedMatch(Heads):
 
     @classmethod
     def examples(cls) -> Sequence[Task]:
-        return [cls(max_n=4, n=3), cls(max_n=5, n=4, heads="many")]
+        return [cls(max_n=4, n=3), cls(max_n=5, n=4, heads="many"), cls(max_n=5, n=4, heads="sliding")]

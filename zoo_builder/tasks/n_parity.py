@@ -19,8 +19,9 @@ class NParity(Heads):
 
     The bits of a sequence are 1 with a probability of their own, uniform in [0, 1). Always answering "even" is right
     with probability 1/2 + 1/(2 (N + 1)) for even N and 1/2 for odd N. With `heads` "many" a model answers for all
-    N = 2..n, each through its own head. Khajehabdollahi et al. (Emergent mechanisms for long timescales depend on
-    training curriculum and affect performance in memory tasks, ICLR 2024, arXiv 2309.12927).
+    N = 2..n, each through its own head, with "sliding" for the last few of them. Khajehabdollahi et al. (Emergent
+    mechanisms for long timescales depend on training curriculum and affect performance in memory tasks, ICLR 2024,
+    arXiv 2309.12927).
     """
 
     def draw_bits(self, streams: Streams, batch_size: int) -> Tensor:
@@ -33,4 +34,4 @@ class NParity(Heads):
 
     @classmethod
     def examples(cls) -> Sequence[Task]:
-        return [cls(max_n=4, n=3), cls(max_n=5, n=4, heads="many")]
+        return [cls(max_n=4, n=3), cls(max_n=5, n=4, heads="many"), cls(max_n=5, n=4, heads="sliding")]
