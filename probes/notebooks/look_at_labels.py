@@ -118,9 +118,9 @@ figure_cells
 # %% [markdown]
 # ## A label, measured again by hand
 #
-# Labels of the weights are functions of what the zoo stores. Where a network has a single recurrent matrix, its spectral
-# radius is the largest absolute eigenvalue of `weight_hh.0`. The eigenvalues of the models whose memory fades slowest
-# and fastest:
+# Labels of the weights are functions of what the zoo stores. Where a network has a single recurrent matrix, its
+# spectral radius is the largest absolute eigenvalue of `weight_hh.0`. The eigenvalues of the models whose memory fades
+# slowest and fastest:
 
 # %%
 radius = "weight_hh_0_spectral_radius"
