@@ -59,6 +59,7 @@ LIBRARIES = {
     "sklearn": {"probes", "zoo_builder/tasks/tiled_digits.py"},
     "huggingface_hub": {"weightspace/hub.py"},
     "datasets": {"weightspace/hub.py"},
+    "ray": {"zoo_builder/ray_engine.py"},
     "jsonargparse": {"weightspace/cli.py", "zoo_builder/cli.py", "probes/cli.py"},
 }  # fmt: skip
 
@@ -141,7 +142,7 @@ def test_the_top_level_stays_as_listed():
 def test_help_answers_without_loading_torch(command):
     code = f"import sys; from {command}.cli import main\nsys.argv = ['{command}', '--help']\n"
     code += "try:\n main()\nexcept SystemExit as e:\n assert not e.code, e.code\n"
-    code += "assert not {'torch', 'lightning', 'sklearn', 'torch_geometric'} & set(sys.modules), 'heavy import'"
+    code += "assert not {'torch', 'lightning', 'sklearn', 'torch_geometric', 'ray'} & set(sys.modules), 'heavy import'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import json
 import logging
 import os
@@ -19,8 +21,11 @@ from weightspace import plugins
 from weightspace.terminal import printable
 
 if TYPE_CHECKING:
+    from zoo_builder.engine import Engine
     from zoo_builder.share import Share
 
+ENGINES = {"processes": "zoo_builder.engine", "ray": "zoo_builder.ray_engine"}
+"""Where `run_shards` of each engine is."""
 KINDS = ("families", "tasks", "labels", "learners", "studies")
 
 
@@ -94,6 +99,8 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--out", type=str, required=True, help="the zoo's folder")
     build.add_argument("--seed", type=int, help="replaces the recipe's seed")
     build.add_argument("--workers", type=int, help="number of processes (one per core unless given)")
+    build.add_argument("--engine", choices=list(ENGINES), default="processes", help="who runs the workers")
+    build.add_argument("--address", type=str, help="of a Ray cluster (own one unless given)")
     build.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models learn")
     build.add_argument("--method", choices=["torch"], default="torch", help="how models are run over time")
     build.add_argument("--shard", type=str, metavar="I/N", help="make the I-th of N shares only, for job arrays")
@@ -130,6 +137,7 @@ def _build(options: Namespace) -> int:
         device=options.device,
         method=options.method,
         share=share,
+        engine=_engine(options),
     )
     fields = {**dataclasses.asdict(built), "path": str(built.path)}
     counts = f"{built.models:,} models, {built.rows:,} rows, {built.shards:,} shards"
@@ -137,6 +145,15 @@ def _build(options: Namespace) -> int:
     text = f"{built.path}: {counts} ({built.built:,} built now), {state}"
     _print(fields, text, options.json)
     return 0
+
+
+def _engine(options: Namespace) -> Engine:
+    run_shards = importlib.import_module(ENGINES[options.engine]).run_shards
+    if options.address is None:
+        return run_shards
+    if options.engine != "ray":
+        raise ValueError(f"`--address {options.address}` has no effect on `--engine {options.engine}`; leave it out.")
+    return functools.partial(run_shards, address=options.address)
 
 
 def _dry_run(options: Namespace, share: Share | None) -> int:

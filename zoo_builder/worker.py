@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,14 +73,6 @@ def _serve(job: dict[str, Any], orders: queue.Queue[dict[str, Any]], reports: Te
 
 
 def _make(job: dict[str, Any], plan: Any, shard: Any, reports: TextIO) -> None:
-    if "relabel" in job:
-        from zoo_builder.relabel import stage_shard
-
-        stage_shard(Path(job["out"]), plan, shard, **job["relabel"])
-        return
-    from weightspace.store import write_shard
-    from zoo_builder.shard import make_shard
-
     told = time.monotonic()
     waiting = 0
 
@@ -89,6 +82,21 @@ def _make(job: dict[str, Any], plan: Any, shard: Any, reports: TextIO) -> None:
         if time.monotonic() - told > 0.5:
             _report(reports, {"progress": waiting})
             told, waiting = time.monotonic(), 0
+
+    make_and_write(job, plan, shard, progress)
+
+
+def make_and_write(
+    job: Mapping[str, Any], plan: Any, shard: Any, progress: Callable[[int], None] | None = None
+) -> None:
+    """Do what a job asks for one shard: make it, or measure its labels, and put the result into place."""
+    if "relabel" in job:
+        from zoo_builder.relabel import stage_shard
+
+        stage_shard(Path(job["out"]), plan, shard, **job["relabel"])
+        return
+    from weightspace.store import write_shard
+    from zoo_builder.shard import make_shard
 
     content = make_shard(plan, shard, job["device"], job["method"], progress)
     write_shard(Path(job["out"]), shard.index, content, job["plan"])
