@@ -86,7 +86,9 @@ def parse_spread(where: str, value: Any) -> Spread:
         raise ValueError(f"{where}: no spread is called '{kind}'; there are {kinds}.{near_match(str(kind), kinds)}")
     if not isinstance(bounds, list) or not all(isinstance(b, (int, float)) and math.isfinite(b) for b in bounds):
         raise ValueError(f"{where}: '{kind}' takes a list of numbers, found {bounds!r}.")
-    spread = Spread(kind, tuple(float(b) for b in bounds))
+    numbers = tuple(float(b) for b in bounds)
+    # The order in which choices are listed means nothing, so no draw depends on it.
+    spread = Spread(kind, tuple(sorted(numbers)) if kind == "choice" else numbers)
     _check_bounds(where, spread)
     return spread
 

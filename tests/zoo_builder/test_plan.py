@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -63,6 +64,53 @@ def test_model_names_are_unique_and_do_not_depend_on_other_cohorts():
 
 def test_the_order_of_families_and_tasks_has_no_effect():
     assert plan_of(families=RECIPE["families"][::-1], tasks=RECIPE["tasks"][::-1]).cohorts == plan_of().cohorts
+
+
+def splits_of(plan):
+    """Every split column of every model, with the task's own values, by the model's name."""
+    told = {}
+    share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
+    for cohort in plan.cohorts:
+        values = cohort.values(plan.seed, cohort.model_ids)
+        out = out_of_task(cohort, values, share, len(cohort.splits))
+        own = zip(*(tensor.tolist() for tensor in values.values()), strict=True) if values else [()] * len(out)
+        rows = zip(cohort.model_ids, cohort.splits, out, own, strict=True)
+        told |= {m: (split, task, value, cohort.split_size, cohort.fold_family) for m, split, task, value in rows}
+    return told
+
+
+def shuffled(value, generator):
+    """A recipe's lists of entries, and of values to cross or choose from, in another order."""
+    if isinstance(value, dict):
+        ordered = ("integers", "uniform", "log_uniform")
+        return {key: item if key in ordered else shuffled(item, generator) for key, item in value.items()}
+    return (
+        generator.sample([shuffled(item, generator) for item in value], len(value))
+        if isinstance(value, list)
+        else value
+    )
+
+
+OTHER_TASKS = [
+    {"class": "FormalLanguage", "max_n": [4, 5, 6], "mb": {"choice": [-1, 0, 2]}, "md": {"integers": [0, 2]}},
+    {"class": "DelayedRecall", "num_steps": [8, 9], "delay": {"integers": [1, 6]}},
+    {"class": "TiledDigits", "tile_size": 4, "angle": {"uniform": [0, 180]}},
+    {"class": "Adding", "num_steps": [6, 8, 10]},
+]
+
+
+@pytest.mark.parametrize("name", ["formal-languages-laptop", "quickstart"])
+def test_every_split_is_the_same_under_a_shuffled_list_of_tasks(name):
+    recipe = read_recipe(CONFIGS / f"{name}.yaml")
+    recipe["tasks"] = [*recipe["tasks"], *OTHER_TASKS]
+    expected = splits_of(make_plan(recipe))
+    columns = list(zip(*expected.values(), strict=True))
+    assert set(columns[0]) == {"train", "val", "test"}
+    assert set(columns[1]) == {"in", "out"}
+    for seed in range(4):
+        parts = {key: shuffled(recipe[key], random.Random(seed)) for key in ("tasks", "families")}
+        assert parts["tasks"] != recipe["tasks"]
+        assert splits_of(make_plan({**recipe, **parts})) == expected
 
 
 def test_more_models_leave_the_draws_of_the_others_as_they_are():

@@ -3,16 +3,20 @@
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from weightspace.rollout import Streams
+from weightspace.store import open_zoo
+from zoo_builder.build import build
 from zoo_builder.plan import make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import out_of_task
 from zoo_builder.tasks.formal_language import EOS, FormalLanguage
 
+LAPTOP = Path(__file__).parents[2] / "configs" / "zoo" / "formal-languages-laptop.yaml"
 OFFSETS = list(itertools.product(range(-3, 3), repeat=3))
 
 
@@ -161,3 +165,14 @@ def test_offsets_that_all_models_share_count_too(mc, split):
     cohort = cohort_of(mb={"integers": [-1, 1]}, mc=mc)
     assert out_of_task(cohort, {"mb": torch.tensor([1.0, -1.0, 1.0])}, 0.25, 2) == [split] * 2
     assert out_of_task(cohort_of(mc=mc), {}, 0.25, 3) == [split] * 3
+
+
+@pytest.mark.slow
+def test_scores_of_the_laptop_preset_rise_from_snapshot_to_snapshot(tmp_path):
+    recipe = {**read_recipe(LAPTOP), "models_per_cohort": 32, "labels": ["Performance"], "rollouts": None}
+    build(recipe, tmp_path / "zoo", workers=1)
+    table = open_zoo(tmp_path / "zoo").table
+    means = table.group_by("step").aggregate([("score", "mean")]).sort_by("step")["score_mean"].to_pylist()
+    assert means == sorted(means)
+    assert means[0] < 0.05
+    assert means[-1] > 0.7
