@@ -15,8 +15,8 @@ from weightspace.spec import Params, State
 
 __all__ = ["METHODS", "Captured", "Method", "Rollout", "Streams", "generator", "rollout"]
 
-Method = Literal["stacked", "sequential"]
-METHODS: tuple[Method, ...] = ("stacked", "sequential")
+Method = Literal["native", "stacked", "sequential"]
+METHODS: tuple[Method, ...] = ("native", "stacked", "sequential")
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,9 @@ def rollout(
         start = x.new_zeros(x.shape[0], x.shape[2], 0)
     if method not in METHODS:
         raise ValueError(f"No rollout method is called '{method}'; there are {METHODS}.")
-    run = run_stacked if method == "stacked" else run_sequential
+    run = run_sequential if method == "sequential" else run_stacked
+    if method == "native":
+        from weightspace.rollout.native import run_native, usable
+
+        run = run_native if usable(family, x) else run_stacked
     return run(family, params, x, start, noise or {}, state)

@@ -1,0 +1,54 @@
+"""Native rollouts: a family's step, traced once, runs in C with the whole time loop of a model in cache."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout.native.compiler import NoNative
+from weightspace.rollout.native.program import Untraceable
+
+__all__ = ["descend", "run_native", "usable", "why_not"]
+
+logger = logging.getLogger(__name__)
+DTYPES = (torch.float32, torch.float64)
+
+
+def why_not(family: Family, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why this family cannot be run natively on this machine, None if it can."""
+    from weightspace.rollout.native.engine import LANES, engine_library, traced
+
+    try:
+        engine_library(dtype, LANES[0])
+        traced(family, dtype)
+    except (NoNative, Untraceable) as error:
+        return str(error)
+    return None
+
+
+def usable(family: Family, x: Tensor) -> bool:
+    """Whether inputs like x can be run natively; where not, one warning says why."""
+    if x.device.type != "cpu" or x.dtype not in DTYPES:
+        return False
+    reason = _reason(family, x.dtype)
+    return reason is None
+
+
+@functools.lru_cache(maxsize=1024)
+def _reason(family: Family, dtype: torch.dtype) -> str | None:
+    reason = why_not(family, dtype)
+    if reason is not None:
+        _warn(type(family).__name__, reason)
+    return reason
+
+
+@functools.lru_cache(maxsize=256)
+def _warn(name: str, reason: str) -> None:
+    logger.warning("%s is rolled out by torch, not natively: %s.", name, reason)
+
+
+from weightspace.rollout.native.function import descend, run_native  # noqa: E402

@@ -1,0 +1,134 @@
+"""Gradients of values on the way back: shares are collected until all readers of a value are done, then summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from weightspace.rollout.native.program import (
+    BackwardOperation,
+    Builder,
+    Map,
+    Matrix,
+    Operation,
+    Product,
+    Ref,
+    WeightGradient,
+)
+
+Share = Ref | tuple[Matrix, Ref] | tuple[str, tuple[Ref | Matrix, ...], tuple[float, ...]]
+"""Part of a gradient: a tile as it is, a transposed matrix times a tile, or a map of tiles."""
+
+
+@dataclass
+class Backward:
+    """Collects the shares of every value's gradient until all its readers are done, then writes their sum."""
+
+    builder: Builder
+    passing: set[int]
+    """Values that are overwritten before the gradients of weights are taken."""
+    operations: list[BackwardOperation] = field(default_factory=list)
+    weights: list[WeightGradient] = field(default_factory=list)
+    shares: dict[int, list[tuple[Ref, Share]]] = field(default_factory=dict)
+    found: dict[int, Ref | None] = field(default_factory=dict)
+
+    def add(self, to: Ref, share: Share) -> None:
+        """A share of the gradient of some rows."""
+        self.shares.setdefault(to.value, []).append((to, share))
+
+    def through(self, operation: Operation, derivatives: Mapping[str, Callable[[Backward, Map, Ref], None]]) -> None:
+        """One operation, all of whose readers are done."""
+        dy = self.gradient(operation.out)
+        if dy is None:
+            return
+        if isinstance(operation, Map):
+            derivatives[operation.function](self, operation, dy)
+            return
+        if dy.value in self.passing:
+            dy, passing = self.builder.value(dy.rows), dy
+            self.operations.append(Map(dy, "copy", (passing,)))
+        for matrix, tile in operation.terms:
+            self.add(tile, (matrix, dy))
+            self.weights.append(WeightGradient(matrix, dy, tile))
+        if operation.bias is not None:
+            self.weights.append(WeightGradient(operation.bias, dy, None))
+        if operation.addend is not None:
+            self.add(operation.addend, dy)
+
+    def gradient(self, of: Ref) -> Ref | None:
+        """Where the gradient of some rows of a value is, None if nothing depends on the value."""
+        whole = Ref(of.value, 0, self.builder.rows[of.value])
+        if of.value not in self.found:
+            self.found[of.value] = self._gradient(whole)
+        found = self.found[of.value]
+        return None if found is None else found.part(of.start, of.rows)
+
+    def _gradient(self, whole: Ref) -> Ref | None:
+        shares = self.shares.get(whole.value, [])
+        if not shares:
+            return None
+        if len(shares) == 1 and isinstance(shares[0][1], Ref) and shares[0][0] == whole:
+            return shares[0][1]
+        out = self.builder.value(whole.rows)
+        self._write(out, shares)
+        return out
+
+    def finish(self, value: int, out: Ref) -> None:
+        """Write the gradient of a whole value to a given place."""
+        shares = self.shares.get(value, [])
+        if shares != [(Ref(value, 0, out.rows), out)]:
+            self._write(out, shares)
+
+    def _write(self, out: Ref, shares: Sequence[tuple[Ref, Share]]) -> None:
+        ranges: dict[tuple[int, int], list[Share]] = {}
+        for to, share in shares:
+            ranges.setdefault((to.start, to.rows), []).append(share)
+        if not _tile_exactly(ranges, out.rows):
+            self._sum(out, ranges.pop((0, out.rows), []))
+            ranges = {(start, rows): [out.part(start, rows), *own] for (start, rows), own in ranges.items()}
+        for (start, rows), own in ranges.items():
+            self._sum(out.part(start, rows), own)
+
+    def _sum(self, out: Ref, shares: Sequence[Share]) -> None:
+        """out = the sum of shares; `out` itself may be one of them."""
+        tiles = [share for share in shares if isinstance(share, Ref)]
+        terms = tuple(share for share in shares if isinstance(share, tuple) and len(share) == 2)
+        maps = [share for share in shares if isinstance(share, tuple) and len(share) == 3]
+        total: Ref | None = tiles[0] if tiles else None
+        steps: list[tuple[str, tuple[Ref | Matrix, ...], tuple[float, ...]]] = [
+            ("add", (tile,), ()) for tile in tiles[1:]
+        ]
+        steps += maps
+        for number, (function, args, constants) in enumerate(steps):
+            last = number == len(steps) - 1 and not terms
+            place = out if last else self.builder.value(out.rows)
+            total = self._accumulate(place, total, function, args, constants)
+        if terms:
+            self.operations.append(Product(out, terms, addend=total, transposed=True))
+        elif not steps and total != out:
+            self.operations.append(Map(out, "copy", (total,)) if total is not None else Map(out, "zero"))
+
+    def _accumulate(
+        self, out: Ref, total: Ref | None, function: str, args: tuple[Ref | Matrix, ...], constants: tuple[float, ...]
+    ) -> Ref:
+        if total is None:
+            self.operations.append(Map(out, function, args, constants))
+        elif function == "add":
+            self.operations.append(Map(out, "add", (total, *args)))
+        elif function in ("mul", "mul_vector"):
+            self.operations.append(Map(out, "fma" if function == "mul" else "fma_vector", (*args, total)))
+        else:
+            new = self.builder.value(out.rows)
+            self.operations.append(Map(new, function, args, constants))
+            self.operations.append(Map(out, "add", (total, new)))
+        return out
+
+
+def _tile_exactly(ranges: Iterable[tuple[int, int]], rows: int) -> bool:
+    """Whether ranges (start, rows) cover all rows and none twice."""
+    end = 0
+    for start, count in sorted(ranges):
+        if start != end:
+            return False
+        end += count
+    return end == rows

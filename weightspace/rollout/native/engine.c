@@ -1,0 +1,446 @@
+// Runs a traced cell forward and backward through time, one model after another, a slice of LANES sequences at once.
+//
+// What is run is data: lists of instructions over tiles (row, lane) that Python derives from the family's own step and
+// readout (see program.py and layout.py, whose numbers the enums here must match; a test compares them).
+#include "kernels.h"
+
+enum Opcode {
+    PRODUCT, COPY, ZERO, ADD, SUB, MUL, DIV, FMA, AFFINE, SIGMOID, TANH, RELU, LEAKY_RELU, EXP, LOG, SQRT, SIN, COS,
+    SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, ABS_GRAD, GREATER_GRAD,
+    SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO, SUM_PRODUCT_INTO
+};
+enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, NUM_SPACES };
+enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
+
+typedef struct { int64_t opcode, rows, out[2], a[2], b[2], c[2], constant, first_term, num_terms; } Instruction;
+typedef struct { int64_t matrix, cols, tile[2]; } TermSpec;
+// One block of rows of a matrix or vector: where it lies in the tensors of a model (tensor -1: zeros).
+typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows; } Piece;
+// `packed` and `gradient` say where it lies there (gradient -1: not wanted); `sums`, of a vector whose gradient is summed
+// up tile by tile, where in SUMS (-1: not so).
+typedef struct { int64_t rows, cols, first_piece, num_pieces, packed, transposed, gradient, sums; } Matrix;
+typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;  // matrix -1 - n: the bias gradient of vector n
+
+typedef struct {
+    // Program.
+    int64_t num_step, num_readout, num_readout_back, num_step_back;
+    const Instruction *step, *readout, *readout_back, *step_back;
+    const TermSpec *terms;
+    const double *constants;
+    int64_t num_matrices, num_vectors, num_jobs;
+    const Matrix *matrices, *vectors;
+    const Piece *pieces;
+    const WeightJob *jobs;
+    // Sizes, in rows (a row is LANES numbers) or, for packed weights and gradients, in numbers.
+    int64_t record_rows, input_rows, ring_rows, carry_rows, scratch_rows, sums_rows, output_rows, ring_steps;
+    int64_t packed_size, vector_size, gradient_size;
+    int64_t num_states, num_inputs;
+    const int64_t *state_at, *state_rows, *carry_at, *input_at, *input_size;
+    int64_t output_at[2], output_gradient_at[2];
+    // Data. Tensors lead with models and are dense after that; a stride is in numbers from model to model.
+    int64_t models, time, batch, tensors;
+    const REAL *const *tensor;
+    const int64_t *tensor_stride;
+    const REAL *const *input;    // x, then noises: (time, batch, axis)
+    const int64_t *input_stride;
+    const REAL *const *initial;  // (batch, axis)
+    const int64_t *initial_stride;
+    REAL *outputs;               // (models, time, batch, output)
+    REAL *const *states;         // (models, time, batch, axis)
+    int64_t loss_kind, scored, classes, want_gradients;
+    const int64_t *target_class; // (models, scored, batch, heads)
+    const REAL *target_value;    // (models, scored, batch, output)
+    const REAL *weight;          // (models, scored): what one sequence at one step counts
+    double *losses;              // (models)
+    const REAL *output_gradient; // (models, time, batch, output)
+    const REAL *const *state_gradient;
+    REAL *const *gradient;       // per tensor, or null
+    const int64_t *gradient_stride;
+    REAL *const *input_gradient; // per input, or null
+    REAL *const *initial_gradient;
+} Job;
+
+typedef struct {
+    REAL *base[NUM_SPACES];
+    REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient;
+    int64_t period;
+} Memory;
+
+#define EACH(expression)                                     \
+    for (int64_t i = 0; i < n; i += WIDTH) {                 \
+        V x = load(a + i);                                   \
+        store(out + i, expression);                          \
+    }                                                        \
+    break;
+#define EACH2(expression)                                    \
+    for (int64_t i = 0; i < n; i += WIDTH) {                 \
+        V x = load(a + i), y = load(b + i);                  \
+        store(out + i, expression);                          \
+    }                                                        \
+    break;
+#define EACH3(expression)                                    \
+    for (int64_t i = 0; i < n; i += WIDTH) {                 \
+        V x = load(a + i), y = load(b + i), z = load(c + i); \
+        store(out + i, expression);                          \
+    }                                                        \
+    break;
+#define EACH_ROW(expression)                                 \
+    for (int64_t r = 0; r < rows; r++) {                     \
+        V y = splat(b[r]);                                   \
+        for (int64_t i = r * LANES; i < (r + 1) * LANES; i += WIDTH) { \
+            V x = load(a + i);                               \
+            store(out + i, expression);                      \
+        }                                                    \
+    }                                                        \
+    break;
+
+static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const REAL *b, const REAL *c, const double *k) {
+    int64_t n = rows * LANES;
+    REAL k0 = (REAL)k[0], k1 = (REAL)k[1];
+    V zero = {0};
+    switch (opcode) {
+        case COPY: EACH(x)
+        case ZERO: memset(out, 0, n * sizeof(REAL)); break;
+        case ADD: EACH2(x + y)
+        case SUB: EACH2(x - y)
+        case MUL: EACH2(x * y)
+        case DIV: EACH2(x / y)
+        case FMA: EACH3(x * y + z)
+        case AFFINE: EACH(x * k0 + k1)
+        case SIGMOID: EACH(v_sigmoid(x))
+        case TANH: EACH(v_tanh(x))
+        case RELU: EACH(pick(x < zero, zero, x))
+        case LEAKY_RELU: EACH(pick(x < zero, x * k0, x))
+        case EXP: EACH(v_exp(x))
+        case LOG: EACH(v_log(x))
+        case SQRT: EACH(v_sqrt(x))
+        case SIN: EACH(v_sin(x))
+        case COS: EACH(v_cos(x))
+        case SOFTPLUS: EACH(pick(x > splat(20), x, v_log1p(v_exp(x))))
+        case ABS: EACH(pick(x < zero, -x, x))
+        case MAXIMUM: EACH2(pick(x != x, x, pick(x > y, x, y)))
+        case MINIMUM: EACH2(pick(x != x, x, pick(x < y, x, y)))
+        case SIGMOID_GRAD: EACH2(x * (y - y * y))
+        case TANH_GRAD: EACH2(x - x * y * y)
+        case RELU_GRAD: EACH2(pick(y > zero, x, zero))
+        case LEAKY_RELU_GRAD: EACH2(pick(y > zero, x, x * k0))
+        case ABS_GRAD: EACH2(pick(y > zero, x, pick(y < zero, -x, zero)))
+        // The share of the larger of y and z, halves where they are equal.
+        case GREATER_GRAD: EACH3(pick(y > z, x, pick(y == z, x * (REAL)0.5, zero)))
+        case SIGMOID_GRAD_OF_PRODUCT: EACH3(x * y * (z - z * z))
+        case TANH_GRAD_OF_PRODUCT: EACH3(x * y * (1 - z * z))
+        case ADD_VECTOR: EACH_ROW(x + y)
+        case MUL_VECTOR: EACH_ROW(x * y)
+        case FMA_VECTOR:
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t i = r * LANES; i < (r + 1) * LANES; i += WIDTH)
+                    store(out + i, load(a + i) * b[r] + load(c + i));
+            break;
+        case SUM_INTO:
+            for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i));
+            break;
+        case SUM_PRODUCT_INTO:
+            for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i) * load(b + i));
+            break;
+    }
+}
+
+INLINE REAL *at(const Memory *m, const int64_t place[2]) {
+    return m->base[place[0]] + (place[0] == VECTORS ? place[1] : place[1] * LANES);
+}
+
+static void run(const Job *job, const Memory *m, const Instruction *list, int64_t count) {
+    for (const Instruction *op = list; op < list + count; op++) {
+        if (op->opcode != PRODUCT) {
+            apply(op->opcode, op->rows, at(m, op->out), at(m, op->a), at(m, op->b), at(m, op->c),
+                  job->constants + op->constant);
+            continue;
+        }
+        Term term[MAX_TERMS];
+        const TermSpec *spec = job->terms + op->first_term;
+        for (int i = 0; i < op->num_terms; i++)
+            term[i] = (Term){m->packed + job->matrices[spec[i].matrix].packed, at(m, spec[i].tile), spec[i].cols};
+        // A product has its bias at b and its addend at c, if any.
+        product(op->rows, (int)op->num_terms, term, op->b[0] < 0 ? 0 : at(m, op->b), op->c[0] < 0 ? 0 : at(m, op->c),
+                at(m, op->out));
+    }
+}
+
+static void at_step(Memory *m, const Job *job, int64_t t) {
+    int64_t record = job->record_rows * LANES;
+    // The record before the first step holds the initial state.
+    m->base[RECORD] = m->record + (t + 1) % m->period * record;
+    m->base[PREVIOUS] = m->record + t % m->period * record;
+    m->base[INPUT] = m->inputs + t * job->input_rows * LANES;
+    m->base[RING] = m->ring + t % job->ring_steps * job->ring_rows * LANES;
+    m->base[CARRY] = m->carry + (t & 1) * job->carry_rows * LANES;
+    m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
+}
+
+// (batch, axis) at `from` <-> tile (axis, lane); lanes without a sequence are zero.
+static void to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
+    if (lanes < LANES) memset(tile, 0, size * LANES * sizeof(REAL));
+    if (size == 1) {
+        memcpy(tile, from, lanes * sizeof(REAL));
+        return;
+    }
+    for (int64_t r = 0; r < size; r++)
+        for (int64_t l = 0; l < lanes; l++) tile[r * LANES + l] = from[l * size + r];
+}
+static void add_to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
+    for (int64_t r = 0; r < size; r++)
+        for (int64_t l = 0; l < lanes; l++) tile[r * LANES + l] += from[l * size + r];
+}
+static void from_tile(REAL *to, const REAL *tile, int64_t size, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; l++)
+        for (int64_t r = 0; r < size; r++) to[l * size + r] = tile[r * LANES + l];
+}
+
+static void pack_model(const Job *job, const Memory *m, int64_t model) {
+    for (int64_t i = 0; i < job->num_matrices; i++) {
+        const Matrix *matrix = job->matrices + i;
+        REAL *dense = m->slice_gradient;  // free at this time and large enough
+        for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++)
+            for (int64_t r = 0; r < p->rows; r++) {
+                REAL *to = dense + (p->first_row + r) * matrix->cols;
+                const REAL *from = p->tensor < 0 ? 0 : job->tensor[p->tensor] + model * job->tensor_stride[p->tensor] + p->offset + r * p->row_stride;
+                for (int64_t k = 0; k < matrix->cols; k++) to[k] = from ? from[k * p->col_stride] : 0;
+            }
+        if (matrix->transposed) pack(m->packed + matrix->packed, dense, matrix->cols, matrix->rows, 1, matrix->cols);
+        else pack(m->packed + matrix->packed, dense, matrix->rows, matrix->cols, matrix->cols, 1);
+    }
+    for (int64_t i = 0; i < job->num_vectors; i++) {
+        const Matrix *vector = job->vectors + i;
+        for (const Piece *p = job->pieces + vector->first_piece; p < job->pieces + vector->first_piece + vector->num_pieces; p++)
+            for (int64_t r = 0; r < p->rows; r++)
+                m->base[VECTORS][vector->packed + p->first_row + r] =
+                    p->tensor < 0 ? 0 : job->tensor[p->tensor][model * job->tensor_stride[p->tensor] + p->offset + r * p->row_stride];
+    }
+}
+
+// Adds what a slice gave to the gradients of a model, slice after slice, so that the sum does not depend on threads.
+static void add_gradients(const Job *job, const Memory *m, int64_t model) {
+    for (int64_t kind = 0; kind < 2; kind++)
+        for (int64_t i = 0; i < (kind ? job->num_vectors : job->num_matrices); i++) {
+            const Matrix *matrix = (kind ? job->vectors : job->matrices) + i;
+            if (matrix->gradient < 0) continue;
+            for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
+                if (p->tensor < 0 || !job->gradient[p->tensor]) continue;
+                REAL *to = job->gradient[p->tensor] + model * job->gradient_stride[p->tensor] + p->offset;
+                const REAL *from = m->slice_gradient + matrix->gradient + p->first_row * matrix->cols;
+                for (int64_t r = 0; r < p->rows; r++)
+                    for (int64_t k = 0; k < matrix->cols; k++)
+                        to[r * p->row_stride + k * p->col_stride] += from[r * matrix->cols + k];
+            }
+        }
+}
+
+// The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
+static void cross_entropy(REAL *tile, int64_t heads, int64_t classes, const int64_t *target, REAL weight, int64_t lanes,
+                          REAL *loss) {
+    for (int64_t h = 0; h < heads; h++, tile += classes * LANES) {
+        REAL wanted[LANES] __attribute__((aligned(VECTOR_BYTES)));
+        for (int64_t l = 0; l < lanes; l++) wanted[l] = (REAL)(int32_t)target[l * heads + h];
+        for (int64_t l = lanes; l < LANES; l++) wanted[l] = -1;
+        for (int64_t i = 0; i < LANES; i += WIDTH) {
+            REAL *o = tile + i;
+            // Where there is no right answer, nothing counts.
+            V want = load(wanted + i), count = pick(want < (V){0}, (V){0}, splat(weight));
+            V top = load(o), sum = {0}, right = {0};
+            for (int64_t k = 1; k < classes; k++) top = larger(load(o + k * LANES), top);
+            for (int64_t k = 0; k < classes; k++) {
+                V x = load(o + k * LANES) - top, e = v_exp(x);
+                right = pick(want == splat((REAL)k), x, right);
+                sum += e;
+                store(o + k * LANES, e);
+            }
+            V scale = count / sum;
+            for (int64_t k = 0; k < classes; k++) {
+                V g = load(o + k * LANES) * scale - pick(want == splat((REAL)k), count, (V){0});
+                store(o + k * LANES, pick(count == (V){0}, (V){0}, g));
+            }
+            store(loss + i, load(loss + i) + pick(count == (V){0}, (V){0}, (v_log_of_sum(sum) - right) * count));
+        }
+    }
+}
+
+static void squared_error(REAL *tile, int64_t size, const REAL *target, REAL weight, int64_t lanes, REAL *loss) {
+    REAL each = weight / (REAL)size;
+    for (int64_t r = 0; r < size; r++)
+        for (int64_t l = 0; l < LANES; l++) {
+            REAL error = l < lanes ? tile[r * LANES + l] - target[l * size + r] : 0;
+            loss[l] += error * error * each;
+            tile[r * LANES + l] = 2 * error * each;
+        }
+}
+
+static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
+    for (int64_t i = 0; i < job->num_inputs; i++) {
+        const REAL *from = job->input[i] + model * job->input_stride[i] + first * job->input_size[i];
+        for (int64_t t = 0; t < job->time; t++)
+            to_tile(m->inputs + (t * job->input_rows + job->input_at[i]) * LANES,
+                    from + t * job->batch * job->input_size[i], job->input_size[i], lanes);
+    }
+    for (int64_t s = 0; s < job->num_states; s++)
+        to_tile(m->record + job->state_at[s] * LANES,
+                job->initial[s] + model * job->initial_stride[s] + first * job->state_rows[s], job->state_rows[s], lanes);
+}
+
+static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
+    for (int64_t t = 0; t < job->time; t++) {
+        int64_t place = (model * job->time + t) * job->batch + first;
+        at_step(m, job, t);
+        run(job, m, job->step, job->num_step);
+        for (int64_t s = 0; job->states && s < job->num_states; s++)
+            from_tile(job->states[s] + place * job->state_rows[s], m->base[RECORD] + job->state_at[s] * LANES,
+                      job->state_rows[s], lanes);
+        if (job->outputs) {
+            run(job, m, job->readout, job->num_readout);
+            from_tile(job->outputs + place * job->output_rows, at(m, job->output_at), job->output_rows, lanes);
+        }
+    }
+}
+
+// The gradient of the loss with respect to the outputs at step t, in its place; false where it is nothing.
+static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, int64_t first, int64_t lanes, REAL *loss) {
+    int64_t scored = t - (job->time - job->scored), rows = job->output_rows;
+    int is_given = job->loss_kind == GIVEN;
+    REAL weight = is_given || scored < 0 ? 0 : job->weight[model * job->scored + scored];
+    if (is_given ? !job->output_gradient : weight == 0) {
+        // What the read-out would have left for the gradients of weights is nothing, not what an earlier step left.
+        memset(m->base[RING], 0, job->ring_rows * LANES * sizeof(REAL));
+        return 0;
+    }
+    run(job, m, job->readout, job->num_readout);
+    REAL *tile = at(m, job->output_gradient_at);
+    if (is_given) {
+        to_tile(tile, job->output_gradient + ((model * job->time + t) * job->batch + first) * rows, rows, lanes);
+        return 1;
+    }
+    memcpy(tile, at(m, job->output_at), rows * LANES * sizeof(REAL));
+    int64_t place = (model * job->scored + scored) * job->batch + first;
+    if (job->loss_kind == CROSS_ENTROPY) {
+        int64_t heads = rows / job->classes;
+        cross_entropy(tile, heads, job->classes, job->target_class + place * heads, weight, lanes, loss);
+    } else {
+        squared_error(tile, rows, job->target_value + place * rows, weight, lanes, loss);
+    }
+    return 1;
+}
+
+static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps) {
+    for (const WeightJob *j = job->jobs; j < job->jobs + job->num_jobs; j++) {
+        // Steps of one ring are neighbours in every space, the first at the lowest address.
+        at_step(m, job, first);
+        int64_t ring = job->ring_rows * LANES;
+        const REAL *dy = at(m, j->dy);
+        if (j->matrix < 0) {
+            const Matrix *vector = job->vectors - 1 - j->matrix;
+            bias_gradient(vector->rows, steps, dy, ring, m->slice_gradient + vector->gradient);
+            continue;
+        }
+        const Matrix *matrix = job->matrices + j->matrix;
+        int64_t stride = j->x[0] == RING ? job->ring_rows : j->x[0] == INPUT ? job->input_rows : job->record_rows;
+        weight_gradient(matrix->rows, matrix->cols, steps, dy, ring, at(m, j->x), stride * LANES,
+                        m->slice_gradient + matrix->gradient);
+    }
+}
+
+static double backward(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
+    REAL loss[LANES] __attribute__((aligned(VECTOR_BYTES))) = {0};
+    memset(m->slice_gradient, 0, job->gradient_size * sizeof(REAL));
+    memset(m->carry, 0, 2 * job->carry_rows * LANES * sizeof(REAL));
+    memset(m->base[SUMS], 0, job->sums_rows * LANES * sizeof(REAL));
+    for (int64_t t = job->time - 1; t >= 0; t--) {
+        at_step(m, job, t);
+        for (int64_t s = 0; job->state_gradient && s < job->num_states; s++)
+            if (job->state_gradient[s])
+                add_to_tile(m->base[CARRY] + job->carry_at[s] * LANES,
+                            job->state_gradient[s] + ((model * job->time + t) * job->batch + first) * job->state_rows[s],
+                            job->state_rows[s], lanes);
+        if (output_gradient(job, m, model, t, first, lanes, loss))
+            run(job, m, job->readout_back, job->num_readout_back);
+        if (!job->want_gradients) continue;
+        run(job, m, job->step_back, job->num_step_back);
+        if (job->input_gradient)
+            for (int64_t i = 0; i < job->num_inputs; i++)
+                if (job->input_gradient[i])
+                    from_tile(job->input_gradient[i] + ((model * job->time + t) * job->batch + first) * job->input_size[i],
+                              m->base[INPUT_GRADIENT] + job->input_at[i] * LANES, job->input_size[i], lanes);
+        if (t % job->ring_steps == 0) {
+            int64_t steps = job->time - t < job->ring_steps ? job->time - t : job->ring_steps;
+            weight_jobs(job, m, t, steps);
+        }
+    }
+    at_step(m, job, 0);
+    for (int64_t s = 0; job->initial_gradient && s < job->num_states; s++)
+        if (job->initial_gradient[s])
+            from_tile(job->initial_gradient[s] + (model * job->batch + first) * job->state_rows[s],
+                      m->base[NEXT_CARRY] + job->carry_at[s] * LANES, job->state_rows[s], lanes);
+    double sum = 0;
+    for (int64_t l = 0; l < LANES; l++) sum += (double)loss[l];
+    return sum;
+}
+
+INLINE REAL *carve(REAL **from, int64_t count) {
+    REAL *piece = *from;
+    *from += (count + 63) / 64 * 64;
+    return piece;
+}
+
+static Memory carved(const Job *job, REAL *workspace) {
+    Memory m = {0};
+    m.period = job->want_gradients ? job->time + 1 : 2;
+    m.record = carve(&workspace, m.period * job->record_rows * LANES);
+    m.inputs = carve(&workspace, job->time * job->input_rows * LANES);
+    m.ring = carve(&workspace, job->ring_steps * job->ring_rows * LANES);
+    m.carry = carve(&workspace, 2 * job->carry_rows * LANES);
+    m.packed = carve(&workspace, job->packed_size);
+    m.slice_gradient = carve(&workspace, job->gradient_size);
+    m.base[SCRATCH] = carve(&workspace, job->scratch_rows * LANES);
+    m.base[INPUT_GRADIENT] = carve(&workspace, job->input_rows * LANES);
+    m.base[VECTORS] = carve(&workspace, job->vector_size);
+    m.base[SUMS] = carve(&workspace, job->sums_rows * LANES);
+    return m;
+}
+
+// Numbers of REAL that a workspace holds; it starts at a multiple of 64 bytes.
+int64_t workspace_size(const Job *job) {
+    REAL *start = (REAL *)(intptr_t)4096;
+    Memory m = carved(job, start);
+    return m.base[SUMS] - start + job->sums_rows * LANES + 64;
+}
+
+static void sum_up_vectors(const Job *job, const Memory *m) {
+    for (const Matrix *v = job->vectors; v < job->vectors + job->num_vectors; v++)
+        for (int64_t r = 0; v->sums >= 0 && r < v->rows; r++) {
+            V sum = {0};
+            for (int64_t i = 0; i < LANES; i += WIDTH) sum += load(m->base[SUMS] + (v->sums + r) * LANES + i);
+            m->slice_gradient[v->gradient + r] += total(sum);
+        }
+}
+
+// The models from `first` to before `last`, and of each the sequences from `low` to before `high`.
+void run_models(const Job *job, int64_t first, int64_t last, int64_t low, int64_t high, REAL *workspace) {
+    Memory m = carved(job, workspace);
+    for (int64_t model = first; model < last; model++) {
+        double loss = 0;
+        pack_model(job, &m, model);
+        for (int64_t sequence = low; sequence < high; sequence += LANES) {
+            int64_t lanes = high - sequence < LANES ? high - sequence : LANES;
+            start(job, &m, model, sequence, lanes);
+            forward(job, &m, model, sequence, lanes);
+            if (!job->want_gradients) continue;
+            loss += backward(job, &m, model, sequence, lanes);
+            sum_up_vectors(job, &m);
+            add_gradients(job, &m, model);
+        }
+        if (job->losses) job->losses[model] += loss;
+    }
+}
+
+// What Python must agree on.
+void constants(int64_t out[6]) {
+    out[0] = LANES, out[1] = NUM_SPACES, out[2] = SUM_PRODUCT_INTO + 1, out[3] = MAX_TERMS, out[4] = sizeof(Job);
+    out[5] = VECTOR_BYTES;
+}

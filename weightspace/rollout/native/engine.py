@@ -1,0 +1,165 @@
+"""One family's program made ready for the engine: laid out, encoded, and run on stacks of models."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from weightspace.families import Family
+from weightspace.rollout.native.adjoint import Adjoint, adjoint, pruned
+from weightspace.rollout.native.compiler import library
+from weightspace.rollout.native.job import INT, Call, Job
+from weightspace.rollout.native.layout import OPCODES, SPACES, Encoder, Layout, laid_out
+from weightspace.rollout.native.program import Program
+from weightspace.rollout.native.trace import Traced, trace
+
+MAX_TERMS = 12
+LANES = (16, 32)
+"""Slice widths."""
+RING_LANES = 512
+"""Lanes times steps after which gradients of weights are taken together."""
+
+
+@functools.lru_cache(maxsize=256)
+def traced(family: Family, dtype: torch.dtype) -> Traced:
+    """The traced family, once; Untraceable if it cannot be."""
+    return trace(family, dtype)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What gradients are asked for."""
+
+    tensors: frozenset[int] = frozenset()
+    inputs: bool = False
+    initial: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors) or self.inputs or self.initial
+
+
+def engine_library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
+    """The compiled engine for one dtype and slice width; NoNative if it cannot be had."""
+    is_double = dtype == torch.float64
+    real = "double" if is_double else "float"
+    found = library("engine.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={lanes}")
+    _check(found, lanes)
+    return found
+
+
+def lanes_for(batch: int) -> int:
+    """How many sequences are run side by side."""
+    return LANES[0] if batch <= LANES[0] else LANES[1]
+
+
+@functools.lru_cache(maxsize=512)
+def engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
+    """The engine of a family for what is wanted, made once."""
+    return Engine(family, dtype, lanes, wanted)
+
+
+class Engine:
+    """A family's program for one dtype and slice width, encoded once and run often."""
+
+    def __init__(self, family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> None:
+        self.lanes, self.dtype, self.wanted = lanes, dtype, wanted
+        self.library = engine_library(dtype, lanes)
+        self.traced = traced(family, dtype)
+        program, builder = self.traced.program, self.traced.builder.copy()
+        back = None
+        if wanted:
+            back = pruned(adjoint(program, builder), wanted.tensors, inputs=wanted.inputs, initial=wanted.initial)
+        layout = laid_out(program, back, builder.rows)
+        self._kept: list[Any] = []
+        self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
+        self._job.tensors = len(self.traced.stored) + self.traced.computed
+        self._encode(program, back, Encoder(layout))
+        self._place(program, back, layout)
+
+    def _encode(self, program: Program, back: Adjoint | None, encoder: Encoder) -> None:
+        job = self._job
+        backward = (back.readout, back.step, (*back.readout_weights, *back.step_weights)) if back else ((), (), ())
+        self._array("readout", encoder.instructions(program.readout), counted=True)
+        self._array("step", encoder.instructions(program.step), counted=True)
+        self._array("readout_back", encoder.instructions(backward[0]), counted=True)
+        self._array("step_back", encoder.instructions(backward[1]), counted=True)
+        self._array("jobs", encoder.jobs(backward[2]), counted=True)
+        self._array("matrices", _numbers(encoder.matrices.values(), 8), counted=True)
+        self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
+        self._array("terms", _numbers(encoder.terms, 4))
+        self._array("pieces", _numbers(encoder.pieces, 6))
+        self._array("constants", np.array(encoder.constants))
+        job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
+        # The room for gradients also serves to put a matrix together.
+        largest = max((own[0] * own[1] for own in encoder.matrices.values()), default=0)
+        job.gradient_size = max(encoder.gradient_size, largest)
+
+    def _place(self, program: Program, back: Adjoint | None, layout: Layout) -> None:
+        job = self._job
+        for space in ("record", "input", "ring", "carry", "scratch", "sums"):
+            setattr(job, f"{space}_rows", layout.sizes[space])
+        states = list(program.states.items())
+        inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
+        job.num_states, job.num_inputs = len(states), len(inputs)
+        self._array("state_at", _numbers(layout.at(ref)[1] for _, ref in states))
+        self._array("state_rows", _numbers(ref.rows for _, ref in states))
+        self._array("carry_at", _numbers(layout.at(back.carry[name])[1] if back else 0 for name, _ in states))
+        self._array("input_at", _numbers(layout.at(ref)[1] for ref in inputs))
+        self._array("input_size", _numbers(ref.rows for ref in inputs))
+        job.output_at[:] = layout.at(program.output)
+        job.output_gradient_at[:] = layout.at(back.output) if back else (0, 0)
+
+    def _array(self, name: str, array: np.ndarray, *, counted: bool = False) -> None:
+        self._kept.append(array)
+        setattr(self._job, name, array.ctypes.data)
+        if counted:
+            setattr(self._job, f"num_{name}", len(array))
+
+    @property
+    def ring(self) -> int:
+        """Steps whose gradients of weights are taken together."""
+        return max(1, RING_LANES // self.lanes)
+
+    def run(self, call: Call, threads: int = 1) -> None:
+        """Do one call, the models shared out among threads; results do not depend on their number."""
+        job = Job.from_buffer_copy(self._job)
+        kept = call.fill(job)
+        job.ring_steps = min(self.ring, max(1, call.time))
+        size_of = self.library.workspace_size
+        size_of.restype = INT
+        count = size_of(ctypes.byref(job))
+
+        def work(first: int, last: int) -> None:
+            workspace = torch.empty(count + 64, dtype=self.dtype)
+            start = -(-workspace.data_ptr() // 64) * 64
+            self.library.run_models(
+                ctypes.byref(job), INT(first), INT(last), INT(0), INT(call.batch), ctypes.c_void_p(start)
+            )
+
+        share = -(-call.models // threads)
+        ranges = [(first, min(first + share, call.models)) for first in range(0, call.models, share)]
+        if len(ranges) == 1:
+            work(*ranges[0])
+        else:
+            with ThreadPoolExecutor(len(ranges)) as pool:
+                list(pool.map(lambda one: work(*one), ranges))
+        del kept
+
+
+def _numbers(rows: Iterable[Any], columns: int | None = None) -> np.ndarray:
+    array = np.array(list(rows), dtype=np.int64)
+    return array if columns is None else array.reshape(-1, columns)
+
+
+def _check(lib: ctypes.CDLL, lanes: int) -> None:
+    found = (INT * 6)()
+    lib.constants(found)
+    expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, ctypes.sizeof(Job))
+    assert tuple(found[:5]) == expected, (tuple(found), expected)

@@ -1,0 +1,154 @@
+"""Native rollouts as torch sees them: a differentiable function, and descent on a declared loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Rollout
+from weightspace.rollout.criterion import Criterion
+from weightspace.rollout.native.engine import Call, Wanted, engine, lanes_for, traced
+from weightspace.spec import Params, State
+
+
+def run_native(
+    family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], state: State | None
+) -> Rollout:
+    """All models, one after another, each with its whole time loop in cache. See `rollout` for shapes."""
+    state = torch.func.vmap(family.initial_state)(params, start) if state is None else state
+    spec = family.spec
+    tensors = [params[name] for name in spec.tensors] + _computed(family, params, x.dtype)
+    inputs = [noise[name] for name in spec.noise] + [x]
+    initial = [state[name] for name in spec.states]
+    sizes = (len(tensors), len(inputs))
+    outputs, *states = _Native.apply(family, sizes, *tensors, *inputs, *initial)
+    visited = dict(zip(spec.states, states, strict=True))
+    return Rollout(outputs, visited, {name: value[:, -1] for name, value in visited.items()})
+
+
+def descend(
+    family: Family,
+    params: Mapping[str, Tensor],
+    trained: Sequence[str],
+    x: Tensor,
+    start: Tensor,
+    criterion: Criterion,
+    noise: Mapping[str, Tensor],
+) -> tuple[Tensor, Params]:
+    """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
+    spec, dtype = family.spec, x.dtype
+    leaves = {name: params[name].detach().requires_grad_(name in trained) for name in spec.tensors}
+    computed = _computed(family, leaves, dtype)
+    initial = torch.func.vmap(family.initial_state)(leaves, start)
+    through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
+    tensors = [_dense(tensor) for tensor in (*leaves.values(), *computed)]
+    starts = [_dense(initial[name]) for name in spec.states]
+    wanted = Wanted(
+        frozenset(i for i, tensor in enumerate((*leaves.values(), *computed)) if tensor.requires_grad),
+        initial=any(tensor.requires_grad for tensor in initial.values()),
+    )
+    call = _call(tensors, [_dense(noise[name]) for name in spec.noise] + [_dense(x)], starts)
+    call.loss, call.classes = criterion.kind, criterion.classes
+    call.target = (
+        criterion.target.contiguous() if criterion.kind == "cross_entropy" else _dense(criterion.target.to(dtype))
+    )
+    call.weight = _dense(criterion.weight.to(dtype) / x.shape[2])
+    call.losses = torch.zeros(len(x), dtype=torch.float64)
+    call.gradients = [torch.zeros_like(t) if i in wanted.tensors else None for i, t in enumerate(tensors)]
+    call.initial_gradient = [torch.zeros_like(t) for t in starts] if wanted.initial else None
+    engine(family, dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
+    found = dict(zip(spec.tensors, call.gradients, strict=False))
+    gradients = {name: found[name] for name in trained}
+    if through:
+        _add_through(leaves, trained, computed, initial, call, gradients)
+    return call.losses.to(dtype), {name: g for name, g in gradients.items() if g is not None}
+
+
+def _add_through(
+    leaves: Mapping[str, Tensor],
+    trained: Sequence[str],
+    computed: Sequence[Tensor],
+    initial: Mapping[str, Tensor],
+    call: Call,
+    gradients: dict[str, Tensor | None],
+) -> None:
+    """Gradients that reach the params through what is computed from them before the first step."""
+    own = call.gradients or []
+    pairs = list(zip(computed, own[len(leaves) :], strict=True))
+    if call.initial_gradient is not None:
+        pairs += list(zip(initial.values(), call.initial_gradient, strict=True))
+    known = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]
+    more = torch.autograd.grad(
+        [tensor for tensor, _ in known],
+        [leaves[name] for name in trained],
+        [gradient.view_as(tensor) for tensor, gradient in known],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    for name, gradient in zip(trained, more, strict=True):
+        direct = gradients[name]
+        gradients[name] = gradient if direct is None else direct + gradient
+
+
+class _Native(torch.autograd.Function):
+    """Outputs and states of a stack of models; the way back runs forward again, so nothing is kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, family: Family, sizes: tuple[int, int], *data: Tensor) -> tuple[Tensor, ...]:
+        ctx.family, ctx.sizes = family, sizes
+        dense = [_dense(tensor) for tensor in data]
+        ctx.save_for_backward(*dense)
+        tensors, inputs, initial = _parted(dense, sizes)
+        x, spec = inputs[-1], family.spec
+        outputs = x.new_empty(*x.shape[:3], family.output_size)
+        states = [x.new_empty(*x.shape[:3], spec.axes[axis].size) for axis in spec.states.values()]
+        call = _call(tensors, inputs, initial)
+        call.outputs, call.states = outputs, states
+        engine(family, x.dtype, lanes_for(x.shape[2]), Wanted()).run(call, torch.get_num_threads())
+        return outputs, *states
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        data = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]
+        tensors, inputs, initial = _parted(list(data), ctx.sizes)
+        of_tensors, of_inputs, of_initial = _parted(list(needed), ctx.sizes)
+        wanted = Wanted(frozenset(i for i, need in enumerate(of_tensors) if need), any(of_inputs), any(of_initial))
+        call = _call(tensors, inputs, initial)
+        call.output_gradient = None if gradients[0] is None else gradients[0].contiguous()
+        call.state_gradient = [None if g is None else g.contiguous() for g in gradients[1:]]
+        call.gradients, call.input_gradient, call.initial_gradient = (
+            [torch.zeros_like(t) if need else None for t, need in zip(part, needs, strict=True)]
+            for part, needs in ((tensors, of_tensors), (inputs, of_inputs), (initial, of_initial))
+        )
+        x = inputs[-1]
+        engine(ctx.family, x.dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
+        return None, None, *call.gradients, *call.input_gradient, *call.initial_gradient
+
+
+def _computed(family: Family, params: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """What a program needs beside the params themselves, each (models, ...)."""
+    prologue = traced(family, dtype).prologue
+    if prologue is None:
+        return []
+    return list(torch.func.vmap(prologue)(*(params[name] for name in family.spec.tensors)))
+
+
+def _call(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence[Tensor]) -> Call:
+    models, time, batch = inputs[-1].shape[:3]
+    return Call(models, time, batch, tensors, inputs, initial)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The same numbers with every model's own in one piece; views of stacked rows stay views."""
+    tensor = tensor.detach()
+    return tensor if tensor[0].is_contiguous() and tensor.stride(0) >= tensor[0].numel() else tensor.contiguous()
+
+
+def _parted(items: Sequence[Any], sizes: tuple[int, int]) -> tuple[list[Any], list[Any], list[Any]]:
+    first, second = sizes
+    return list(items[:first]), list(items[first : first + second]), list(items[first + second :])

@@ -1,0 +1,105 @@
+"""What the engine is given: its `Job`, field by field, and the data of one call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+LOSSES = {"given": 0, "cross_entropy": 1, "squared_error": 2}
+
+POINTER, INT = ctypes.c_void_p, ctypes.c_int64
+_FIELDS: list[tuple[str, Any]] = [
+    *((name, INT) for name in ("num_step", "num_readout", "num_readout_back", "num_step_back")),
+    *((name, POINTER) for name in ("step", "readout", "readout_back", "step_back", "terms", "constants")),
+    *((name, INT) for name in ("num_matrices", "num_vectors", "num_jobs")),
+    *((name, POINTER) for name in ("matrices", "vectors", "pieces", "jobs")),
+    *((name, INT) for name in ("record_rows", "input_rows", "ring_rows", "carry_rows", "scratch_rows", "sums_rows")),
+    *((name, INT) for name in ("output_rows", "ring_steps", "packed_size", "vector_size", "gradient_size")),
+    *((name, INT) for name in ("num_states", "num_inputs")),
+    *((name, POINTER) for name in ("state_at", "state_rows", "carry_at", "input_at", "input_size")),
+    ("output_at", INT * 2),
+    ("output_gradient_at", INT * 2),
+    *((name, INT) for name in ("models", "time", "batch", "tensors")),
+    *((name, POINTER) for name in ("tensor", "tensor_stride", "input", "input_stride", "initial", "initial_stride")),
+    *((name, POINTER) for name in ("outputs", "states")),
+    *((name, INT) for name in ("loss_kind", "scored", "classes", "want_gradients")),
+    *((name, POINTER) for name in ("target_class", "target_value", "weight", "losses", "output_gradient")),
+    *((name, POINTER) for name in ("state_gradient", "gradient", "gradient_stride")),
+    *((name, POINTER) for name in ("input_gradient", "initial_gradient")),
+]
+
+
+class Job(ctypes.Structure):
+    """The engine's `Job`, field by field."""
+
+    _fields_ = _FIELDS
+
+
+@dataclass
+class Call:
+    """The data of one call; every tensor leads with models and is dense after that."""
+
+    models: int
+    time: int
+    batch: int
+    tensors: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+    initial: Sequence[Tensor]
+    outputs: Tensor | None = None
+    states: Sequence[Tensor] | None = None
+    loss: str = "given"
+    classes: int = 1
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    losses: Tensor | None = None
+    output_gradient: Tensor | None = None
+    state_gradient: Sequence[Tensor | None] | None = None
+    gradients: Sequence[Tensor | None] | None = None
+    input_gradient: Sequence[Tensor | None] | None = None
+    initial_gradient: Sequence[Tensor | None] | None = None
+
+    def fill(self, job: Job) -> list[Any]:
+        """Write the data into a job; what is returned must live as long as the job."""
+        job.models, job.time, job.batch = self.models, self.time, self.batch
+        job.loss_kind, job.classes = LOSSES[self.loss], self.classes
+        kept: list[Any] = []
+        for name, tensors in (("tensor", self.tensors), ("input", self.inputs), ("initial", self.initial)):
+            kept += [_table(job, name, tensors), _strides(job, f"{name}_stride", tensors)]
+        for name, optional in (
+            ("states", self.states),
+            ("state_gradient", self.state_gradient),
+            ("gradient", self.gradients),
+            ("input_gradient", self.input_gradient),
+            ("initial_gradient", self.initial_gradient),
+        ):
+            if optional is not None:
+                kept.append(_table(job, name, optional))
+        if self.gradients is not None:
+            kept.append(_strides(job, "gradient_stride", self.gradients))
+        for name, single in (
+            ("outputs", self.outputs),
+            ("weight", self.weight),
+            ("losses", self.losses),
+            ("output_gradient", self.output_gradient),
+        ):
+            setattr(job, name, None if single is None else single.data_ptr())
+        if self.target is not None:
+            job.scored = self.target.shape[1]
+            setattr(job, "target_class" if self.loss == "cross_entropy" else "target_value", self.target.data_ptr())
+        return kept
+
+
+def _table(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
+    table = (POINTER * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    setattr(job, name, ctypes.addressof(table))
+    return table
+
+
+def _strides(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
+    table = (INT * len(tensors))(*(0 if t is None else t.stride(0) for t in tensors))
+    setattr(job, name, ctypes.addressof(table))
+    return table

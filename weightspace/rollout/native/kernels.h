@@ -1,0 +1,196 @@
+// Products of weight matrices with tiles (row, lane), and the gradients of weights.
+#pragma once
+#include "vector.h"
+
+typedef struct {
+    const REAL *packed;  // weights in the order the kernel reads them
+    const REAL *tile;    // (cols, lane)
+    int64_t cols;
+} Term;
+
+enum { MAX_TERMS = 12, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
+
+// How many rows the i-th of the panels of a matrix has: as equal as can be, never above ROWS_AT_ONCE.
+INLINE int64_t num_panels(int64_t rows) { return (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; }
+INLINE int64_t panel_rows(int64_t rows, int64_t panel) {
+    int64_t panels = num_panels(rows);
+    return rows / panels + (panel < rows % panels);
+}
+
+// out (ROWS, lane) = bias + addend + sum of weight (ROWS, cols) times tile (cols, lane).
+INLINE void panel_product(const int ROWS, int terms, const Term *term, const int64_t *done, const REAL *bias,
+                          const REAL *addend, REAL *out) {
+    V sum[ROWS_AT_ONCE][PER_ROW];
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < PER_ROW; v++) {
+            sum[r][v] = bias ? splat(bias[r]) : (V){0};
+            if (addend) sum[r][v] += load(addend + r * LANES + v * WIDTH);
+        }
+    for (int i = 0; i < terms; i++) {
+        const REAL *weight = term[i].packed + done[i], *tile = term[i].tile;
+        for (int64_t k = 0; k < term[i].cols; k++, weight += ROWS, tile += LANES) {
+            V x[PER_ROW];
+#pragma GCC unroll 8
+            for (int v = 0; v < PER_ROW; v++) x[v] = load(tile + v * WIDTH);
+#pragma GCC unroll 32
+            for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+                for (int v = 0; v < PER_ROW; v++) sum[r][v] += weight[r] * x[v];
+        }
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < PER_ROW; v++) store(out + r * LANES + v * WIDTH, sum[r][v]);
+}
+
+#define PANEL(n) \
+    case n:      \
+        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, terms, term, done, bias, addend, out); \
+        break;
+
+static void product(int64_t rows, int terms, const Term *term, const REAL *bias, const REAL *addend, REAL *out) {
+    int64_t done[MAX_TERMS] = {0};
+    int64_t panels = num_panels(rows);
+    for (int64_t panel = 0; panel < panels; panel++) {
+        int64_t count = panel_rows(rows, panel);
+        switch (count) {
+            PANEL(1) PANEL(2) PANEL(3) PANEL(4) PANEL(5) PANEL(6) PANEL(7) PANEL(8) PANEL(9) PANEL(10) PANEL(11)
+            PANEL(12) PANEL(13) PANEL(14) PANEL(15) PANEL(16) PANEL(17) PANEL(18) PANEL(19) PANEL(20) PANEL(21)
+            PANEL(22) PANEL(23) PANEL(24)
+        }
+        for (int i = 0; i < terms; i++) done[i] += count * term[i].cols;
+        if (bias) bias += count;
+        if (addend) addend += count * LANES;
+        out += count * LANES;
+    }
+}
+
+// Weights (rows, cols) at `from` with two strides, in panel order.
+static void pack(REAL *to, const REAL *from, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
+    int64_t first = 0;
+    for (int64_t panel = 0; panel < num_panels(rows); panel++) {
+        int64_t count = panel_rows(rows, panel);
+        for (int64_t k = 0; k < cols; k++)
+            for (int64_t r = 0; r < count; r++) *to++ = from[(first + r) * row_stride + k * col_stride];
+        first += count;
+    }
+}
+
+// ---- gradients of weights: G (rows, cols) += sum over steps and lanes of dy (row, lane) times x (col, lane) ----
+
+// Sums of G_ROWS times G_COLS products are kept in registers at once.
+#if ACCUMULATORS >= 24
+enum { G_ROWS = 8, G_COLS = 3 };
+#else
+enum { G_ROWS = 4, G_COLS = 2 };
+#endif
+
+INLINE REAL total(V v) {
+    REAL sum[WIDTH];
+    for (int i = 0; i < WIDTH; i++) sum[i] = v[i];
+    for (int width = WIDTH / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) sum[i] += sum[i + width];
+    return sum[0];
+}
+
+#if defined(__AVX512F__) && !REAL_IS_DOUBLE && defined(__GNUC__) && !defined(__clang__)
+// Sixteen vectors folded pairwise into one that holds the sum of each, in order.
+INLINE V fold(V a, V b, const int width) {
+    M low, high;
+    for (int i = 0; i < WIDTH; i++) {
+        int block = i / (width / 2), lane = i % (width / 2);
+        low[i] = block * width + lane;
+        high[i] = block * width + lane + width / 2;
+    }
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+INLINE V totals_of_16(const V *sum) {
+    V a[8], b[4], c[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) a[i] = fold(sum[2 * i], sum[2 * i + 1], 16);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) b[i] = fold(a[2 * i], a[2 * i + 1], 8);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) c[i] = fold(b[2 * i], b[2 * i + 1], 4);
+    return fold(c[0], c[1], 2);
+}
+INLINE void totals(const int count, const V *sum, REAL *out) {
+    V rest[16];
+    if (count > 16) {
+        store(out, totals_of_16(sum));
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) rest[i] = i + 16 < count ? sum[i + 16] : (V){0};
+        store(out + 16, totals_of_16(rest));
+        return;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) rest[i] = i < count ? sum[i] : (V){0};
+    store(out, totals_of_16(rest));
+}
+#else
+INLINE void totals(const int count, const V *sum, REAL *out) {
+    for (int i = 0; i < count; i++) out[i] = total(sum[i]);
+}
+#endif
+
+INLINE void gradient_block(const int ROWS, const int COLS, int64_t steps, const REAL *dy, int64_t dy_stride,
+                           const REAL *x, int64_t x_stride, REAL *gradient, int64_t cols) {
+    V sum[G_ROWS * G_COLS];
+#pragma GCC unroll 24
+    for (int i = 0; i < ROWS * COLS; i++) sum[i] = (V){0};
+    for (int64_t t = 0; t < steps; t++, dy += dy_stride, x += x_stride)
+#pragma GCC unroll 8
+        for (int v = 0; v < PER_ROW; v++) {
+            V b[G_COLS];
+#pragma GCC unroll 4
+            for (int c = 0; c < COLS; c++) b[c] = load(x + c * LANES + v * WIDTH);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) {
+                V a = load(dy + r * LANES + v * WIDTH);
+#pragma GCC unroll 4
+                for (int c = 0; c < COLS; c++) sum[r * COLS + c] += a * b[c];
+            }
+        }
+    REAL out[32] __attribute__((aligned(VECTOR_BYTES)));
+    totals(ROWS * COLS, sum, out);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COLS; c++) gradient[r * cols + c] += out[r * COLS + c];
+}
+
+#define BLOCK(r, c)     \
+    case r * 4 + c:     \
+        if (r <= G_ROWS && c <= G_COLS) \
+            gradient_block(r <= G_ROWS ? r : 1, c <= G_COLS ? c : 1, steps, a, dy_stride, b, x_stride, g, cols); \
+        break;
+#define BLOCKS(r) BLOCK(r, 1) BLOCK(r, 2) BLOCK(r, 3)
+
+static void weight_gradient(int64_t rows, int64_t cols, int64_t steps, const REAL *dy, int64_t dy_stride, const REAL *x,
+                            int64_t x_stride, REAL *gradient) {
+    // The rows of one block stay in the nearest cache while all columns pass by.
+    for (int64_t r = 0; r < rows; r += G_ROWS)
+        for (int64_t c = 0; c < cols; c += G_COLS) {
+            int64_t height = rows - r < G_ROWS ? rows - r : G_ROWS, width = cols - c < G_COLS ? cols - c : G_COLS;
+            const REAL *a = dy + r * LANES, *b = x + c * LANES;
+            REAL *g = gradient + r * cols + c;
+            switch (height * 4 + width) {
+                BLOCKS(1) BLOCKS(2) BLOCKS(3) BLOCKS(4) BLOCKS(5) BLOCKS(6) BLOCKS(7) BLOCKS(8)
+            }
+        }
+}
+
+// Gradient of a bias: G (rows) += sum over steps and lanes of dy (row, lane).
+static void bias_gradient(int64_t rows, int64_t steps, const REAL *dy, int64_t dy_stride, REAL *gradient) {
+    for (int64_t r = 0; r < rows; r++) {
+        V sum = {0};
+        const REAL *at = dy + r * LANES;
+        for (int64_t t = 0; t < steps; t++, at += dy_stride)
+#pragma GCC unroll 8
+            for (int v = 0; v < PER_ROW; v++) sum += load(at + v * WIDTH);
+        gradient[r] += total(sum);
+    }
+}

@@ -1,0 +1,172 @@
+"""What a traced cell is: a list of operations on tiles (row, lane), where a lane is one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class Untraceable(ValueError):
+    """A family does something that programs cannot express; the message says what."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Some rows of a value: `rows` of them from `start`."""
+
+    value: int
+    start: int
+    rows: int
+
+    def part(self, start: int, rows: int) -> Ref:
+        """Some of these rows."""
+        assert start + rows <= self.rows
+        return Ref(self.value, self.start + start, rows)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a matrix or vector as they lie in one tensor of a model: element (r, k) at offset + r s_0 + k s_1."""
+
+    tensor: int
+    """Place in `Traced.tensors`; -1 for rows of zeros."""
+    offset: int
+    row_stride: int
+    col_stride: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix (rows, cols) of params, put together from pieces; a vector is a matrix of one column."""
+
+    cols: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(piece.rows for piece in self.pieces)
+
+    def part(self, start: int, rows: int) -> Matrix:
+        """Some of the rows."""
+        kept, first = [], 0
+        for piece in self.pieces:
+            low, high = max(start, first), min(start + rows, first + piece.rows)
+            if low < high:
+                offset = piece.offset + (low - first) * piece.row_stride
+                kept.append(Piece(piece.tensor, offset, piece.row_stride, piece.col_stride, high - low))
+            first += piece.rows
+        return Matrix(self.cols, tuple(kept))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A sum of products, bias and other tiles that is not computed yet, because it may become part of a larger sum."""
+
+    rows: int
+    terms: tuple[tuple[Matrix, Ref], ...] = ()
+    biases: tuple[Matrix, ...] = ()
+    addends: tuple[Ref, ...] = ()
+
+    def part(self, start: int, rows: int) -> Linear:
+        """Some of its rows."""
+        return Linear(
+            rows,
+            tuple((matrix.part(start, rows), tile) for matrix, tile in self.terms),
+            tuple(bias.part(start, rows) for bias in self.biases),
+            tuple(tile.part(start, rows) for tile in self.addends),
+        )
+
+
+@dataclass(frozen=True)
+class Product:
+    """out = bias + addend + the sum over terms of matrix (out rows, cols) times tile (cols, lane).
+
+    Transposed, each matrix is (tile rows, out rows).
+    """
+
+    out: Ref
+    terms: tuple[tuple[Matrix, Ref], ...]
+    bias: Matrix | None = None
+    addend: Ref | None = None
+    transposed: bool = False
+
+    @property
+    def reads(self) -> tuple[Ref, ...]:
+        """The tiles it reads."""
+        return (*(tile for _, tile in self.terms), *([self.addend] if self.addend else []))
+
+
+@dataclass(frozen=True)
+class Map:
+    """out = function(args) element by element; a matrix of one column among the args is the same in every lane."""
+
+    out: Ref
+    function: str
+    args: tuple[Ref | Matrix, ...] = ()
+    constants: tuple[float, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Ref, ...]:
+        """The tiles it reads."""
+        return tuple(arg for arg in self.args if isinstance(arg, Ref))
+
+
+@dataclass(frozen=True)
+class SumInto:
+    """The gradient of `vector` grows by the sum over lanes of a, or of a times b."""
+
+    vector: Matrix
+    a: Ref
+    b: Ref | None = None
+
+    @property
+    def reads(self) -> tuple[Ref, ...]:
+        """The tiles it reads."""
+        return (self.a, *([self.b] if self.b else []))
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """The gradient of `matrix` grows by the sum over steps and lanes of dy (row) times x (col), or 1 for a bias."""
+
+    matrix: Matrix
+    dy: Ref
+    x: Ref | None
+
+
+Operation = Product | Map
+BackwardOperation = Product | Map | SumInto
+
+
+@dataclass(frozen=True)
+class Program:
+    """One time step: `step` computes the new states, `readout` the outputs from what `step` left."""
+
+    rows: Mapping[int, int]
+    """Value -> its number of rows."""
+    inputs: Mapping[str, Ref]
+    """Names (`x`, `noise.NAME`, `state.NAME`) -> where they are read."""
+    states: Mapping[str, Ref]
+    """State -> the value after the step."""
+    output: Ref
+    step: tuple[Operation, ...]
+    readout: tuple[Operation, ...]
+
+
+@dataclass
+class Builder:
+    """Hands out values."""
+
+    rows: dict[int, int] = field(default_factory=dict)
+
+    def value(self, rows: int) -> Ref:
+        """A fresh value with so many rows."""
+        number = len(self.rows)
+        self.rows[number] = rows
+        return Ref(number, 0, rows)
+
+    def copy(self) -> Builder:
+        """A builder that goes on from here without changing this one."""
+        return Builder(dict(self.rows))

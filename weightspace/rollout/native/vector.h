@@ -1,0 +1,146 @@
+// Vectors of REAL (float or double) as the compiler's own extension, and the functions that cells apply to them.
+// One source serves AVX-512, AVX2, NEON and plain SSE: the width is what the machine's flags promise.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define ACCUMULATORS 24
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#define ACCUMULATORS 12
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define ACCUMULATORS 24
+#else
+#define VECTOR_BYTES 16
+#define ACCUMULATORS 12
+#endif
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef __typeof__((V){0} < (V){0}) M;  // integers as wide as REAL: what comparisons give
+enum { WIDTH = VECTOR_BYTES / sizeof(REAL), PER_ROW = LANES / WIDTH };
+
+INLINE V load(const REAL *at) { return *(const V *)at; }
+INLINE void store(REAL *at, V value) { *(V *)at = value; }
+INLINE V splat(REAL value) { return value - (V){0}; }
+INLINE V pick(M which, V yes, V no) { return (V)((which & (M)yes) | (~which & (M)no)); }
+INLINE V larger(V a, V b) { return pick(a > b, a, b); }
+
+// exp(x) - 1 = 2^n p + (2^n - 1) with x = n ln 2 + r and p = exp(r) - 1 by its series on |r| <= ln(2) / 2.
+typedef struct { V scale, part; } Split;
+
+#define LOG2E 1.4426950408889634
+#if REAL_IS_DOUBLE
+#define LN2_HIGH 6.93145751953125e-1
+#define LN2_LOW 1.42860682030941723212e-6
+#define ROUNDER 6755399441055744.0
+#define MANTISSA 52
+#define EXP_LARGEST 709.0
+#define TANH_LARGEST 22.0
+#else
+#define LN2_HIGH 0.693145751953125f
+#define LN2_LOW 1.428606765330187e-6f
+#define ROUNDER 12582912.0f
+#define MANTISSA 23
+#define EXP_LARGEST 88.0f
+#define TANH_LARGEST 10.0f
+#endif
+
+INLINE Split split_exp(V x) {
+    V shifted = x * (REAL)LOG2E + (REAL)ROUNDER;
+    V n = shifted - (REAL)ROUNDER;
+    V r = (x - n * (REAL)LN2_HIGH) - n * (REAL)LN2_LOW;
+#if REAL_IS_DOUBLE
+    V p = splat(1.0 / 6227020800.0);
+    p = p * r + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+#else
+    V p = splat((REAL)(1.0 / 5040.0));
+#endif
+    p = p * r + (REAL)(1.0 / 720.0);
+    p = p * r + (REAL)(1.0 / 120.0);
+    p = p * r + (REAL)(1.0 / 24.0);
+    p = p * r + (REAL)(1.0 / 6.0);
+    p = p * r + (REAL)0.5;
+    p = p * r * r + r;
+    // The whole number n stands in the lowest bits of `shifted`; moved up, it is the exponent of 2^n.
+    M exponent = ((M)shifted << MANTISSA) + (M)splat(1);
+    return (Split){(V)exponent, p};
+}
+
+// The smaller of a bound and x, the larger, and 1 / x; NaN passes through. Where one instruction does it, that is used.
+#if defined(__AVX512F__) && !REAL_IS_DOUBLE
+INLINE V at_most(V x, REAL bound) { return (V)_mm512_min_ps((__m512)splat(bound), (__m512)x); }
+INLINE V at_least(V x, REAL bound) { return (V)_mm512_max_ps((__m512)splat(bound), (__m512)x); }
+// A first guess of 14 bits and one step of Newton's method, for x of 1 and above.
+INLINE V reciprocal(V x) {
+    V guess = (V)_mm512_rcp14_ps((__m512)x);
+    return guess + guess * (1 - x * guess);
+}
+#else
+INLINE V at_most(V x, REAL bound) { return pick(x > splat(bound), splat(bound), x); }
+INLINE V at_least(V x, REAL bound) { return pick(x < splat(bound), splat(bound), x); }
+INLINE V reciprocal(V x) { return 1 / x; }
+#endif
+
+INLINE V v_exp(V x) {
+    V over = pick(x > splat((REAL)EXP_LARGEST), splat((REAL)INFINITY), splat(0));
+    Split s = split_exp(at_least(at_most(x, (REAL)EXP_LARGEST), -(REAL)(EXP_LARGEST - 1)));
+    return s.scale * s.part + s.scale + over;
+}
+INLINE V v_sigmoid(V x) {
+    Split s = split_exp(at_least(at_most(-x, (REAL)EXP_LARGEST), -(REAL)(EXP_LARGEST - 1)));
+    return reciprocal(s.scale * s.part + s.scale + 1);
+}
+INLINE V v_tanh(V x) {
+    Split s = split_exp(at_least(at_most(x + x, 2 * (REAL)TANH_LARGEST), -2 * (REAL)TANH_LARGEST));
+    V e = s.scale * s.part + (s.scale - 1);
+    return e * reciprocal(e + 2);
+}
+
+#define BY_LANE(name, call)                             \
+    INLINE V name(V x) {                                \
+        for (int i = 0; i < WIDTH; i++) x[i] = call(x[i]); \
+        return x;                                       \
+    }
+#if REAL_IS_DOUBLE
+BY_LANE(v_log, log) BY_LANE(v_sqrt, sqrt) BY_LANE(v_sin, sin) BY_LANE(v_cos, cos) BY_LANE(v_log1p, log1p)
+#else
+BY_LANE(v_log, logf) BY_LANE(v_sqrt, sqrtf) BY_LANE(v_sin, sinf) BY_LANE(v_cos, cosf) BY_LANE(v_log1p, log1pf)
+#endif
+
+// Natural logarithm of positive normal numbers: x = m 2^e, log m = 2 atanh((m - 1) / (m + 1)) by its series.
+INLINE V v_log_of_sum(V x) {
+    M bits = (M)x;
+    M e = (bits - (M)splat((REAL)0.70710678118654752)) >> MANTISSA;
+    V m = (V)(bits - (e << MANTISSA)), s = (m - 1) / (m + 1), q = s * s;
+#if REAL_IS_DOUBLE
+    V p = splat(1.0 / 21);
+    p = p * q + 1.0 / 19;
+    p = p * q + 1.0 / 17;
+    p = p * q + 1.0 / 15;
+    p = p * q + 1.0 / 13;
+    p = p * q + 1.0 / 11;
+#else
+    V p = splat((REAL)(1.0 / 11));
+#endif
+    p = p * q + (REAL)(1.0 / 9);
+    p = p * q + (REAL)(1.0 / 7);
+    p = p * q + (REAL)(1.0 / 5);
+    p = p * q + (REAL)(1.0 / 3);
+    V n = __builtin_convertvector(e, V);
+    return n * (REAL)0.69314718055994531 + 2 * s * (p * q + 1);
+}
