@@ -272,6 +272,8 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_the_temporary_folder(fres
 def test_a_library_that_others_could_have_written_is_not_loaded(fresh, caplog):
     both_methods()
     (made,) = (fresh / "cache").glob("*.so")
+    # Not written over: this process runs it.
+    made.unlink()
     made.write_bytes(b"not a library")
     (fresh / "cache").chmod(0o777)
     for cache in (compiler.library, engine.engine, native._reason):
