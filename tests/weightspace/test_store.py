@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import stat
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -282,61 +281,6 @@ def test_content_that_does_not_fit_is_not_written(tmp_path):
 
 
 # Crashes.
-
-
-class Crash(BaseException):
-    """The machine stops here."""
-
-
-def crash_at(monkeypatch, step):
-    """Let the file system fail from its `step`th durable call on, as if the process had been killed there."""
-    calls = 0
-
-    def failing(real):
-        def call(*arguments, **options):
-            nonlocal calls
-            calls += 1
-            if calls > step:
-                raise Crash
-            return real(*arguments, **options)
-
-        return call
-
-    for name in ("fsync", "replace", "rename"):
-        monkeypatch.setattr(os, name, failing(getattr(os, name)))
-    # The dead tidy nothing up; nobody has this process id.
-    monkeypatch.setattr(durable, "_writer_name", lambda pid: f"{durable._host()}-4194999-1")
-    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)
-    monkeypatch.setattr(Path, "unlink", lambda *a, **k: None)
-    return lambda: calls
-
-
-def resume(path):
-    clean_staging(path)
-    good, bad = good_shards(path, range(2), "p")
-    assert not bad
-    for index in set(range(2)) - set(good):
-        write_shard(path, index, content(seed=index), "p")
-    finish(path, HEAD, 2, "A test zoo")
-
-
-def test_a_crash_at_any_moment_loses_nothing_and_leaves_nothing(tmp_path, zoo, monkeypatch):
-    promised = contents(zoo)
-    for step in range(1000):
-        path = tmp_path / f"crashed-{step}"
-        path.mkdir()
-        with monkeypatch.context() as patch:
-            crash_at(patch, step)
-            try:
-                resume(path)
-                break
-            except Crash:
-                pass
-        if (path / "zoo.json").exists():
-            assert verify(path) == []
-        resume(path)
-        assert contents(path) == promised
-    assert step > 20
 
 
 def test_a_shard_of_another_plan_is_refused(tmp_path, zoo):

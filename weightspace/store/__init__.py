@@ -15,6 +15,7 @@ from __future__ import annotations
 from weightspace.store.durable import (
     STAGING,
     DiskFull,
+    NotWritten,
     Staging,
     clean_staging,
     empty_staging,
@@ -42,6 +43,7 @@ __all__ = [
     "DiskFull",
     "Division",
     "Fault",
+    "NotWritten",
     "ShardContent",
     "SplitName",
     "Stack",

@@ -17,35 +17,39 @@ STAGING, LOCK = ".staging", "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class DiskFull(OSError):
-    """There is no room for a file; the message names it and the bytes it needs."""
+class NotWritten(OSError):
+    """A file could not be written; the message names it, the reason and the way out."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
+class DiskFull(NotWritten):
+    """There is no room for a file; the message names it and the bytes it needs."""
+
+
 @contextlib.contextmanager
 def naming(path: Path, num_bytes: int) -> Iterator[None]:
-    """Turn 'no space left' into an error that names the path and the bytes needed."""
+    """Turn what the system says when `path` cannot be written into an error that names it and the way out."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFull(
-            error.errno,
-            f"No room for {path}, which needs {num_bytes:,} bytes ({os.strerror(error.errno or 0)}). "
-            "Free some space and run the same command again; what is finished is kept.",
-        ) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in _FULL:
+            text = f"No room for {path}, which needs {num_bytes:,} bytes ({reason}). Free some space"
+            raise DiskFull(error.errno, f"{text} and run the same command again; what is finished is kept.") from error
+        text = f"{path} could not be written ({reason}). Mend that"
+        raise NotWritten(error.errno, f"{text} and run the same command again; what is finished is kept.") from error
 
 
 def fsync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with naming(folder, 0):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def flush(path: Path) -> None:
@@ -64,7 +68,8 @@ def write_flushed(path: Path, data: bytes) -> None:
 
 def publish(staged: Path, target: Path) -> None:
     """Rename a flushed file into place, replacing what was there, and make the rename durable."""
-    os.replace(staged, target)
+    with naming(target, 0):
+        os.replace(staged, target)
     fsync_folder(target.parent)
 
 
@@ -86,7 +91,8 @@ class Staging:
         self.path = zoo / STAGING / _writer_name(os.getpid())
 
     def __enter__(self) -> Path:
-        self.path.mkdir(parents=True, exist_ok=True)
+        with naming(self.path, 0):
+            self.path.mkdir(parents=True, exist_ok=True)
         return self.path
 
     def __exit__(

@@ -173,12 +173,14 @@ class Zoo:
     def _inside(self, relative: str, num_bytes: int) -> Path:
         """The path of a promised file, if it is in the folder, of its size and not a link out of it."""
         path = self.path / relative
-        if not path.is_file():
-            raise ValueError(f"{path} is missing.{self._way_out}")
+        try:
+            found = path.stat().st_size
+        except OSError:
+            raise ValueError(f"{path} is missing.{self._way_out}") from None
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise ValueError(f"{path} is a link out of the zoo, which is refused.")
-        if path.stat().st_size != num_bytes:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, {MANIFEST} says {num_bytes}.{self._way_out}")
+        if found != num_bytes:
+            raise ValueError(f"{path} has {found} bytes, {MANIFEST} says {num_bytes}.{self._way_out}")
         return path
 
     def _read(self, index: int, name: str, inside: list[int]) -> dict[str, Tensor]:

@@ -73,23 +73,21 @@ def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None
     A shard of the same name that is already there is left as it is.
     """
     target = zoo / SHARDS / shard_name(index)
-    with Staging(zoo) as staging:
+    files = content.files()
+    family = {"class": type(content.family).__name__, "config": content.family.config}
+    entry = {
+        "format": FORMAT,
+        "plan": plan,
+        "family": family,
+        "rows": content.table.num_rows,
+        "files": {name: bytes_entry(data) for name, data in files.items()},
+    }
+    files[SHARD_MANIFEST] = pretty(entry)
+    with Staging(zoo) as staging, naming(target, sum(map(len, files.values()))):
         folder = staging / target.name
         folder.mkdir()
-        files = content.files()
-        needed = sum(map(len, files.values()))
         for name, data in files.items():
-            with naming(target, needed):
-                write_flushed(folder / name, data)
-        family = {"class": type(content.family).__name__, "config": content.family.config}
-        entry = {
-            "format": FORMAT,
-            "plan": plan,
-            "family": family,
-            "rows": content.table.num_rows,
-            "files": {name: bytes_entry(data) for name, data in files.items()},
-        }
-        write_flushed(folder / SHARD_MANIFEST, pretty(entry))
+            write_flushed(folder / name, data)
         fsync_folder(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Who comes second has the same bytes.
@@ -170,6 +168,8 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
     `head` is the manifest's own content (`generator`, `executor`, `recipe`, `families`, `labels`, `plan`). Raises
     ValueError if a shard is missing or damaged.
     """
+    if num_shards < 1:
+        raise ValueError(f"{zoo} would have no shards, and a zoo has at least one.")
     names = [shard_name(index) for index in range(num_shards)]
     good, bad = good_shards(zoo, range(num_shards), head["plan"])
     if len(good) < num_shards:
