@@ -33,6 +33,7 @@ EXAMPLES = (
   weightspace fit --config configs/encoder/supervised.yaml --data.zoo first/zoo
   weightspace fit --config ... --data.zoo first/zoo --ckpt_path runs/version_0/checkpoints/last.ckpt   (goes on)
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --zoo first/zoo --out embeddings.safetensors
+  weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --state_dicts models --out mine.safetensors
   weightspace check families --json
   weightspace export --zoo first/zoo --out dataset --push OWNER/NAME
 
@@ -162,7 +163,9 @@ def _parser() -> ArgumentParser:
         commands.add_subcommand(name, ArgumentParser(), help=line)
     for name, function in COMMANDS.items():
         description = (function.__doc__ or "").split("Args:")[0].strip()
-        own = ArgumentParser(prog=f"weightspace {name}", description=description, epilog=plugins.HELP)
+        examples = (line.strip() for line in EXAMPLES.splitlines() if f"weightspace {name} " in line)
+        epilog = f"example:\n  {next(examples)}\n\n{plugins.HELP}"
+        own = ArgumentParser(prog=f"weightspace {name}", description=description, epilog=epilog, formatter_class=plain)
         flags = {"json"} & set(inspect.signature(function).parameters)
         own.add_function_arguments(function, as_positional=True, skip=set(flags))
         for flag in flags:

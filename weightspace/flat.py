@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -120,15 +121,30 @@ def model_of(row: Mapping[str, Any]) -> tuple[Family, Params]:
     missing = sorted({"family", "family_config", "names", "shapes", "weights"} - set(row))
     if missing:
         raise ValueError(f"The row lacks {missing}; load the configuration 'weights' of the dataset.")
-    family = families.load(str(row["family"]), json.loads(str(row["family_config"])))
     flat = torch.from_numpy(np.array(row["weights"], dtype=np.float32))
     shapes = [tuple(int(size) for size in shape) for shape in row["shapes"]]
-    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
-    if len(shapes) != len(row["names"]) or sum(sizes) != len(flat):
-        raise ValueError(
-            f"{len(row['names'])} names, {len(shapes)} shapes and {len(flat)} weights do not fit together."
-        )
+    sizes = [math.prod(shape) for shape in shapes]
+    fits = len(shapes) == len(row["names"]) and sum(sizes) == len(flat)
+    if not fits or any(size < 1 for shape in shapes for size in shape):
+        raise ValueError(f"{len(row['names'])} names, shapes {shapes} and {len(flat)} weights do not fit together.")
+    family = families.load(str(row["family"]), _config(row["family_config"], len(flat)))
     pieces = flat.split(sizes)
     params = {str(n): p.reshape(s) for n, p, s in zip(row["names"], pieces, shapes, strict=True)}
     family.spec.check(params, stacked=False)
     return family, params
+
+
+def _config(text: Any, num_weights: int) -> dict[str, Any]:
+    """The config of a family, refused if it speaks of more than so many weights can be, before memory is filled."""
+    try:
+        config = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"`family_config` is not JSON: {str(text)[:80]!r}.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"`family_config` is {str(text)[:80]!r}, expected the fields of a family.")
+    for key, value in config.items():
+        if type(value) is int and value > num_weights:
+            raise ValueError(
+                f"`{key}` (={value}) of `family_config` is more than the {num_weights} weights have room for."
+            )
+    return config

@@ -164,18 +164,24 @@ def _body(zoo: Zoo, license: str) -> str:
         **{name: {"unit": unit, "definition": text} for name, (unit, text) in store.COLUMNS.items()},
         **manifest["labels"],
     }
-    layouts = {family["class"]: family["spec"] for family in reversed(manifest["families"])}
-    return template.render(
-        manifest=manifest,
-        num_rows=zoo.num_rows,
-        license=license,
-        version=__version__,
-        columns=[(field.name, field.type, described.get(field.name, {})) for field in schema],
-        fields=FIELDS,
-        layouts=dict(sorted(layouts.items())),
-        counts=_counts(zoo),
-        recipe=yaml.safe_dump(manifest["recipe"], sort_keys=True).strip(),
-    )
+    starts = [zoo.shard_rows(index).start for index in range(len(manifest["shards"]))]
+    layouts = {type(zoo.family_of(row)).__name__: zoo.family_of(row).spec for row in reversed(starts)}
+    told = {
+        "manifest": manifest,
+        "num_rows": zoo.num_rows,
+        "license": license,
+        "version": __version__,
+        "columns": [(field.name, field.type, described.get(field.name, {})) for field in schema],
+        "fields": FIELDS,
+        "layouts": dict(sorted(layouts.items())),
+        "counts": _counts(zoo),
+        "recipe": yaml.safe_dump(manifest["recipe"], sort_keys=True).strip(),
+    }
+    try:
+        return template.render(told)
+    except (jinja2.TemplateError, TypeError, AttributeError) as error:
+        # Whatever else a stranger's manifest says, or does not say.
+        raise ValueError(f"zoo.json of {zoo.path} does not say what a card needs: {error}.") from None
 
 
 def _counts(zoo: Zoo) -> dict[str, dict[Any, tuple[int, int]]]:

@@ -203,9 +203,25 @@ ROW = {"family": "Elman", "family_config": json.dumps(FAMILIES[0].config)}
     ("row", "message"),
     [
         ({"model_id": "m"}, r"lacks \['family', 'family_config', 'names', 'shapes', 'weights'\]; load .* 'weights'"),
-        ({**ROW, "names": ["bias.0"], "shapes": [[4]], "weights": [1.0] * 3}, "1 names, 1 shapes and 3 weights"),
+        (
+            {**ROW, "names": ["bias.0"], "shapes": [[4]], "weights": [1.0] * 3},
+            r"1 names, shapes \[\(4,\)\] and 3 weights",
+        ),
+        ({**ROW, "names": ["bias.0"], "shapes": [[-2, -2]], "weights": [1.0] * 4}, "do not fit together"),
+        ({**ROW, "family_config": "{", "names": [], "shapes": [], "weights": []}, r"`family_config` is not JSON: '\{'"),
+        ({**ROW, "family_config": "7", "names": [], "shapes": [], "weights": []}, "expected the fields of a family"),
+        (
+            {
+                **ROW,
+                "family_config": '{"num_layers": 1000000000}',
+                "names": ["b"],
+                "shapes": [[4]],
+                "weights": [1.0] * 4,
+            },
+            r"`num_layers` \(=1000000000\) of `family_config` is more than the 4 weights",
+        ),
         ({**ROW, "names": ["bias.0"], "shapes": [[4]], "weights": [1.0] * 4}, r"missing \['bias_o', "),
-        ({**ROW, "family": "Elmann", "names": [], "shapes": [], "weights": []}, "Did you mean 'Elman'"),
+        ({**ROW, "family": "Elmann", "names": ["b"], "shapes": [[9]], "weights": [1.0] * 9}, "Did you mean 'Elman'"),
     ],
 )
 def test_rows_that_make_no_model_are_refused(row, message):
