@@ -58,13 +58,14 @@ def build(
     share: Share | None = None,
     engine: Engine = run_shards,
 ) -> Built:
-    """Build the zoo of a recipe (YAML file or mapping) in folder `out`, or finish it; `workers` None is one per core.
+    """Build the zoo of a recipe (YAML file or mapping) in folder `out`, or finish it.
 
-    The bytes depend on the recipe, the seed, the method, the device class and the versions, not on the workers, the
-    engine or the shares. With a `share` only those shards are made, beside other builders of the same plan; whoever
-    then finds all shards there and nobody else at work merges them.
+    `workers` None is one process per core, or one on CUDA. The bytes depend on the recipe, the seed, the method, the
+    device class and the versions, not on the workers, the engine or the shares. With a `share` only those shards are
+    made, beside other builders of the same plan; whoever then finds all shards there and nobody else at work merges
+    them.
     """
-    plan = make_plan(read_recipe(recipe, seed))
+    plan = make_plan(read_recipe(recipe, seed, device))
     out = Path(out)
     identity = build_identity(plan, device, method)
     _refuse_other_files(out)
@@ -148,8 +149,7 @@ def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     """What the bytes of a zoo depend on."""
     if method not in ROLLOUTS:
         raise ValueError(f"No method is called '{method}'; there are {list(ROLLOUTS)}.")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"`device` is '{device}', but torch sees no CUDA device here; use cpu.")
+    refuse_missing_device(device)
     executor = {
         "method": method,
         "device": device,
@@ -158,12 +158,23 @@ def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "mkl_cbwr": ENVIRONMENT["MKL_CBWR"],
     }
+    if device == "cuda":
+        executor |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
     generator: dict[str, Any] = {"name": "zoo_builder", "version": weightspace.__version__}
     own = plugins.digests(_kinds(plan))
     if own:
         generator["packages"] = own
     # Through JSON, so that it equals what is read back from a file.
     return json.loads(json.dumps({"recipe": plan.recipe, "executor": executor, "generator": generator}))
+
+
+def refuse_missing_device(device: str) -> None:
+    """Raise ValueError unless there is such a device here."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(
+            f"`device` is '{device}', but torch sees no CUDA device here; build with cpu. What was built on CUDA is "
+            "repaired and labelled there, too."
+        )
 
 
 def _kinds(plan: Plan) -> set[type]:

@@ -98,10 +98,10 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--config", type=str, required=True, help="the recipe, a YAML file")
     build.add_argument("--out", type=str, required=True, help="the zoo's folder")
     build.add_argument("--seed", type=int, help="replaces the recipe's seed")
-    build.add_argument("--workers", type=int, help="number of processes (one per core unless given)")
+    build.add_argument("--workers", type=int, help="number of processes (one per core unless given; one on CUDA)")
     build.add_argument("--engine", choices=list(ENGINES), default="processes", help="who runs the workers")
     build.add_argument("--address", type=str, help="of a Ray cluster (own one unless given)")
-    build.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models learn")
+    build.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models learn and are measured")
     build.add_argument("--method", choices=["torch"], default="torch", help="how models are run over time")
     build.add_argument("--shard", type=str, metavar="I/N", help="make the I-th of N shares only, for job arrays")
     build.add_argument("--dry_run", action="store_true", help="print cohorts, models, bytes and estimated time only")
@@ -116,7 +116,7 @@ def _add_label(commands: Any) -> None:
     )
     label.add_argument("folder", type=str, help="the zoo's folder")
     label.add_argument("--labels", nargs="+", type=str, required=True, help="names, as in `zoo-builder list labels`")
-    label.add_argument("--workers", type=int, help="number of processes (one per core unless given)")
+    label.add_argument("--workers", type=int, help="number of processes (one per core unless given; one on CUDA)")
     label.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("label", label, help="add labels to a finished zoo")
 
@@ -157,14 +157,16 @@ def _engine(options: Namespace) -> Engine:
 
 
 def _dry_run(options: Namespace, share: Share | None) -> int:
-    from zoo_builder.build import ROLLOUTS
-    from zoo_builder.engine import num_cores
+    from zoo_builder.build import ROLLOUTS, refuse_missing_device
+    from zoo_builder.engine import default_workers
     from zoo_builder.estimate import estimate, table
     from zoo_builder.plan import make_plan
     from zoo_builder.recipe import read_recipe
 
-    plan = make_plan(read_recipe(options.config, options.seed))
-    workers = (num_cores() if options.workers is None else options.workers) * (share.count if share else 1)
+    refuse_missing_device(options.device)
+    plan = make_plan(read_recipe(options.config, options.seed, options.device))
+    workers = default_workers(options.device) if options.workers is None else options.workers
+    workers *= share.count if share else 1
     estimated = estimate(plan, workers, options.device, ROLLOUTS[options.method])
     _print(estimated, table(estimated), options.json)
     return 0

@@ -30,13 +30,18 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers(device: str) -> int:
+    """One process per core; one in all on CUDA, where several would only take turns."""
+    return 1 if device == "cuda" else num_cores()
+
+
 def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
-    """Have the shards `indices` made by worker processes on this machine, one per core unless `workers` says.
+    """Have the shards `indices` made by worker processes on this machine; for `workers` None see `default_workers`.
 
     Workers are processes of their own, not forks, because their environment must be set before they import torch.
     Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
     """
-    workers = num_cores() if workers is None else workers
+    workers = default_workers(job["device"]) if workers is None else workers
     if workers < 1:
         raise ValueError(f"`workers` (={workers}) must be at least 1.")
     waiting = list(reversed(indices))

@@ -12,7 +12,8 @@ import torch
 from weightspace.rollout import Method
 from zoo_builder import labels
 from zoo_builder.plan import Cohort, Plan
-from zoo_builder.shard import COLUMNS, STACK, label_columns
+from zoo_builder.shard import COLUMNS, label_columns
+from zoo_builder.stacks import STACK, models_together
 
 UPDATES = 4
 MODELS_LABELLED = 16
@@ -30,7 +31,7 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
     num_labels = len(label_columns(plan))
     for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
         # The first measurement of a family is slow and tells nothing of the later ones.
-        _label_seconds(plan, cohort)
+        _label_seconds(plan, cohort, device)
     cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in plan.cohorts]
     cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
     return {
@@ -57,7 +58,9 @@ def _cohort(plan: Plan, cohort: Cohort, num_labels: int, device: str, method: Me
         "models": models,
         "num_parameters": cohort.family.spec.num_parameters,
         "bytes": models * len(plan.snapshots) * _row_bytes(plan, cohort, num_labels),
-        "cpu_seconds": _three_digits(_learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort)),
+        "cpu_seconds": _three_digits(
+            _learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort, device)
+        ),
     }
 
 
@@ -74,15 +77,16 @@ def _row_bytes(plan: Plan, cohort: Cohort, num_labels: int) -> int:
 
 def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> float:
     """Seconds of learning of a whole cohort, from a few updates of its first stack."""
-    ids = cohort.ids(0, min(STACK, len(cohort.splits)))
+    together = min(models_together(cohort, device), plan.recipe["shard_size"])
+    ids = cohort.ids(0, min(together, len(cohort.splits)))
     times: list[float] = []
 
     def timed(update: int) -> None:
-        times.append(time.process_time())
+        times.append(_now(device))
         if update > UPDATES:
             raise _Enough
 
-    start = time.process_time()
+    start = _now(device)
     values, settings = cohort.values(plan.seed, ids), cohort.settings(plan.seed, ids)
     try:
         arguments = (
@@ -102,22 +106,32 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
         # The quickest of a few: the first is slow, and other work on the machine slows some.
         update = min(later - earlier for earlier, later in itertools.pairwise(times))
         return update * plan.snapshots[-1] * len(cohort.splits) / len(ids)
-    return (time.process_time() - start) * len(cohort.splits) / len(ids)
+    return (_now(device) - start) * len(cohort.splits) / len(ids)
 
 
-def _label_seconds(plan: Plan, cohort: Cohort) -> float:
+def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
     """Seconds of labelling of a whole cohort, from the fresh params of a few models."""
     if not plan.recipe["labels"]:
         return 0.0
-    ids = cohort.ids(0, min(MODELS_LABELLED, len(cohort.splits)))
+    # On CUDA a stack as it will be, for there time is not proportional to models.
+    count, repeats = (MODELS_LABELLED, 1) if device == "cpu" else (STACK, len(plan.snapshots))
+    ids = cohort.ids(0, min(count, len(cohort.splits))) * repeats
     generator = torch.Generator().manual_seed(0)
     models = [cohort.family.init(generator) for _ in ids]
-    params = {name: torch.stack([model[name] for model in models]) for name in cohort.family.spec.tensors}
-    start = time.process_time()
+    params = {n: torch.stack([model[n] for model in models]).to(device) for n in cohort.family.spec.tensors}
+    start = _now(device)
     labels.measure(
         plan.recipe["labels"], cohort.family, params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids
     )
-    return (time.process_time() - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
+    return (_now(device) - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
+
+
+def _now(device: str) -> float:
+    """Seconds of this process's own time; on CUDA, which works while the process waits, of the clock."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def table(estimated: Mapping[str, Any]) -> str:

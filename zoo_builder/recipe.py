@@ -9,11 +9,12 @@ from typing import Any
 
 from weightspace.discovery import near_match
 
+DEVICES = ["cpu", "cuda"]
 DEFAULTS: dict[str, Any] = {
     "title": "A zoo of recurrent networks",
     "seed": 0,
     "tasks": [],
-    "shard_size": 64,
+    "shard_size": {"cpu": 64, "cuda": 1024},
     "labels": [],
     "rollouts": None,
     "splits": {},
@@ -23,8 +24,12 @@ SPLITS: dict[str, Any] = {"test": 0.2, "val": 0.1, "out_of_distribution": {}}
 OUT_OF_DISTRIBUTION: dict[str, Any] = {"task_share": 0.15, "largest_size": True}
 
 
-def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
-    """The recipe of a YAML file or a mapping, with defaults filled in; `seed` replaces its seed."""
+def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """The recipe of a YAML file or a mapping, with defaults filled in; `seed` replaces its seed.
+
+    `shard_size` may differ between devices, `{cpu: 32, cuda: 1024}`: a GPU is busy with no fewer models. A recipe that
+    is read has the number for `device`.
+    """
     data = source if isinstance(source, Mapping) else _load_yaml(Path(source))
     known = [*REQUIRED, *DEFAULTS]
     refuse_unknown("The recipe", data, known)
@@ -32,6 +37,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None)
     if missing:
         raise ValueError(f"The recipe lacks {', '.join(f'`{key}`' for key in missing)}.")
     recipe = {**DEFAULTS, **data}
+    recipe["shard_size"] = _for_device("shard_size", recipe["shard_size"], device)
     if seed is not None:
         recipe["seed"] = seed
     recipe["splits"] = _filled("splits", recipe["splits"], SPLITS)
@@ -56,6 +62,16 @@ def refuse_unknown(where: str, found: Any, known: list[str]) -> None:
 def _filled(where: str, found: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(f"`{where}`", found or {}, list(defaults))
     return {**defaults, **(found or {})}
+
+
+def _for_device(where: str, found: Any, device: str) -> Any:
+    """The number of a device, where a mapping gives one for each; anything else is for all."""
+    if not isinstance(found, Mapping):
+        return found
+    refuse_unknown(f"`{where}`", found, DEVICES)
+    if device not in found:
+        raise ValueError(f"`{where}` has no number for {device}; add `{device}`, or give one number for all.")
+    return found[device]
 
 
 def _load_yaml(path: Path) -> Any:

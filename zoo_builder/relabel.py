@@ -17,7 +17,8 @@ from zoo_builder.build import build_identity, manifest_head
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import run_shards
 from zoo_builder.plan import Plan, Shard, make_plan
-from zoo_builder.shard import COLUMNS, STACK, label_column, label_columns, measure_labels
+from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels
+from zoo_builder.stacks import STACK
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,14 @@ def relabel(zoo: str | Path, names: Sequence[str], workers: int | None = None) -
         refuse_differences(identity, _identity_here(plan, identity), f"{zoo} cannot be labelled here")
         head = manifest_head(plan, identity)
         key = store.digest({"identity": identity, "labels": names, "definitions": head["labels"]})[:16]
-        _stage(zoo, plan, names, key, workers)
+        _stage(zoo, plan, names, key, identity["executor"]["device"], workers)
         store.publish_tables(zoo, key, head["plan"], names, manifest)
         finished = store.finish(zoo, head, len(plan.shards), plan.recipe["title"])
     rows = sum(shard["rows"] for shard in finished["shards"])
     return Relabelled(zoo, rows, _measured_columns(plan, names), finished["digest"])
 
 
-def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: str) -> None:
+def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: str, device: str = "cpu") -> None:
     """Measure one shard's models and write its new table aside; this is what workers do."""
     stack, table = store.open_zoo(zoo).shard(shard.index)
     ids, pieces = shard.model_ids, []
@@ -66,7 +67,7 @@ def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: 
     for first in range(0, len(ids), STACK):
         chosen = slice(first, first + STACK)
         own = {name: tensor[chosen] for name, tensor in params.items()}
-        measured = measure_labels(plan, shard.cohort, names, ids[chosen], own)
+        measured = measure_labels(plan, shard.cohort, names, ids[chosen], own, device)
         columns = {name: label_column(measured, name, len(ids[chosen])) for name in _measured_columns(plan, names)}
         pieces.append(pa.table(columns))
     new = pa.concat_tables(pieces)
@@ -103,18 +104,23 @@ def _plan(manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
 
 
 def _identity_here(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What the bytes of labels would depend on here; they are measured on the CPU, wherever the models learned."""
-    here = build_identity(plan, "cpu", identity["executor"]["method"])
-    return {**here, "executor": {**here["executor"], "device": identity["executor"]["device"]}}
+    """What the bytes of labels would depend on here; they are measured where the models learned."""
+    return build_identity(plan, identity["executor"]["device"], identity["executor"]["method"])
 
 
-def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, workers: int | None) -> None:
+def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, device: str, workers: int | None) -> None:
     """Have the missing tables measured and written aside by worker processes."""
     from tqdm import tqdm
 
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
-    relabelling = {"names": list(names), "key": key}
-    job = {"recipe": plan.recipe, "out": str(zoo.resolve()), "relabel": relabelling, "allow_import": plugins.allowed()}
+    relabelling = {"names": list(names), "key": key, "device": device}
+    job = {
+        "recipe": plan.recipe,
+        "out": str(zoo.resolve()),
+        "device": device,
+        "relabel": relabelling,
+        "allow_import": plugins.allowed(),
+    }
     with tqdm(total=len(missing), unit=" shards", disable=not sys.stderr.isatty(), desc="labels") as bar:
 
         def report(message: Mapping[str, Any]) -> None:

@@ -17,12 +17,8 @@ from weightspace.store import ShardContent, canonical
 from zoo_builder import labels
 from zoo_builder.learning import Learned
 from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
+from zoo_builder.stacks import STACK, models_together, padded, padded_params
 from zoo_builder.tasks import Task
-
-STACK = 64
-# Vectorised loops treat the last elements of a tensor (up to 32) unlike the others, with other bits in sigmoid or
-# softplus. In stacks of a multiple of 32 models no model has such elements, so bits do not depend on the neighbours.
-MULTIPLE = 32
 
 COLUMNS = {
     "model_id": pa.string(),
@@ -71,14 +67,15 @@ def make_shard(
 
     `progress` is called with the number of (model, update) pairs done since the last call.
     """
-    ids = shard.model_ids
+    cohort, ids = shard.cohort, shard.model_ids
+    size = models_together(cohort, device)
+    stacks = [ids[first : first + size] for first in range(0, len(ids), size)]
+    learned = _joined([_learned(plan, cohort, own, device, method, progress) for own in stacks])
     chunks = [
-        make_chunk(plan, shard.cohort, ids[i : i + STACK], device, method, progress) for i in range(0, len(ids), STACK)
+        _made_chunk(plan, cohort, ids[first : first + STACK], _part(learned, first, first + STACK), device)
+        for first in range(0, len(ids), STACK)
     ]
-    params = {
-        name: torch.cat([chunk.learned.params[name] for chunk in chunks]).flatten(0, 1)
-        for name in shard.cohort.family.spec.tensors
-    }
+    params = {name: tensor.flatten(0, 1) for name, tensor in learned.params.items()}
     table = pa.concat_tables([_table(plan, shard, chunk, place * STACK) for place, chunk in enumerate(chunks)])
     stored = None
     if plan.recipe["rollouts"] is not None:
@@ -90,57 +87,69 @@ def make_shard(
     return ShardContent(family=shard.cohort.family, params=params, table=table, rollouts=stored)
 
 
-def make_chunk(
+def _learned(
     plan: Plan, cohort: Cohort, ids: list[str], device: str, method: Method, progress: Callable[[int], None] | None
-) -> Chunk:
-    """Learn, label and roll out a few models of one cohort together."""
-    count, padded = len(ids), _padded(ids)
-    values, settings = cohort.values(plan.seed, padded), cohort.settings(plan.seed, padded)
-    told = (lambda update: progress(count)) if progress is not None else None
+) -> Learned:
+    """What becomes of a few models of one cohort that learn together."""
+    own_ids = padded(ids)
+    values, settings = cohort.values(plan.seed, own_ids), cohort.settings(plan.seed, own_ids)
+    told = (lambda update: progress(len(ids))) if progress is not None else None
     learned = cohort.learner.learn(
-        cohort.family, cohort.task, values, settings, plan.seed, padded, plan.snapshots, device, method, told
+        cohort.family, cohort.task, values, settings, plan.seed, own_ids, plan.snapshots, device, method, told
     )
+    return _part(learned, 0, len(ids))
+
+
+def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, device: str) -> Chunk:
+    """Label and roll out a few models of one cohort together."""
+    count, own_ids = len(ids), padded(ids)
+    values, settings = cohort.values(plan.seed, own_ids), cohort.settings(plan.seed, own_ids)
     rollouts = []
-    for place in range(len(learned.steps)):
-        params = {name: tensor[:, place].contiguous() for name, tensor in learned.params.items()}
-        if cohort.task is not None and plan.recipe["rollouts"] is not None:
+    if cohort.task is not None and plan.recipe["rollouts"] is not None:
+        for place in range(len(learned.steps)):
+            params = padded_params(learned.params, place, len(own_ids), device)
+            streams = Streams(plan.seed, own_ids, "rollouts", device)
             sequences = plan.recipe["rollouts"]["sequences"]
-            pair = _held_out(
-                cohort.family, params, cohort.task, values, Streams(plan.seed, padded, "rollouts"), sequences
-            )
-            rollouts.append((pair[0][:count], pair[1][:count]))
-    learned = _first(learned, count)
+            pair = _held_out(cohort.family, params, cohort.task, values, streams, sequences)
+            rollouts.append((pair[0][:count].cpu(), pair[1][:count].cpu()))
     measured = [
         found | {name: record[:, place] for name, record in learned.records.items()}
-        for place, found in enumerate(measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params))
+        for place, found in enumerate(measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params, device))
     ]
     return Chunk(ids, values, settings, learned, measured, rollouts)
 
 
 def measure_labels(
-    plan: Plan, cohort: Cohort, names: Sequence[str], ids: list[str], params: Params
+    plan: Plan, cohort: Cohort, names: Sequence[str], ids: list[str], params: Params, device: str = "cpu"
 ) -> list[dict[str, Tensor]]:
     """The labels `names` of models `ids` with params (models, snapshots, ...): for each snapshot, columns (models,)."""
-    padded, count = _padded(ids), len(ids)
-    values = cohort.values(plan.seed, padded)
-    places = [min(place, count - 1) for place in range(len(padded))]
-    measured = []
-    for snapshot in range(len(plan.snapshots)):
-        own = {name: tensor[places, snapshot].contiguous() for name, tensor in params.items()}
-        found = labels.measure(names, cohort.family, own, cohort.task, values, plan.seed, padded) if names else {}
-        measured.append({name: column[:count] for name, column in found.items()})
+    own_ids, num_snapshots = padded(ids), len(plan.snapshots)
+    if not names:
+        return [{} for _ in range(num_snapshots)]
+    values = cohort.values(plan.seed, own_ids)
+    # On the CPU one by one, for its cache; on CUDA together, because there a stack takes hardly longer than a model.
+    together = 1 if device == "cpu" else num_snapshots
+    measured: list[dict[str, Tensor]] = []
+    for first in range(0, num_snapshots, together):
+        own = [padded_params(params, first + i, len(own_ids), device) for i in range(together)]
+        stacked = {name: torch.cat([one[name] for one in own]) for name in params}
+        own_values = {name: value.repeat(together) for name, value in values.items()}
+        found = labels.measure(names, cohort.family, stacked, cohort.task, own_values, plan.seed, own_ids * together)
+        starts = [i * len(own_ids) for i in range(together)]
+        measured += [{name: column[at : at + len(ids)] for name, column in found.items()} for at in starts]
     return measured
 
 
-def _padded(ids: list[str]) -> list[str]:
-    """The ids with the last one repeated, up to a multiple of MULTIPLE."""
-    return ids + [ids[-1]] * (-len(ids) % MULTIPLE)
+def _part(learned: Learned, first: int, last: int) -> Learned:
+    params = {name: tensor[first:last] for name, tensor in learned.params.items()}
+    records = {name: record[first:last] for name, record in learned.records.items()}
+    return Learned(learned.steps, params, learned.diverged_step[first:last], records)
 
 
-def _first(learned: Learned, count: int) -> Learned:
-    params = {name: tensor[:count] for name, tensor in learned.params.items()}
-    records = {name: record[:count] for name, record in learned.records.items()}
-    return Learned(learned.steps, params, learned.diverged_step[:count], records)
+def _joined(parts: Sequence[Learned]) -> Learned:
+    params = {name: torch.cat([part.params[name] for part in parts]) for name in parts[0].params}
+    records = {name: torch.cat([part.records[name] for part in parts]) for name in parts[0].records}
+    return Learned(parts[0].steps, params, torch.cat([part.diverged_step for part in parts]), records)
 
 
 @torch.no_grad()

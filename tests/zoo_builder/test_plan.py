@@ -208,6 +208,9 @@ BAD = [
     ({"learning": {"class": "BPTT", "num_updates": 4}}, r"Snapshot 5 comes after the last of 4 updates"),
     ({"snapshots": []}, r"`snapshots` must be a list"),
     ({"snapshots": [-1]}, r"0 or more"),
+    ({"shard_size": {"cuda": 9}}, r"`shard_size` has no number for cpu; add `cpu`"),
+    ({"shard_size": {"cpu": 9, "gpu": 9}}, r"`shard_size` has no key 'gpu'"),
+    ({"shard_size": {"cpu": 0, "cuda": 9}}, r"`shard_size` \(=0\)"),
     ({"models_per_cohort": 0}, r"`models_per_cohort` \(=0\)"),
     ({"labels": ["Rnk"]}, r"No label is called 'Rnk'.*'Rank'"),
     ({"splits": {"tests": 0.1}}, r"no key 'tests'.*'test'"),
@@ -226,6 +229,13 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_the_way_out(changes, messa
 def test_what_a_recipe_lacks_is_named():
     with pytest.raises(ValueError, match="lacks `learning`, `snapshots`"):
         read_recipe({"families": RECIPE["families"], "models_per_cohort": 3})
+
+
+def test_shards_may_differ_in_size_between_devices():
+    recipe = {**RECIPE, "shard_size": {"cpu": 5, "cuda": 12}}
+    assert [read_recipe(recipe, device=device)["shard_size"] for device in ("cpu", "cuda")] == [5, 12]
+    # A recipe that was read reads the same again.
+    assert read_recipe(read_recipe(recipe)) == read_recipe(recipe)
 
 
 def test_the_seed_option_replaces_the_recipes_seed():

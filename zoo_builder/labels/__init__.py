@@ -12,12 +12,14 @@ from weightspace.discovery import concrete_subclasses, load_from
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import Driven
+from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, Driven
 from zoo_builder.tasks import Task
 
 __all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
 MODELS_TOGETHER = 64
+CUDA_BYTES = 4 * 2**30
+"""What the Jacobians of all models that are measured together may take on CUDA."""
 
 
 def available() -> dict[str, type[Label]]:
@@ -46,21 +48,31 @@ def measure(
     seed: int,
     model_ids: Sequence[str],
 ) -> dict[str, Tensor]:
-    """The labels `names` of stacked params (models, ...): each column (models,), float64, NaN where it does not apply.
+    """The labels `names` of stacked params (models, ...), measured on the device where these are.
 
-    `values[field]` (models,) are the models' own values of the task's varying fields. A model's labels depend on its
-    own params and values, on `seed` and on its id alone.
+    Each column is (models,), float64, on the CPU, NaN where it does not apply. `values[field]` (models,) are the
+    models' own values of the task's varying fields. A model's labels depend on its own params and values, on `seed`
+    and on its id alone.
     """
     labels = [load(name, {}) for name in names]
     expected = columns(names, [family.effective_spec])
     pieces = []
-    for first in range(0, len(model_ids), MODELS_TOGETHER):
-        chosen = slice(first, first + MODELS_TOGETHER)
+    together = _models_together(family, next(iter(params.values())).device)
+    for first in range(0, len(model_ids), together):
+        chosen = slice(first, first + together)
         own_params = {name: tensor[chosen] for name, tensor in params.items()}
         own_values = {name: tensor[chosen] for name, tensor in values.items()}
         driven = Driven(family, own_params, task, own_values, seed, model_ids[chosen])
         pieces.append(_measure(labels, driven))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in expected}
+
+
+def _models_together(family: Family, device: torch.device) -> int:
+    """How many models are measured at once."""
+    if device.type == "cpu":
+        return MODELS_TOGETHER
+    jacobians = 8 * JACOBIAN_STEPS * LANES * family.spec.state_size**2
+    return max(CUDA_BYTES // jacobians, 2)
 
 
 def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import Driven
-from zoo_builder.labels.spectra import finite_only
+from zoo_builder.labels.spectra import eigenvalues, finite_only
 
 NUM_STARTS = 16
 NUM_ITERATIONS = 30
@@ -92,7 +92,7 @@ def _is_stable(driven: Driven, points: Tensor) -> Tensor:
     """Whether small deviations from points (models, point, state) shrink, (models, point)."""
     x, noise = _silence(driven, points)
     jacobians, finite = finite_only(driven.jacobians_at(points, x, noise).flatten(0, 1))
-    radius = torch.linalg.eigvals(jacobians).abs().amax(-1)
+    radius = eigenvalues(jacobians).abs().amax(-1)
     return ((radius < 1) & finite).unflatten(0, points.shape[:2])
 
 

@@ -35,7 +35,11 @@ class LengthGeneralisation(Label):
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         longer = _longer(driven.task)
         if longer is None:
-            return {"longer_score": torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64)}
+            return {
+                "longer_score": torch.full(
+                    (len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device
+                )
+            }
         other = Driven(driven.family, driven.params, longer, driven.values, driven.seed, driven.model_ids)
         scores = [longer.score(outputs, batch) for batch, outputs in other.answers("test")]
         return {"longer_score": torch.stack(scores).mean(0)}

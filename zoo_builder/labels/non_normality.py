@@ -10,7 +10,7 @@ from torch import Tensor
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
 from zoo_builder.labels.driven import JACOBIANS, Driven
-from zoo_builder.labels.spectra import finite_only
+from zoo_builder.labels.spectra import eigenvalues, finite_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def henrici(matrices: Tensor) -> Tensor:
     finite = finite & (largest > 0)
     scaled = usable / torch.where(finite, largest, 1)[:, None, None]
     squares = scaled.square().sum((1, 2))
-    left = squares - torch.linalg.eigvals(scaled).abs().square().sum(1)
+    left = squares - eigenvalues(scaled).abs().square().sum(1)
     return torch.where(finite, (left.clamp(min=0) / squares).sqrt(), torch.nan)
 
 

@@ -42,7 +42,15 @@ def matrix_ranks(matrices: Tensor) -> dict[str, Tensor]:
 def spectral_radius(matrices: Tensor) -> Tensor:
     """Largest absolute eigenvalue (models,) of square matrices (models, n, n); NaN where not finite."""
     usable, finite = finite_only(matrices)
-    return torch.where(finite, torch.linalg.eigvals(usable).abs().amax(-1), torch.nan)
+    return torch.where(finite, eigenvalues(usable).abs().amax(-1), torch.nan)
+
+
+def eigenvalues(matrices: Tensor) -> Tensor:
+    """Eigenvalues (..., n), complex, of matrices (..., n, n), where these are; found on the CPU.
+
+    For matrices without symmetry GPUs have no routine that takes many small ones at once.
+    """
+    return torch.linalg.eigvals(matrices.cpu()).to(matrices.device)
 
 
 def finite_only(matrices: Tensor) -> tuple[Tensor, Tensor]:

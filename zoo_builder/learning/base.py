@@ -70,6 +70,10 @@ class Learner(ABC):
         number of updates made.
         """
 
+    def bytes_per_model(self, family: Family, task: Task | None) -> int:
+        """About how much memory one model of a stack takes while it learns, beside its params."""
+        return 0
+
     @property
     def columns(self) -> tuple[LabelColumn, ...]:
         """What is recorded of every model while it learns, in columns beside the labels."""

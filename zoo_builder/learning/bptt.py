@@ -22,6 +22,8 @@ from zoo_builder.tasks import Batch, Task
 from zoo_builder.tasks.noise import draw_noise
 
 SETTINGS_ABOVE_0 = ("learning_rate", "init_scale")
+KEPT = 3
+"""About how many numbers autograd keeps for each weighted sum of a step: itself, and what comes of it."""
 UPDATES_PER_DRAW = 8
 """Number of updates whose data are drawn together, because a draw costs much the same for few sequences as for many."""
 
@@ -121,6 +123,12 @@ class BPTT(Learner):
         unused = {group for group in self.groups if getattr(self, group) is None}
         names = [name for name in self.varying if name.partition(".")[0] not in unused]
         return {name: self.setting(name, settings, num_models) for name in names}
+
+    def bytes_per_model(self, family: Family, task: Task | None) -> int:
+        assert task is not None
+        spec = family.spec
+        sums = sum(spec.num_rows(name) * spec.axes[to].size for name, to, _ in spec.matrices())
+        return 4 * KEPT * sums * task.num_steps * self.batch_size
 
     def _check(self, own: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():

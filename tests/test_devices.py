@@ -1,0 +1,110 @@
+"""What is told to run on CUDA keeps to it: no operation mixes devices, and answers come back to the CPU.
+
+On a pretended CUDA device, so that it is checked everywhere; what numbers a real one gives is for `test_gpu.py` to say.
+"""
+
+import pytest
+import torch
+
+from tests.weightspace.pretended_cuda import pretended_cuda
+from weightspace import families
+from weightspace.families.gru import GRU
+from weightspace.rollout import Streams, generator, rollout
+from zoo_builder import labels, tasks
+from zoo_builder.learning.bptt import BPTT
+from zoo_builder.plan import make_plan
+from zoo_builder.recipe import read_recipe
+from zoo_builder.shard import make_shard
+from zoo_builder.stacks import CUDA_STACK, MULTIPLE, STACK, models_together
+
+KINDS = [kind.examples()[0] for kind in families.available().values()]
+TASKS = [kind.examples()[-1] for kind in tasks.available().values()]
+RECIPE = {
+    "families": [{"class": "LSTM", "hidden_size": 2}],
+    "tasks": [{"class": "DelayedRecall", "num_steps": 5, "delay": {"integers": [1, 4]}}],
+    "learning": {"class": "BPTT", "num_updates": 2, "batch_size": 2, "learning_rate": {"choice": [0.01, 1e38]}},
+    "snapshots": [0, 2],
+    "models_per_cohort": 3,
+    "labels": [name for name in labels.available() if name != "MemoryMode"],
+    "rollouts": {"sequences": 2},
+}
+
+
+def test_the_pretended_device_is_as_strict_as_a_real_one(monkeypatch):
+    with pretended_cuda(monkeypatch):
+        here, there = torch.ones(2), torch.ones(2, device="cuda")
+        assert (here.device.type, there.device.type) == ("cpu", "cuda")
+        assert (there + 1).is_cuda
+        assert there.new_zeros(3).is_cuda
+        assert there[None].expand(2, -1).sum(0).is_cuda
+        assert (here.to(there.device) + there).cpu().tolist() == [2, 2]
+        for mixture in (
+            lambda: here + there,
+            lambda: torch.where(there > 0, there, here),
+            lambda: torch.func.vmap(torch.dot)(here[None], there[None]),
+            lambda: torch.zeros(2, dtype=torch.float64) * there,
+        ):
+            with pytest.raises(RuntimeError, match="same device, found"):
+                mixture()
+
+
+@pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
+def test_rollouts_keep_to_the_device_of_their_params(family, monkeypatch):
+    params = {k: v[None] for k, v in family.spec.random_params(generator(0, "m", "params"), torch.float32).items()}
+    x = torch.randn(1, 3, 2, family.input_size, generator=generator(0, "m", "x"))
+    expected = rollout(family, params, x).outputs
+    with pretended_cuda(monkeypatch):
+        outputs = rollout(family, {k: v.to("cuda") for k, v in params.items()}, x.to("cuda")).outputs
+        assert outputs.is_cuda
+        assert torch.equal(outputs.cpu(), expected)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_learning_keeps_to_its_device(task, monkeypatch):
+    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
+    arguments = (family, task, {}, {}, 0, ["a", "b"], [0, 2])
+    expected = BPTT(num_updates=2, batch_size=2).learn(*arguments)
+    with pretended_cuda(monkeypatch):
+        assert task.sample({}, Streams(0, ["a"], "x", "cuda"), 2, "test").x.is_cuda
+        learned = BPTT(num_updates=2, batch_size=2).learn(*arguments, device="cuda")
+        assert not any(tensor.is_cuda for tensor in learned.params.values())
+        for name, tensor in expected.params.items():
+            assert torch.equal(learned.params[name], tensor), name
+
+
+def test_a_shard_is_the_same_wherever_it_is_made(monkeypatch):
+    plan = make_plan(read_recipe(RECIPE))
+    expected = make_shard(plan, plan.shards[0])
+    with pretended_cuda(monkeypatch):
+        made = make_shard(plan, plan.shards[0], device="cuda")
+    assert all(torch.equal(made.params[name], tensor) for name, tensor in expected.params.items())
+    assert all(torch.equal(made.rollouts[name], tensor) for name, tensor in expected.rollouts.items())
+    assert made.table.schema == expected.table.schema
+    for name in expected.table.column_names:
+        column = expected.table[name].to_pylist()
+        # Snapshots are measured side by side on CUDA, and the last bits of a spectrum heed how many matrices there are.
+        told = [pytest.approx(x, rel=1e-12) if isinstance(x, float) else x for x in column]
+        assert made.table[name].to_pylist() == told, name
+
+
+def test_a_label_that_does_not_apply_keeps_to_its_device_too(monkeypatch):
+    family, task = KINDS[0], tasks.load("TiledDigits", {})
+    params = {k: v[None] for k, v in family.spec.random_params(generator(0, "m", "params")).items()}
+    with pretended_cuda(monkeypatch):
+        there = {name: tensor.to("cuda") for name, tensor in params.items()}
+        found = labels.measure(["LengthGeneralisation"], family, there, task, {}, 0, ["m"])
+        assert found["longer_score"].isnan().tolist() == [True]
+        assert not found["longer_score"].is_cuda
+
+
+def test_stacks_on_cuda_are_large_but_for_memory():
+    plan = make_plan(read_recipe({**RECIPE, "models_per_cohort": 3000}, device="cuda"))
+    cohort = plan.cohorts[0]
+    assert [shard.last - shard.first for shard in plan.shards[:3]] == [1024, 1024, 952]
+    assert models_together(cohort, "cpu") == STACK
+    assert models_together(cohort, "cuda") == CUDA_STACK
+    task = {"class": "DelayedRecall", "num_steps": 1000}
+    wide = {**RECIPE, "families": [{"class": "LSTM", "hidden_size": 256}], "tasks": [task]}
+    (cohort,) = make_plan(read_recipe({**wide, "learning": {**RECIPE["learning"], "batch_size": 64}})).cohorts
+    assert 0 < models_together(cohort, "cuda") < CUDA_STACK
+    assert models_together(cohort, "cuda") % MULTIPLE == 0

@@ -1,0 +1,39 @@
+"""How many models are computed together: a matter of the device and of the plan, never of what else is to be done."""
+
+from __future__ import annotations
+
+from weightspace.spec import Params
+from zoo_builder.plan import Cohort
+
+STACK = 64
+"""Number of models that are labelled and rolled out together, and on the CPU learn together: what its cache likes."""
+# Vectorised loops treat the last elements of a tensor (up to 32) unlike the others, with other bits in sigmoid or
+# softplus. In stacks of a multiple of 32 models no model has such elements, so bits do not depend on the neighbours.
+MULTIPLE = 32
+CUDA_STACK = 1024
+"""Number of models that learn together on CUDA, where a stack takes hardly longer than a model."""
+CUDA_MEMORY = 8 * 2**30
+"""Bytes that a stack may take on CUDA while it learns, so that it fits a small GPU, too."""
+
+
+def models_together(cohort: Cohort, device: str) -> int:
+    """How many models of a cohort learn as one stack, a multiple of MULTIPLE.
+
+    It does not depend on which GPU there is: on CUDA the last bits may depend on the size of a stack.
+    """
+    if device == "cpu":
+        return STACK
+    fitting = CUDA_MEMORY // max(cohort.learner.bytes_per_model(cohort.family, cohort.task), 1)
+    return max(min(fitting, CUDA_STACK) // MULTIPLE, 1) * MULTIPLE
+
+
+def padded(ids: list[str]) -> list[str]:
+    """The ids with the last one repeated, up to a multiple of MULTIPLE."""
+    return ids + [ids[-1]] * (-len(ids) % MULTIPLE)
+
+
+def padded_params(params: Params, snapshot: int, count: int, device: str) -> Params:
+    """The params (models, ...) of one snapshot of (models, snapshots, ...), the last model repeated up to `count`."""
+    last = len(next(iter(params.values()))) - 1
+    places = [min(place, last) for place in range(count)]
+    return {name: tensor[places, snapshot].contiguous().to(device) for name, tensor in params.items()}
