@@ -12,6 +12,7 @@ from weightspace.families.gru import GRU
 from weightspace.rollout import Streams, generator, rollout
 from zoo_builder import labels, tasks
 from zoo_builder.learning.bptt import BPTT
+from zoo_builder.learning.exams import Exams
 from zoo_builder.plan import make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import make_shard
@@ -22,7 +23,14 @@ TASKS = [kind.examples()[-1] for kind in tasks.available().values()]
 RECIPE = {
     "families": [{"class": "LSTM", "hidden_size": 2}],
     "tasks": [{"class": "DelayedRecall", "num_steps": 5, "delay": {"integers": [1, 4]}}],
-    "learning": {"class": "BPTT", "num_updates": 2, "batch_size": 2, "learning_rate": {"choice": [0.01, 1e38]}},
+    "learning": {
+        "class": "BPTT",
+        "num_updates": 2,
+        "batch_size": 2,
+        "learning_rate": {"choice": [0.01, 1e38]},
+        "schedule": {"shape": "cosine", "warm_up": 1},
+        "exams": {"every": 1, "sequences": 3, "threshold": 0.4, "stop": True},
+    },
     "snapshots": [0, 2],
     "models_per_cohort": 3,
     "labels": [name for name in labels.available() if name != "MemoryMode"],
@@ -70,6 +78,19 @@ def test_learning_keeps_to_its_device(task, monkeypatch):
         assert not any(tensor.is_cuda for tensor in learned.params.values())
         for name, tensor in expected.params.items():
             assert torch.equal(learned.params[name], tensor), name
+
+
+def test_a_curriculum_keeps_to_its_device(monkeypatch):
+    task = tasks.load("NParity", {"max_n": 3, "n": 3, "heads": "many"})
+    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
+    learner = BPTT(num_updates=2, batch_size=2, exams=Exams(every=1, sequences=4, threshold=0, curriculum=True))
+    arguments = (family, task, {}, {}, 0, ["a", "b"], [0, 2])
+    expected = learner.learn(*arguments)
+    with pretended_cuda(monkeypatch):
+        learned = learner.learn(*arguments, device="cuda")
+        assert not any(record.is_cuda for record in learned.records.values())
+    assert expected.records["curriculum_level"].tolist() == [[2, 3], [2, 3]]
+    assert torch.equal(learned.records["curriculum_level"], expected.records["curriculum_level"])
 
 
 def test_a_shard_is_the_same_wherever_it_is_made(monkeypatch):

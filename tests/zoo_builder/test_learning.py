@@ -13,9 +13,12 @@ from weightspace.spec import Axis, TensorSpec, WeightSpec
 from zoo_builder import learning, tasks
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT, UPDATES_PER_DRAW
+from zoo_builder.learning.exams import Exams
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.planted import Planted
+from zoo_builder.learning.schedule import Schedule
 from zoo_builder.tasks.delayed_recall import DelayedRecall
+from zoo_builder.tasks.n_parity import NParity
 
 TASK = DelayedRecall(num_steps=6, delay=2)
 FAMILY = Elman(input_size=1, hidden_size=5, output_size=2, nonlinearity="relu")
@@ -159,6 +162,30 @@ def test_captured_updates_are_the_updates(family, monkeypatch):
         assert torch.equal(captured.params[name], tensor), name
     assert torch.equal(captured.diverged_step, called.diverged_step)
     assert captured.diverged_step[2] > 0
+
+
+def examined() -> tuple[BPTT, tuple]:
+    """A learner with everything that changes from update to update, and what it learns from."""
+    task = NParity(max_n=4, n=4, heads="many")
+    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=6)
+    exams = Exams(every=5, sequences=32, threshold=0.55, stop=True, curriculum=True)
+    schedule = Schedule(shape="cosine", warm_up=3)
+    learner = BPTT(num_updates=40, batch_size=8, learning_rate=3e-2, exams=exams, schedule=schedule)
+    return learner, (family, task, {}, {}, 0, IDS, [0, 20, 40])
+
+
+def test_captured_updates_heed_schedules_exams_and_stops(monkeypatch):
+    learner, arguments = examined()
+    called = learner.learn(*arguments)
+    # What is stopped, and what is not, or nothing would be seen here.
+    assert called.records["stopped_step"][:, -1].isnan().unique().tolist() == [False, True]
+    graphs = emulate(monkeypatch)
+    captured = learner.learn(*arguments)
+    assert len(graphs) == 2
+    for name, tensor in called.params.items():
+        assert torch.equal(captured.params[name], tensor), name
+    for name, record in called.records.items():
+        torch.testing.assert_close(captured.records[name], record, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("task", [kind.examples()[-1] for kind in tasks.available().values()], ids=str)
