@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from probes.probe import FeatureSet, evaluate
-from probes.report import baselines, choose_targets, render
-from probes.targets import Target, read_rows
+from probes.evaluation import evaluate
+from probes.feature_sets import Embedding, baselines
+from probes.problem import read_rows
+from probes.report import choose_targets, refuse_unknown, render
+from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.datamodule import ZooDataModule
 from weightspace.discovery import near_match
 from weightspace.embed import embed_rows, embed_stacks, load
 from weightspace.module import EmbeddingModule, fit
-from weightspace.store import write_durably
+from weightspace.store import Division, divisions, open_zoo, write_durably
 from weightspace.targets import Target as Learned
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,12 @@ COSTS = ("parameters", "models_per_cpu_second", "peak_memory_mb")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One encoder trained with one seed: embeddings (rows, embedding_dim) of every row, and what they cost."""
+    """One encoder trained with one seed for one split or fold: embeddings (rows, embedding_dim), and what they cost."""
 
     encoder: str
     seed: int
+    split: str
+    fold: int | None
     learned_with: str
     embeddings: np.ndarray
     parameters: int
@@ -52,20 +56,15 @@ class Trained:
     training_cpu_seconds: float
 
     @property
-    def features(self) -> FeatureSet:
-        """The embeddings as what is probed; seeds after the first carry their number in the name."""
-        return FeatureSet(
-            name=f"embedding:{self.encoder}" + (f"#{self.seed}" if self.seed else ""),
-            values=self.embeddings,
-            names=[f"embedding.{i}" for i in range(self.embeddings.shape[1])],
-            kind="embedding",
-            learned_with=self.learned_with,
-        )
+    def name(self) -> str:
+        """What tables call the embeddings; seeds after the first carry their number in it."""
+        return f"embedding:{self.encoder}" + (f"#{self.seed}" if self.seed else "")
 
     @property
     def cost(self) -> dict[str, Any]:
         """What training and embedding took."""
-        return {name: getattr(self, name) for name in ("encoder", "seed", *COSTS, "training_cpu_seconds")}
+        told = ("encoder", "seed", "split", "fold", *COSTS, "training_cpu_seconds")
+        return {name: getattr(self, name) for name in told}
 
 
 def benchmark(
@@ -76,43 +75,74 @@ def benchmark(
     seeds: int = 1,
     cpu_minutes: float | None = None,
     targets: Sequence[str] = (),
+    splits: Sequence[str] = ("in_distribution",),
     max_epochs: int = MAX_EPOCHS,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Train, freeze and probe each encoder with each seed; writes benchmark.json, returned too, and report.html.
 
-    `cpu_minutes` bounds the training of one encoder with one seed. Values of several seeds are averaged, and so are the
-    ends of their intervals, which therefore speak of test models and not of seeds.
+    Each is trained anew for each of the `splits`, and for each fold of one that has folds. `cpu_minutes` bounds one
+    training. Values of several seeds are averaged, and so are the ends of their intervals, which therefore speak of
+    test models and not of seeds.
     """
-    _refuse_unusable(encoders, objective, seeds)
-    data = ZooDataModule(zoo)
-    chosen = choose_targets(data.zoo, targets)
+    _refuse_unusable(encoders, objective, seeds, splits)
+    opened = open_zoo(zoo)
+    chosen = choose_targets(opened, targets)
+    parts = [part for split in splits for part in divisions(opened.table, split)]
     trained = []
-    for name, seed in itertools.product(encoders, range(seeds)):
-        logger.info("Training %s with %s, seed %d.", name, objective, seed)
-        module, run = make(name, objective, chosen, seed), Path(out) / "runs" / f"{name}-{objective}-{seed}"
-        trained.append(train(module, zoo, run, max_epochs=max_epochs, cpu_minutes=cpu_minutes, progress=progress))
-    feature_sets = [*(one.features for one in trained), *baselines(data.zoo)]
-    evaluation = evaluate(data.zoo.table, feature_sets, chosen)
+    for name, seed, part in itertools.product(encoders, range(seeds), parts):
+        logger.info("Training %s with %s, seed %d, for %s.", name, objective, seed, part.name)
+        run = Path(out) / "runs" / _run_name(name, objective, seed, part)
+        data = ZooDataModule(zoo, seed=seed, split=part.split, fold=part.fold)
+        module = make(name, objective, chosen, seed)
+        trained.append(train(module, data, run, max_epochs=max_epochs, cpu_minutes=cpu_minutes, progress=progress))
+    feature_sets = [*_embeddings(trained), *baselines(opened)]
+    evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
     document = {
         "rows": _averaged(evaluation.rows, trained),
         "runs": [one.cost for one in trained],
-        "zoo": data.zoo.fingerprint,
+        "zoo": opened.fingerprint,
         "objective": objective,
         "targets": [target.name for target in chosen],
         "excluded": evaluation.excluded,
+        "splits": evaluation.splits,
     }
     Path(out).mkdir(parents=True, exist_ok=True)
     title = f"Encoders on {Path(zoo).resolve().name}, trained with {objective}"
-    page = render(evaluation, read_rows(data.zoo.table), feature_sets, chosen, title, data.zoo.fingerprint)
+    page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)
     write_durably(Path(out) / "report.html", page.encode())
     text = json.dumps(document, sort_keys=True, allow_nan=False, indent=1)
     write_durably(Path(out) / "benchmark.json", text.encode())
     return document
 
 
-def _refuse_unusable(encoders: Sequence[str], objective: str, seeds: int) -> None:
+def _run_name(encoder: str, objective: str, seed: int, part: Division) -> str:
+    """A run's folder; of what was trained for another split than `in_distribution`, with the split and fold."""
+    of_part = "" if part.split == "in_distribution" else f"-{part.split}"
+    of_part += "" if part.fold is None else f"-{part.fold}"
+    return f"{encoder}-{objective}-{seed}{of_part}"
+
+
+def _embeddings(trained: Sequence[Trained]) -> list[Embedding]:
+    """Embeddings of each encoder and seed, for every split and fold it was trained for."""
+    alike: dict[str, list[Trained]] = {}
+    for one in trained:
+        alike.setdefault(one.name, []).append(one)
+    return [
+        Embedding(
+            name=name,
+            learned_with=same[0].learned_with,
+            made_for={(one.split, one.fold): one.embeddings for one in same},
+        )
+        for name, same in alike.items()
+    ]
+
+
+def _refuse_unusable(encoders: Sequence[str], objective: str, seeds: int, splits: Sequence[str]) -> None:
     """Raise ValueError for what would only fail after training."""
+    if not splits:
+        raise ValueError("`splits` is empty; name at least one.")
+    refuse_unknown(splits)
     if seeds < 1:
         raise ValueError(f"`seeds` (={seeds}) must be at least 1.")
     if len(set(encoders)) < len(encoders) or not encoders:
@@ -150,7 +180,7 @@ def _learned(targets: Sequence[Target]) -> list[Learned]:
 
 def train(
     module: EmbeddingModule,
-    zoo: Path | str,
+    data: ZooDataModule,
     run: Path,
     *,
     max_epochs: int = MAX_EPOCHS,
@@ -158,7 +188,6 @@ def train(
     progress: bool = False,
 ) -> Trained:
     """Train a module in the folder `run`, and embed every row of the zoo with its best checkpoint."""
-    data = ZooDataModule(zoo, seed=module.seed)
     _forget_peak_memory()
     start = time.process_time()
     epochs = MAX_EPOCHS_IN_BUDGET if cpu_minutes else max_epochs
@@ -169,6 +198,8 @@ def train(
     return Trained(
         encoder=type(module.encoder).__name__,
         seed=module.seed,
+        split=data.division.split,
+        fold=data.division.fold,
         learned_with=module.objective.learned_with,
         embeddings=embeddings,
         parameters=sum(p.numel() for p in frozen.parameters()),
@@ -224,7 +255,8 @@ def _average(same: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> dict
     for name in ("value", "low", "high"):
         values = [one[name] for one in same if one[name] is not None]
         row[name] = float(np.mean(values)) if values else None
-    runs = [one.cost for one in trained if f"embedding:{one.encoder}" == row["features"]]
+    own = (row["features"], row["split"])
+    runs = [one.cost for one in trained if (f"embedding:{one.encoder}", one.split) == own]
     for name in COSTS:
         row[name] = float(np.mean([run[name] for run in runs])) if runs else None
     return row

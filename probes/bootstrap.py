@@ -7,44 +7,74 @@ import zlib
 import numpy as np
 import scipy.stats
 
-from probes.targets import Problem
+from probes.problem import Question
 
 # Kendall's tau has no per-model sums to resample, so each draw sorts all rows again.
 NUM_KENDALL_RESAMPLES = 200
+# Pairs of so many rows with all others of their cell are compared at a time, which bounds memory.
+PAIRS_BLOCK = 1024
 
 
 class Resamples:
-    """Bootstrap resamples of a problem's test models, all rows of one together; the first is the sample as it is."""
+    """Bootstrap resamples of a question's test models, all rows of one together; the first is the sample as it is."""
 
-    def __init__(self, problem: Problem, count: int, seed: int) -> None:
-        self.problem = problem
-        names, self.codes = np.unique(problem.rows.model[problem.test], return_inverse=True)
-        draws = keyed(seed, "bootstrap", problem).integers(len(names), size=(count, len(names)))
+    def __init__(self, question: Question, count: int, seed: int) -> None:
+        self.question = question
+        names, self.codes = np.unique(question.model, return_inverse=True)
+        generator = keyed(seed, "bootstrap", question.split, question.target.name)
+        draws = generator.integers(len(names), size=(count, len(names)))
         self.counts = np.array([np.ones(len(names), int), *(np.bincount(draw, minlength=len(names)) for draw in draws)])
 
     def measure(self, metric: str, predicted: np.ndarray) -> np.ndarray:
         """Values (1 + count) of a metric of predicted (num_test) on the sample, then on each resample."""
-        true = self.problem.truth(metric)
+        true = self.question.truth(metric)
+        if metric == "kendall_tau" and self.question.within_cells:
+            return self._tau_within_cells(true, predicted)
         if metric == "kendall_tau":
             counts = (count[self.codes] for count in self.counts[: 1 + NUM_KENDALL_RESAMPLES])
             pairs = ((np.repeat(true, count), np.repeat(predicted, count)) for count in counts)
             return np.array([scipy.stats.kendalltau(*pair, method="asymptotic").statistic for pair in pairs])
-        ones = np.ones(len(true))
         if metric == "accuracy":
-            return np.divide(*self._sums(true == predicted, ones))
+            return np.divide(*self._sums(true == predicted, np.ones(len(true))))
         if metric == "r2_within_cell":
-            error, squares = self._sums((true - predicted) ** 2 * self.problem.seen[self.problem.test], true**2)
+            error, squares = self._sums((true - predicted) ** 2 * self.question.seen, true**2)
         else:
-            centred = (true - true.mean()) * (np.ptp(true) > 0)
-            error, squares, total, rows = self._sums((true - predicted) ** 2, centred**2, centred, ones)
-            squares -= total**2 / rows
+            (error,) = self._sums((true - predicted) ** 2)
+            squares = self._squares(true)
         return 1 - np.divide(error, squares, out=np.full(len(squares), np.nan), where=squares > 1e-12 * squares[0])
+
+    def _squares(self, true: np.ndarray) -> np.ndarray:
+        """Squared deviations (1 + count) from the mean of each fold's test rows, summed over rows and folds."""
+        squares = np.zeros(len(self.counts))
+        for fold in np.unique(self.question.fold):
+            own = self.question.fold == fold
+            centred = np.where(own, true - true[own].mean(), 0.0) * (np.ptp(true[own]) > 0)
+            square, total, rows = self._sums(centred**2, centred, own)
+            squares += square - np.divide(total**2, rows, out=np.zeros(len(rows)), where=rows > 0)
+        return squares
+
+    def _tau_within_cells(self, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Kendall's tau-b (1 + count) over pairs of rows of one cell, which are never of one model.
+
+        A pair counts as often as both of its models were drawn: c_i c_j; copies of a model are ties on both sides. A
+        prediction that tells no pair apart, as of a family whose columns training never saw, knows no order: 0.
+        """
+        concordant, apart, told_apart = np.zeros((3, len(self.counts)))
+        for cell in np.unique(self.question.cell):
+            rows = np.flatnonzero(self.question.cell == cell)
+            counts = self.counts[:, self.codes[rows]].astype(float)
+            for block in np.array_split(np.arange(len(rows)), np.ceil(len(rows) / PAIRS_BLOCK)):
+                order, guess = (np.sign(x[rows][block, None] - x[rows]) for x in (true, predicted))
+                for total, pairs in ((concordant, order * guess), (apart, order**2), (told_apart, guess**2)):
+                    total += np.sum((counts[:, block] @ pairs) * counts, axis=1)
+        ordered = np.sqrt(apart * np.maximum(told_apart, 1))
+        return np.divide(concordant, ordered, out=np.full(len(ordered), np.nan), where=apart > 0)
 
     def _sums(self, *terms: np.ndarray) -> list[np.ndarray]:
         """Sum each term (num_test) over each resample (1 + count)."""
         return [self.counts @ np.bincount(self.codes, weights=term) for term in terms]
 
 
-def keyed(seed: int, purpose: str, problem: Problem) -> np.random.Generator:
-    """Random numbers of their own for each seed, purpose, split and target."""
-    return np.random.default_rng([seed, zlib.crc32(f"{purpose}/{problem.split}/{problem.target.name}".encode())])
+def keyed(seed: int, *purpose: str) -> np.random.Generator:
+    """Random numbers of their own for each seed and purpose (of a split and a target)."""
+    return np.random.default_rng([seed, zlib.crc32("/".join(purpose).encode())])

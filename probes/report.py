@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import math
 import platform
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probes.probe import Evaluation, FeatureSet, Prediction, evaluate
-from probes.targets import Problem, Rows, Target, default_targets, diverged, named_target, read_rows
-from weightspace import features
-from weightspace.store import Zoo, open_zoo, write_durably
+from probes.evaluation import Evaluation, Prediction, divided, evaluate, metrics_of
+from probes.feature_sets import Embedding, FeatureSet, baselines, read_embeddings
+from probes.problem import Question, Rows, diverged, read_rows
+from probes.targets import Target, default_targets, named_target
+from weightspace.discovery import near_match
+from weightspace.store import SPLITS, Division, Zoo, open_zoo, split_title, write_durably
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=,@:()/#-]{0,99}")
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow")
 MAX_POINTS = 3000
 # Okabe and Ito's palette, which stays apart under colour blindness; further classes repeat it with other markers.
@@ -33,20 +34,32 @@ PANELS = ("statistics", "gradient_boosting")
 
 
 def run(
-    zoo: Path | str, embeddings: Sequence[Path | str], out: Path | str, targets: Sequence[str] = (), seed: int = 0
+    zoo: Path | str,
+    embeddings: Sequence[Path | str],
+    out: Path | str,
+    targets: Sequence[str] = (),
+    seed: int = 0,
+    splits: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Probe embeddings of a zoo beside its baselines; writes probes.json and report.html in `out`, returns the rows."""
+    """Probe embeddings of a zoo beside its baselines; writes probes.json and report.html in `out`, returns the rows.
+
+    Without `splits`, on all that the zoo has rows for. An embedding has rows on the splits that its encoder was trained
+    for; files of one name are taken together, so that each split, and each fold, may have an encoder of its own.
+    """
     opened = open_zoo(zoo)
-    learned = read_embeddings(embeddings, opened.fingerprint, opened.num_rows)
+    learned = read_embeddings(embeddings, opened)
+    refuse_unknown(splits)
+    _refuse_unused(learned, divided(opened.table, splits))
     Path(out).mkdir(parents=True, exist_ok=True)
     chosen = choose_targets(opened, targets)
     feature_sets = [*learned, *baselines(opened)]
-    evaluation = evaluate(opened.table, feature_sets, chosen, seed)
+    evaluation = evaluate(opened.table, feature_sets, chosen, seed, splits)
     document = {
         "rows": evaluation.rows,
         "zoo": opened.fingerprint,
         "targets": [_described(target) for target in chosen],
         "excluded": evaluation.excluded,
+        "splits": evaluation.splits,
         "seed": seed,
         "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
     }
@@ -58,56 +71,32 @@ def run(
     return evaluation.rows
 
 
+def refuse_unknown(splits: Sequence[str]) -> None:
+    """Raise ValueError for the name of a split that does not exist, or that is given twice."""
+    for split in splits:
+        if split not in SPLITS:
+            raise ValueError(f"No split is called '{split}'; there are {', '.join(SPLITS)}.{near_match(split, SPLITS)}")
+    if len(set(splits)) < len(splits):
+        raise ValueError(f"`splits` (={list(splits)}) must name each split once.")
+
+
+def _refuse_unused(learned: Sequence[Embedding], parts: Mapping[str, list[Division] | str]) -> None:
+    """Raise ValueError where an embedding would have no row on any split, rather than be silent about it."""
+    known = {split: found for split, found in parts.items() if not isinstance(found, str)}
+    for one in learned:
+        reasons = [one.unavailable(found) for found in known.values()]
+        if all(reasons):
+            raise ValueError(
+                f"'{one.name}' can be judged on none of {', '.join(known)}, for its encoders may have seen what is "
+                f"held out: {'; '.join(map(str, reasons))}. Give the embeddings of every fold, or name other splits."
+            )
+
+
 def choose_targets(zoo: Zoo, names: Sequence[str]) -> list[Target]:
     """Targets by name, or those that suit the zoo if none is named."""
     if names:
         return [named_target(zoo.table, name) for name in dict.fromkeys(names)]
     return default_targets(zoo.table, sorted(zoo.manifest.get("labels", {})))
-
-
-def baselines(zoo: Zoo) -> list[FeatureSet]:
-    """What every embedding stands beside: statistics and spectra of the weights, and the record of each model."""
-    found = {"statistics": features.statistics(zoo), "spectra": features.spectra(zoo)}
-    found["metadata"] = features.metadata(zoo.table)
-    return [FeatureSet(name=k, values=f.values, names=f.names, kind="baseline") for k, f in found.items()]
-
-
-def read_embeddings(paths: Sequence[Path | str], zoo: str, num_rows: int) -> list[FeatureSet]:
-    """Read files of embeddings (rows, embedding_dim) of the zoo with this fingerprint; names must differ."""
-    found: dict[str, Path] = {}
-    read = []
-    for path in map(Path, paths):
-        one = _read_embedding(path, zoo, num_rows)
-        if one.name in found:
-            raise ValueError(f"{found[one.name]} and {path} are both named '{one.name}'; embed one under another name.")
-        found[one.name] = path
-        read.append(one)
-    return read
-
-
-def _read_embedding(path: Path, zoo: str, num_rows: int) -> FeatureSet:
-    import safetensors
-
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}; `weightspace embed` writes one.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["weightspace"])
-            values = file.get_tensor("embedding").double().numpy()
-            found, learned_with = record["zoo"], record["learned_with"]
-            name = str(record.get("name") or path.stem)
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of `weightspace embed`: {error}.") from None
-    if found != zoo:
-        raise ValueError(
-            f"{path} embeds the zoo {str(found)[:12]}, but this zoo is {zoo[:12]}; run `weightspace embed` on this zoo."
-        )
-    if values.ndim != 2 or len(values) != num_rows or not values.size:
-        raise ValueError(f"{path} holds embeddings {values.shape}, but the zoo has {num_rows} rows; embed it again.")
-    if learned_with not in ("labels", "no_labels", None) or not NAME.fullmatch(name):
-        raise ValueError(f"{path} says learned_with {learned_with!r} and name {name!r}, which are not understood.")
-    names = [f"embedding[{i}]" for i in range(values.shape[1])]
-    return FeatureSet(name=f"embedding:{name}", values=values, names=names, kind="embedding", learned_with=learned_with)
 
 
 def _described(target: Target) -> dict[str, Any]:
@@ -135,9 +124,16 @@ def render(
         targets=targets,
         rows=evaluation.rows,
         excluded=evaluation.excluded,
+        held_out=evaluation.splits,
+        headlines={split: metrics_of(split)[0][0] for split in SPLITS},
         names=["shuffled", *(one.name for one in feature_sets)],
         figures=list(_figures(evaluation.predictions)),
-        maps=[{"name": one.name, "png": _map(one, rows, targets)} for one in feature_sets if one.kind == "embedding"],
+        maps=[
+            {"name": one.name, "of": split_title(*key), "png": _map(values, rows, targets)}
+            for one in feature_sets
+            if isinstance(one, Embedding)
+            for key, values in itertools.islice(one.made_for.items(), 1)
+        ],
     )
 
 
@@ -162,11 +158,11 @@ def _axes(panels: int, columns: int) -> tuple[Figure, list[Axes]]:
     return figure, list(grid[:panels])
 
 
-def _map(embedding: FeatureSet, rows: Rows, targets: Sequence[Target]) -> str:
-    """A PNG of the first two principal components of an embedding, a panel for each way of colouring models."""
+def _map(embedding: np.ndarray, rows: Rows, targets: Sequence[Target]) -> str:
+    """A PNG of the first two principal components of embeddings (rows, embedding_dim), coloured in several ways."""
     usable = np.flatnonzero(~diverged(rows))
     shown = np.random.default_rng(0).permutation(usable)[:MAX_POINTS]
-    centred = embedding.values[shown] - embedding.values[shown].mean(axis=0)
+    centred = embedding[shown] - embedding[shown].mean(axis=0)
     spread = centred.std(axis=0)
     centred = centred / np.where(spread > 0, spread, 1.0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
@@ -210,34 +206,34 @@ def _colour_numbers(axes: Axes, points: np.ndarray, labels: np.ndarray, target: 
 
 
 def _figures(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """For each problem, a PNG of what was predicted against what is true, with words for who cannot see it."""
-    problems: dict[int, Problem] = {id(prediction.problem): prediction.problem for prediction in predictions}
-    for problem in problems.values():
-        own = [p for p in predictions if p.problem is problem and _shown(p)]
+    """For each question, a PNG of what was predicted against what is true, with words for who cannot see it."""
+    questions: dict[int, Question] = {id(prediction.question): prediction.question for prediction in predictions}
+    for question in questions.values():
+        own = [p for p in predictions if p.question is question and _shown(p)]
         if not own:
             continue
         figure, panels = _axes(len(own), max(1, len({p.features.name for p in own})))
-        draw = _confusion if problem.target.kind == "classification" else _scatter
+        draw = _confusion if question.target.kind == "classification" else _scatter
         for axes, prediction in zip(panels, sorted(own, key=lambda p: p.metric, reverse=True), strict=True):
             draw(axes, prediction)
-        alt = f"{problem.target.name}: predicted against true on {len(problem.test)} test rows, "
+        alt = f"{question.target.name}: predicted against true on {len(question.test)} test rows, "
         alt += f"one panel for each of {', '.join(dict.fromkeys(p.features.name for p in own))}."
-        yield {"target": problem.target.name, "split": problem.split, "png": _png(figure), "alt": alt}
+        yield {"target": question.target.name, "split": question.split, "png": _png(figure), "alt": alt}
 
 
 def _shown(prediction: Prediction) -> bool:
     """Whether a prediction has a panel: every embedding, and the strongest baseline."""
-    ours = prediction.features.kind == "embedding" or prediction.features.name == PANELS[0]
-    strongest = prediction.probe in (PANELS[1], "logistic") or prediction.features.kind == "embedding"
+    ours = prediction.features.learned or prediction.features.name == PANELS[0]
+    strongest = prediction.probe in (PANELS[1], "logistic") or prediction.features.learned
     return ours and strongest and prediction.metric != "kendall_tau"
 
 
 def _scatter(axes: Axes, prediction: Prediction) -> None:
     """Predicted against true numbers of the test rows, with the diagonal."""
     within = prediction.metric == "r2_within_cell"
-    problem = prediction.problem
-    judged = problem.seen[problem.test] if within else np.ones(len(problem.test), dtype=bool)
-    true, predicted = problem.truth(prediction.metric)[judged], prediction.predicted[judged]
+    question = prediction.question
+    judged = question.seen if within else np.ones(len(question.test), dtype=bool)
+    true, predicted = question.truth(prediction.metric)[judged], prediction.predicted[judged]
     axes.scatter(true, predicted, s=6, linewidths=0, alpha=0.5, color=COLOURS[0])
     if len(true):
         ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
@@ -250,7 +246,7 @@ def _scatter(axes: Axes, prediction: Prediction) -> None:
 
 def _confusion(axes: Axes, prediction: Prediction) -> None:
     """Shares of each true class (rows) given to each class (columns)."""
-    true = prediction.problem.truth(prediction.metric)
+    true = prediction.question.truth(prediction.metric)
     names = sorted({*true, *prediction.predicted})
     counts = np.array([[np.sum((true == a) & (prediction.predicted == b)) for b in names] for a in names])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

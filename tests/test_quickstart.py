@@ -1,5 +1,6 @@
 """The whole way, once, on the tiny zoo: the command, its files, a second run, notebooks, the Hugging Face loader."""
 
+import itertools
 import json
 import os
 import runpy
@@ -39,6 +40,11 @@ def test_every_promised_file_is_there(folder):
 
 def test_the_probe_table_has_headlines_learned_both_ways_beside_all_baselines(folder):
     rows = json.loads((folder / "probes" / "probes.json").read_text())["rows"]
+    for split, target in itertools.product(("new_task", "new_size"), ("state_effective_rank", "score")):
+        held_out = {row["features"] for row in rows if (row["split"], row["target"]) == (split, target)}
+        # The encoders have seen what these hold out.
+        assert held_out == {"metadata", "statistics", "spectra", "shuffled"}
+    rows = [row for row in rows if row["split"] == "in_distribution"]
     for target in ("state_effective_rank", "memory_decay_rate", "score"):
         here = [row for row in rows if row["target"] == target and row["metric"] == "r2_within_cell"]
         assert {row["learned_with"] for row in here if row["features"].startswith("embedding")} >= {

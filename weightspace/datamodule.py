@@ -17,7 +17,7 @@ from weightspace.augment import Augmentation
 from weightspace.batch import Batch, Training
 from weightspace.discovery import near_match
 from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
-from weightspace.store import SplitName, Stack, Zoo, divide, open_zoo, recorded_split, title
+from weightspace.store import SplitName, Stack, Zoo, divide, open_zoo, recorded_split, split_title
 from weightspace.targets import Labels, Target, read_labels
 
 STATUSES = ("ok", "diverged", "untrained")
@@ -67,8 +67,8 @@ class ZooDataModule(pl.LightningDataModule):
         if recorded_split(self.division.record) != known:
             options = f"--data.split {known[0]}" + (f" --data.fold {known[1]}" if known[1] is not None else "")
             raise ValueError(
-                f"The encoder was trained for {title(*known)}, but the rows are divided for {self.division.name}, of "
-                f"whose held-out rows it may have seen some; give `{options}`, or train one for {self.division.name}."
+                f"The encoder was trained for {split_title(*known)}, but the rows are divided for "
+                f"{self.division.name}, whose held-out rows it may have seen; give `{options}`, or train another."
             )
 
     def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:

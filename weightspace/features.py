@@ -29,14 +29,36 @@ class Features:
     names: list[str]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What was read of the weights, before it is decided which columns to make of it.
+
+    values (rows, columns) float64, 0 where present (rows, columns) says that a model has no such column.
+    """
+
+    values: np.ndarray
+    present: np.ndarray
+    names: list[str]
+
+    def features(self, train: np.ndarray | None = None) -> Features:
+        """Features of all rows, in columns chosen by what the rows of the mask `train` (rows) have (all if None).
+
+        `present.NAME` says whether a model has the tensor, or the eigenvalue of that size, so that 0 is not mistaken.
+        """
+        known = self.present if train is None else self.present[train]
+        kept = np.flatnonzero(known.any(axis=0))
+        names = [self.names[column] for column in kept]
+        return _with_presence(self.values[:, kept], self.present[:, kept], known[:, kept], names)
+
+
 def statistics(zoo: Zoo) -> Features:
     """Mean, variance and quantiles of every effective tensor and gate row of all models (see `statistics_of`)."""
-    return _of_zoo(zoo, statistics_of)
+    return columns_of(zoo, statistics_of).features()
 
 
 def spectra(zoo: Zoo) -> Features:
     """Singular values and eigenvalues of every recurrent tensor and gate row of all models (see `spectra_of`)."""
-    return _of_zoo(zoo, spectra_of)
+    return columns_of(zoo, spectra_of).features()
 
 
 def statistics_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
@@ -92,11 +114,8 @@ def _label(name: str, row: str) -> str:
     return f"{name}.{row}" if row else name
 
 
-def _of_zoo(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> Features:
-    """Describe all models, stack by stack. Columns that a model does not have are 0 there.
-
-    `present.NAME` says whether a model has the tensor, or the eigenvalue of that size, so that 0 is not mistaken.
-    """
+def columns_of(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> Columns:
+    """Describe all models with `statistics_of`, `spectra_of` or the like, stack by stack."""
     described = [(stack.rows.numpy(), _described(stack, describe)) for stack in zoo.stacks(max_models=CHUNK)]
     names = list(dict.fromkeys(name for _, columns in described for name in columns))
     index = {name: i for i, name in enumerate(names)}
@@ -106,7 +125,7 @@ def _of_zoo(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]
         where = np.ix_(rows, np.array([index[name] for name in columns]))
         values[where] = np.stack(list(columns.values()), axis=1)
         present[where] = True
-    return _with_presence(values, present, names)
+    return Columns(values, present, names)
 
 
 def _described(stack: Stack, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> dict[str, np.ndarray]:
@@ -122,33 +141,37 @@ def _described(stack: Stack, describe: Callable[[WeightSpec, Params], dict[str, 
     return {name: column.cpu().numpy() for name, column in describe(spec, params).items()}
 
 
-def _with_presence(values: np.ndarray, present: np.ndarray, names: Sequence[str]) -> Features:
-    """Append one `present.NAME` column for each distinct pattern of missing values."""
+def _with_presence(values: np.ndarray, present: np.ndarray, known: np.ndarray, names: Sequence[str]) -> Features:
+    """Append one `present.NAME` column for each distinct pattern of missing values in known (train rows, columns)."""
     patterns: dict[bytes, int] = {}
     for column in range(len(names)):
-        if not present[:, column].all():
-            patterns.setdefault(present[:, column].tobytes(), column)
+        if not known[:, column].all():
+            patterns.setdefault(known[:, column].tobytes(), column)
     chosen = list(patterns.values())
     values = np.concatenate([values, present[:, chosen].astype(float)], axis=1)
     return Features(values, [*names, *(f"present.{names[column]}" for column in chosen)])
 
 
-def metadata(table: pa.Table) -> Features:
+def metadata(table: pa.Table, train: np.ndarray | None = None) -> Features:
     """What is known of a model without its weights: family, sizes, task, step and every stored hyper-parameter.
 
     Text becomes one column per value; numbers are kept, as logarithms where they are positive and span a decade; the
-    step is both a number and a category. What a model does not have is 0, with a `present.NAME` column.
+    step is both a number and a category. What a model does not have is 0, with a `present.NAME` column. Which columns
+    there are, and which are logarithms, is for the rows of the mask `train` (rows) to say (all rows if None).
     """
+    train = np.ones(table.num_rows, dtype=bool) if train is None else train
     records = [_record(row) for row in table.select(_METADATA).to_pylist()]
-    names = list(dict.fromkeys(name for record in records for name in record))
+    fitted = np.flatnonzero(train).tolist()
+    names = list(dict.fromkeys(name for row in fitted for name in records[row]))
     values, present, labels = [], [], []
     for name in names:
         column = [record.get(name) for record in records]
-        for label, numbers in _numbers(name, column):
+        for label, numbers, has in _numbers(name, column, [column[row] for row in fitted if column[row] is not None]):
             labels.append(label)
             values.append(numbers)
-            present.append([item is not None for item in column])
-    return _with_presence(np.stack(values, axis=1), np.array(present).T, labels)
+            present.append(has)
+    has = np.array(present).T
+    return _with_presence(np.stack(values, axis=1), has, has[train], labels)
 
 
 _METADATA = ["family", "family_config", "task", "task_config", "learning_config", "num_parameters", "step"]
@@ -175,15 +198,23 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _numbers(name: str, column: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Columns (rows,) of one record: a number as it is or as its logarithm, anything else one column per value."""
-    known = [value for value in column if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        numbers = np.array([np.nan if value is None else float(value) for value in column])
+def _numbers(name: str, column: Sequence[Any], known: Sequence[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Columns (rows,) of one record and where it is there (rows,), as its known values among the training rows suggest.
+
+    A number is kept as it is or becomes its logarithm; of anything else there is one column per value.
+    """
+    if all(_is_number(value) for value in known):
+        has = np.array([_is_number(value) for value in column])
+        numbers = np.array([float(value) if known else 0.0 for value, known in zip(column, has, strict=True)])
         if min(known) > 0 and max(known) >= 10 * min(known):
-            name, numbers = f"log.{name}", np.log(numbers)
-        yield name, np.nan_to_num(numbers, nan=0.0)
+            # A number below all that training knows, and without a logarithm, is taken for the least of them.
+            name, numbers = f"log.{name}", np.log(np.where(numbers > 0, numbers, min(known))) * has
+        yield name, numbers, has
         return
     texts = np.array([None if value is None else str(value) for value in column], dtype=object)
     for text in sorted({str(value) for value in known}):
-        yield f"{name}={text}", (texts == text).astype(float)
+        yield f"{name}={text}", (texts == text).astype(float), texts != np.array(None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -25,9 +25,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from probes import probe
-from probes.report import baselines, choose_targets, read_embeddings
-from weightspace.store import open_zoo
+from probes.evaluation import evaluate
+from probes.feature_sets import baselines, read_embeddings
+from probes.report import choose_targets
+from weightspace.store import divide, open_zoo
 
 folder = Path(os.environ.get("WEIGHTSPACE_QUICKSTART", "quickstart"))
 zoo = open_zoo(folder / "zoo")
@@ -55,8 +56,9 @@ for name in ("state_effective_rank", "memory_decay_rate", "score"):
 
 # %%
 files = sorted(folder.glob("embeddings*.safetensors"))
-feature_sets = [*read_embeddings(files, zoo.fingerprint, zoo.num_rows), *baselines(zoo)]
-{features.name: features.values.shape for features in feature_sets}
+feature_sets = [*read_embeddings(files, zoo), *baselines(zoo)]
+in_distribution = divide(zoo.table, "in_distribution")
+{features.name: features.on(in_distribution).values.shape for features in feature_sets}
 
 # %% [markdown]
 # ## Probes
@@ -66,7 +68,7 @@ feature_sets = [*read_embeddings(files, zoo.fingerprint, zoo.num_rows), *baselin
 
 # %%
 targets = [target for target in choose_targets(zoo, ()) if target.kind == "regression"]
-rows = probe.table(zoo.table, feature_sets, targets)
+rows = evaluate(zoo.table, feature_sets, targets, splits=["in_distribution"]).rows
 headline = [row for row in rows if row["metric"] == "r2_within_cell" and " - " not in row["features"]]
 for row in sorted(headline, key=lambda row: (row["target"], row["features"])):
     print(f"{row['target']:24s} {row['features']:24s} {row['probe']:18s} "
@@ -78,7 +80,8 @@ for row in sorted(headline, key=lambda row: (row["target"], row["features"])):
 # The first two principal components, coloured by one label.
 
 # %%
-embedding = feature_sets[0].values - feature_sets[0].values.mean(0)
+embedding = feature_sets[0].on(in_distribution).values
+embedding = embedding - embedding.mean(0)
 _, _, axes = np.linalg.svd(embedding, full_matrices=False)
 points = embedding @ axes[:2].T
 figure, panel = plt.subplots(figsize=(6, 5))

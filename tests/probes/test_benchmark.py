@@ -74,8 +74,8 @@ def test_seeds_are_averaged_row_by_row():
 
     def trained(seed, parameters):
         return Trained(
-            encoder="E", seed=seed, learned_with="labels", embeddings=np.zeros((1, 1)), parameters=parameters,
-            models_per_cpu_second=1.0, peak_memory_mb=2.0, training_cpu_seconds=3.0,
+            encoder="E", seed=seed, split="s", fold=None, learned_with="labels", embeddings=np.zeros((1, 1)),
+            parameters=parameters, models_per_cpu_second=1.0, peak_memory_mb=2.0, training_cpu_seconds=3.0,
         )  # fmt: skip
 
     rows = [

@@ -12,9 +12,14 @@ from sklearn.preprocessing import StandardScaler
 
 from probes import bootstrap, probe
 from probes.bootstrap import Resamples
-from probes.probe import Design, FeatureSet, RidgePath, evaluate, table
-from probes.targets import named_target, pose, read_rows, splits
+from probes.evaluation import evaluate
+from probes.feature_sets import Baseline, Embedding, FeatureSet
+from probes.probe import Design, RidgePath
+from probes.problem import Question, pose, read_rows
+from probes.targets import named_target
 from tests.probes.test_probe_targets import make_table
+from weightspace.features import Features
+from weightspace.store import divide
 
 ROW = {"features", "target", "learned_with", "split", "metric", "value", "low", "high", "num_train", "num_test"}
 
@@ -27,9 +32,14 @@ def quick(monkeypatch):
 
 
 def features(name: str, values: np.ndarray, learned_with: str | None = None) -> FeatureSet:
-    kind = "embedding" if name.startswith("embedding:") else "baseline"
+    if name.startswith("embedding:"):
+        return Embedding(name=name, learned_with=learned_with, made_for={("in_distribution", None): values})
     names = [f"column {i}" for i in range(values.shape[1])]
-    return FeatureSet(name=name, values=values, names=names, kind=kind, learned_with=learned_with)
+    return Baseline(name=name, choose=lambda train: Features(values, names))
+
+
+def table(*arguments, **options):
+    return evaluate(*arguments, **options).rows
 
 
 def planted(models: int = 150, noise: float = 0.01, seed: int = 0):
@@ -175,9 +185,9 @@ def test_columns_that_are_constant_in_training_have_no_say():
 def test_bootstrap_values_equal_those_of_the_rows_drawn():
     zoo_table, _, _ = planted(models=60)
     rows = read_rows(zoo_table)
-    problem = pose(rows, named_target(zoo_table, "label"), next(splits(rows)))
+    problem = pose(rows, named_target(zoo_table, "label"), divide(zoo_table, "in_distribution"))
     predicted = problem.y[problem.test] + np.random.default_rng(1).normal(size=len(problem.test))
-    resamples = Resamples(problem, 20, 0)
+    resamples = Resamples(Question((problem,)), 20, 0)
     model = rows.model[problem.test]
     fast = {m: resamples.measure(m, predicted) for m in ("r2", "r2_within_cell", "kendall_tau")}
     assert (resamples.counts[0] == 1).all()
@@ -199,9 +209,9 @@ def test_bootstrap_values_equal_those_of_the_rows_drawn():
 def test_resamples_of_a_target_are_the_same_for_all_features_and_differ_by_seed():
     zoo_table, _, _ = planted(models=60)
     rows = read_rows(zoo_table)
-    problem = pose(rows, named_target(zoo_table, "label"), next(splits(rows)))
-    assert (Resamples(problem, 9, 0).counts == Resamples(problem, 9, 0).counts).all()
-    assert (Resamples(problem, 9, 0).counts != Resamples(problem, 9, 1).counts).any()
+    question = Question((pose(rows, named_target(zoo_table, "label"), divide(zoo_table, "in_distribution")),))
+    assert (Resamples(question, 9, 0).counts == Resamples(question, 9, 0).counts).all()
+    assert (Resamples(question, 9, 0).counts != Resamples(question, 9, 1).counts).any()
 
 
 def test_classes_are_told_apart_and_guessing_is_shown():

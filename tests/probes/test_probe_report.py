@@ -12,7 +12,10 @@ import torch
 
 from probes import bootstrap, probe, report
 from probes.cli import main
-from probes.targets import named_target, read_rows
+from probes.evaluation import evaluate
+from probes.feature_sets import Embedding, read_embeddings
+from probes.problem import read_rows
+from probes.targets import named_target
 from tests.probes.test_probe_targets import make_table
 from tests.weightspace.zoos import write_zoo
 from weightspace.store import open_zoo
@@ -101,10 +104,9 @@ def test_the_report_mentions_every_target_and_all_features(done):
 def test_names_are_escaped_in_the_report():
     table = make_table(models=40, label=np.arange(80.0), family=["<b>GRU</b>", "Elman"] * 40)
     values = np.random.default_rng(0).normal(size=(80, 2))
-    names = ["first", "second"]
-    one = probe.FeatureSet(name="embedding:<script>", values=values, names=names, kind="embedding")
+    one = Embedding(name="embedding:<script>", made_for={("in_distribution", None): values})
     targets = [named_target(table, "label")]
-    evaluation = probe.evaluate(table, [one], targets)
+    evaluation = evaluate(table, [one], targets)
     page = report.render(evaluation, read_rows(table), [one], targets, "a & b", "0" * 64)
     assert "<script" not in page
     assert "a &amp; b" in page
@@ -113,8 +115,8 @@ def test_names_are_escaped_in_the_report():
 def test_costs_of_encoders_are_shown_where_rows_have_them():
     table = make_table(models=40, label=np.arange(80.0))
     values = np.random.default_rng(0).normal(size=(80, 1))
-    one = probe.FeatureSet(name="embedding:a", values=values, names=["only"], kind="embedding")
-    evaluation = probe.evaluate(table, [one], [named_target(table, "label")])
+    one = Embedding(name="embedding:a", made_for={("in_distribution", None): values})
+    evaluation = evaluate(table, [one], [named_target(table, "label")])
     for row in evaluation.rows:
         row |= {"parameters": 12345, "models_per_cpu_second": 678.4, "peak_memory_mb": None}
     page = report.render(evaluation, read_rows(table), [one], [named_target(table, "label")], "costs", "0" * 64)
@@ -133,10 +135,9 @@ def test_costs_of_encoders_are_shown_where_rows_have_them():
     ],
 )
 def test_embeddings_that_do_not_belong_to_the_zoo_are_refused(changes, message, zoo, tmp_path):
-    opened = open_zoo(zoo)
     path = write_embeddings(tmp_path / "one.safetensors", zoo, **changes)
     with pytest.raises(ValueError, match=message):
-        report.read_embeddings([path], opened.fingerprint, opened.num_rows)
+        read_embeddings([path], open_zoo(zoo))
 
 
 def test_files_that_are_no_embeddings_are_refused(zoo, tmp_path):
@@ -145,16 +146,15 @@ def test_files_that_are_no_embeddings_are_refused(zoo, tmp_path):
     (tmp_path / "empty").write_bytes(safetensors.torch.save({"other": torch.zeros(1)}, {"weightspace": "{}"}))
     for name in ("text", "bare", "empty"):
         with pytest.raises(ValueError, match=f"{name} is not a file of `weightspace embed`"):
-            report.read_embeddings([tmp_path / name], "0" * 64, 120)
+            read_embeddings([tmp_path / name], open_zoo(zoo))
     with pytest.raises(ValueError, match="There is no file"):
-        report.read_embeddings([tmp_path / "absent"], "0" * 64, 120)
+        read_embeddings([tmp_path / "absent"], open_zoo(zoo))
 
 
 def test_names_of_embeddings_must_differ(zoo, tmp_path):
-    opened = open_zoo(zoo)
     paths = [write_embeddings(tmp_path / f"{i}.safetensors", zoo, name="same") for i in range(2)]
-    with pytest.raises(ValueError, match="both named 'embedding:same'"):
-        report.read_embeddings(paths, opened.fingerprint, opened.num_rows)
+    with pytest.raises(ValueError, match="both named 'embedding:same' and made for in_distribution"):
+        read_embeddings(paths, open_zoo(zoo))
 
 
 def test_the_command_prints_a_table(zoo, tmp_path, capsys):

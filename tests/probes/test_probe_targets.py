@@ -6,17 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from probes.targets import (
-    NotEnoughError,
-    Split,
-    Target,
-    default_targets,
-    named_target,
-    pose,
-    read_rows,
-    shuffled_order,
-    splits,
-)
+from probes.problem import NotEnoughError, Question, pose, read_rows, shuffled_order
+from probes.targets import Target, default_targets, named_target
+from weightspace.store import Division, divide
 
 
 def make_table(models: int = 60, steps: tuple[int, ...] = (0, 100), seed: int = 0, **columns) -> pa.Table:
@@ -33,12 +25,15 @@ def make_table(models: int = 60, steps: tuple[int, ...] = (0, 100), seed: int = 
         "hidden_size": 8 + 8 * size,
         "status": ["ok"] * len(model),
         "split": np.array(["train", "train", "train", "val", "test"])[model % 5].tolist(),
+        "split_task": ["in"] * len(model),
+        "split_size": ["in"] * len(model),
+        "fold_family": [0] * len(model),
     }
     return pa.table(found | columns)
 
 
-def first_split(rows) -> Split:
-    return next(splits(rows))
+def in_distribution(rows) -> Division:
+    return divide(rows.table, "in_distribution")
 
 
 def test_cells_keep_families_sizes_tasks_and_steps_apart_and_task_sizes_together():
@@ -58,14 +53,14 @@ def test_residuals_are_labels_minus_the_training_mean_of_their_cell():
     generator = np.random.default_rng(0)
     table = make_table(label=generator.normal(size=120))
     rows = read_rows(table)
-    problem = pose(rows, named_target(table, "label"), first_split(rows))
+    problem = pose(rows, named_target(table, "label"), in_distribution(rows))
     label = table.column("label").to_numpy()
     for row in problem.test:
         same = [r for r in problem.train if rows.cell[r] == rows.cell[row]]
         assert problem.seen[row] == bool(same)
         if same:
             assert problem.residual[row] == pytest.approx(label[row] - label[same].mean(), abs=1e-12)
-    assert problem.truth("r2").tolist() == label[problem.test].tolist()
+    assert Question((problem,)).truth("r2").tolist() == label[problem.test].tolist()
 
 
 def test_rows_that_do_not_count_are_left_out_and_counted():
@@ -76,7 +71,7 @@ def test_rows_that_do_not_count_are_left_out_and_counted():
     table = make_table(label=pa.array(label, from_pandas=True), status=status)
     rows = read_rows(table)
     target = Target(name="label", leave_out_step_0=True, transform="clip", low=0, high=60)
-    problem = pose(rows, target, first_split(rows))
+    problem = pose(rows, target, in_distribution(rows))
     # Of the 60 rows of step 0, 12 are of the split val, and 3 are named before for another reason, one of them of val.
     assert problem.excluded["diverged"] == 1
     assert problem.excluded["missing"] == 2
@@ -92,7 +87,7 @@ def test_test_rows_in_unseen_cells_are_marked():
     # The last model is a test model, and the only one of its size.
     table = make_table(hidden_size=[8] * 118 + [64] * 2, label=np.arange(120.0))
     rows = read_rows(table)
-    problem = pose(rows, named_target(table, "label"), first_split(rows))
+    problem = pose(rows, named_target(table, "label"), in_distribution(rows))
     assert problem.excluded["test_rows_in_unseen_cells"] >= 2
     assert not problem.seen[[118, 119]].any()
     assert problem.residual[[118, 119]].tolist() == [0, 0]
@@ -129,11 +124,11 @@ def test_too_few_models_or_classes_are_refused():
     table = make_table(models=6, label=np.zeros(12))
     rows = read_rows(table)
     with pytest.raises(NotEnoughError, match="1 test model"):
-        pose(rows, named_target(table, "label"), first_split(rows))
+        pose(rows, named_target(table, "label"), in_distribution(rows))
     table = make_table(kind=["a"] * 120)
     rows = read_rows(table)
     with pytest.raises(NotEnoughError, match="only one class"):
-        pose(rows, named_target(table, "kind"), first_split(rows))
+        pose(rows, named_target(table, "kind"), in_distribution(rows))
 
 
 def test_damaged_tables_are_refused():
@@ -154,7 +149,7 @@ def test_shuffling_moves_whole_models_and_within_cells_keeps_each_cell(within_ce
         label[np.random.default_rng(1).random(180) < 0.1] = np.nan
     table = make_table(steps=steps, label=pa.array(label, from_pandas=True))
     rows = read_rows(table)
-    problem = pose(rows, named_target(table, "label"), first_split(rows))
+    problem = pose(rows, named_target(table, "label"), in_distribution(rows))
     order = shuffled_order(problem, within_cell, np.random.default_rng(0))
     assert sorted(order) == list(range(len(problem.train)))
     model = rows.model[problem.train]

@@ -42,9 +42,10 @@ def write_zoo(
 ) -> Path:
     """Write a finished zoo: one shard or more per family, `models` models each; a fifth is val, a fifth is test.
 
-    With `held_out` a quarter of the models (of every split) has a task of its own, models of 6 units are large, and
-    each class of families is a fold. `spoilt` is a column and a value: rows that have it are spoilt, their weights
-    being `spoilt_weight`, their rollouts NaN, and their labels NaN or 1e30 by turns.
+    With `held_out` a quarter of the models (of every split) has task parameters beyond all others, models of 6 units
+    are large, each class of families is a fold, and each has both tasks. `spoilt` is a column and a value: rows that
+    have it are spoilt, their weights being `spoilt_weight`, their rollouts NaN, their labels NaN or 1e30 by turns,
+    their learning rate negative.
     """
     index = 0
     for family in families:
@@ -87,6 +88,10 @@ def _spoilt(content: ShardContent, rows: np.ndarray, weight: float) -> ShardCont
         values = table.column(name).to_numpy(zero_copy_only=False).copy()
         values[rows] = np.where(np.arange(rows.sum()) % 2, 1e30, np.nan)
         table = table.set_column(table.column_names.index(name), name, pa.array(values, from_pandas=True))
+    # No number of a held-out record may decide what becomes of those of training.
+    texts = table.column("learning_config").to_pylist()
+    told = [json.dumps({"learning_rate": -1.0}) if bad else text for text, bad in zip(texts, rows, strict=True)]
+    table = table.set_column(table.column_names.index("learning_config"), "learning_config", [told])
     rollouts = None if content.rollouts is None else spoil(content.rollouts, math.nan)
     return replace(content, params=spoil(content.params, weight), table=table, rollouts=rollouts)
 
@@ -101,12 +106,14 @@ def _table(
     trace = recurrent.diagonal(dim1=-2, dim2=-1).flatten(1).sum(1).numpy()
     rng = np.random.default_rng(seed)
     split = np.array(["train", "train", "train", "val", "test"])[model % 5]
+    recall = model % 3 > 0 if held_out else np.full(rows, family.input_size == 1)
+    task = np.where(recall, "DelayedRecall", "TiledDigits")
     return pa.table(
         {
             "model_id": [f"model-{index}-{m:04d}" for m in model],
             "step": step,
             "family": [type(family).__name__] * rows,
-            "task": ["DelayedRecall" if family.input_size == 1 else "TiledDigits"] * rows,
+            "task": task.tolist(),
             "family_config": [json.dumps(family.config, sort_keys=True)] * rows,
             "task_config": [json.dumps({"delay": int(m % 3), "kind": "a"}) for m in model],
             "learning_config": [json.dumps({"learning_rate": 10.0 ** -(m % 4)}) for m in model],

@@ -30,7 +30,17 @@ from weightspace.store.lock import locked
 from weightspace.store.manifest import DamagedManifest
 from weightspace.store.reader import Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
-from weightspace.store.splits import SPLITS, Division, SplitName, divide, divisions, folds, recorded_split, title
+from weightspace.store.splits import (
+    SPLITS,
+    Division,
+    NothingHeldOutError,
+    SplitName,
+    divide,
+    divisions,
+    folds,
+    recorded_split,
+    split_title,
+)
 from weightspace.store.verify import Fault, verify
 from weightspace.store.writer import ShardContent, absent_shards, finish, good_shards, remove_shard, write_shard
 
@@ -44,6 +54,7 @@ __all__ = [
     "Division",
     "Fault",
     "NotWritten",
+    "NothingHeldOutError",
     "ShardContent",
     "SplitName",
     "Stack",
@@ -70,9 +81,9 @@ __all__ = [
     "publish_tables",
     "recorded_split",
     "remove_shard",
+    "split_title",
     "stage_table",
     "staged_tables",
-    "title",
     "unfinished_labelling",
     "verify",
     "write_durably",

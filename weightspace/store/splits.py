@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,10 @@ import pyarrow as pa
 from weightspace.store.layout import digest
 
 SplitName = Literal["in_distribution", "new_task", "new_size", "new_family"]
+
+
+class NothingHeldOutError(ValueError):
+    """A zoo has no models that a split would hold out, or no others to learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ class Division:
     the zoo's `test` that are not held out take no part. All snapshots of a model are in the same mask.
     """
 
-    split: str
+    split: SplitName
     fold: int | None
     train: np.ndarray
     val: np.ndarray
@@ -82,7 +86,7 @@ class Division:
     @property
     def name(self) -> str:
         """The split, with its fold if it has folds."""
-        return title(self.split, self.fold)
+        return split_title(self.split, self.fold)
 
     @property
     def record(self) -> dict[str, str | int | None]:
@@ -90,7 +94,7 @@ class Division:
         return {"split": self.split, "fold": self.fold}
 
 
-def title(split: str, fold: int | None) -> str:
+def split_title(split: str, fold: int | None) -> str:
     """A split in words, with its fold if it has folds."""
     return split if fold is None else f"{split}, fold {fold}"
 
@@ -116,7 +120,7 @@ def folds(table: pa.Table, split: str) -> list[int | None]:
 
 
 def divide(table: pa.Table, split: str, fold: int | None = None) -> Division:
-    """Divide the rows of models.parquet for a split; ValueError if the zoo holds out no such models, or all of them.
+    """Divide the rows of models.parquet for a split; `NothingHeldOutError` if the zoo holds out no or all models.
 
     Only `in_distribution` may be without training or test rows: such a zoo can still be embedded, or learned from.
     """
@@ -133,11 +137,11 @@ def divide(table: pa.Table, split: str, fold: int | None = None) -> Division:
     models = _models(table, train=train, val=val, test=held_out)
     for part, mask in (("held out", held_out), ("left to train on", train)):
         if not mask.any() and rule.column != "split":
-            raise ValueError(
-                f"No model is {part} for the split {title(split, fold)} (column '{rule.column}'); "
+            raise NothingHeldOutError(
+                f"No model is {part} for the split {split_title(split, fold)} (column '{rule.column}'); "
                 f"build the zoo with {rule.way_out}."
             )
-    return Division(split=split, fold=fold, train=train, val=val, test=held_out, models=models)
+    return Division(split=cast(SplitName, split), fold=fold, train=train, val=val, test=held_out, models=models)
 
 
 def divisions(table: pa.Table, split: str) -> list[Division]:

@@ -1,0 +1,231 @@
+"""A target on a division of a zoo: cells, the rows that take part, and labels moved between models for the control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from probes.targets import Target
+from weightspace.store import SPLITS, Division
+
+COLUMNS = ("model_id", "step", "family", "family_config", "task", "hidden_size", "status")
+SPLIT_COLUMNS = tuple(rule.column for rule in SPLITS.values())
+# Sizes that follow from the task, whose parameters may vary inside a cell.
+TASK_SIZES = ("input_size", "output_size")
+
+
+class NotEnoughError(ValueError):
+    """A target has too few models or classes to be probed on a split."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A zoo's table with, for each row, the codes of its model, of its cell and of its stratum: a cell but its step."""
+
+    table: pa.Table
+    model: np.ndarray
+    cell: np.ndarray
+    stratum: np.ndarray
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the table (rows)."""
+        return np.array(self.table.column(name).to_pylist(), dtype=object)
+
+
+def _codes(keys: Sequence[Any]) -> np.ndarray:
+    """Integer codes (rows) of hashable keys, in order of first appearance."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _without_task_sizes(config: str) -> str:
+    fields = json.loads(config or "{}")
+    return json.dumps({key: value for key, value in fields.items() if key not in TASK_SIZES}, sort_keys=True)
+
+
+def read_rows(table: pa.Table) -> Rows:
+    """Read what probing needs; a cell is one family with its config, hidden_size, class of task and step."""
+    missing = [name for name in (*COLUMNS, *SPLIT_COLUMNS) if name not in table.column_names]
+    if missing:
+        raise ValueError(f"The zoo's table lacks the columns {', '.join(missing)}, which every zoo has; is it damaged?")
+    if not table.num_rows:
+        raise ValueError("The zoo's table has no rows, so there is nothing to probe.")
+    column = {name: table.column(name).to_pylist() for name in COLUMNS}
+    if len(set(zip(column["model_id"], column["step"], strict=True))) < table.num_rows:
+        raise ValueError("The zoo's table repeats a (model_id, step); expected one row per model and snapshot.")
+    configs = {text: _without_task_sizes(text) for text in set(column["family_config"])}
+    config = [configs[text] for text in column["family_config"]]
+    strata = list(zip(column["family"], config, column["hidden_size"], column["task"], strict=True))
+    cells = list(zip(strata, column["step"], strict=True))
+    return Rows(table, _codes(column["model_id"]), _codes(cells), _codes(strata))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One target on one division.
+
+    train, test: row numbers (num_train), (num_test). y (rows): transformed labels, or class names.
+    residual (rows): a regression's labels minus the training mean of their cell, 0 where training has no such cell.
+    seen (rows): whether it has. excluded: what was left out, counts by reason.
+    """
+
+    rows: Rows
+    target: Target
+    division: Division
+    train: np.ndarray
+    test: np.ndarray
+    y: np.ndarray
+    residual: np.ndarray
+    seen: np.ndarray
+    excluded: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A target on a split: its problems, one for each fold, judged together over the test rows of all of them.
+
+    Arrays (num_test) follow the problems, one after another. Every model is held out in one of them only.
+    """
+
+    problems: tuple[Problem, ...]
+
+    @property
+    def target(self) -> Target:
+        """What is asked for."""
+        return self.problems[0].target
+
+    @property
+    def split(self) -> str:
+        """What it is asked on."""
+        return self.problems[0].division.split
+
+    @property
+    def within_cells(self) -> bool:
+        """Whether order is compared within cells, as training has seen none of them and cannot tell their means."""
+        return not SPLITS[self.split].seen_cells
+
+    @cached_property
+    def test(self) -> np.ndarray:
+        """Row numbers of the test rows (num_test)."""
+        return np.concatenate([problem.test for problem in self.problems])
+
+    @cached_property
+    def fold(self) -> np.ndarray:
+        """The place of each test row's problem (num_test)."""
+        return np.repeat(np.arange(len(self.problems)), [len(problem.test) for problem in self.problems])
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """Whether training has seen the cell of each test row (num_test)."""
+        return np.concatenate([problem.seen[problem.test] for problem in self.problems])
+
+    @property
+    def model(self) -> np.ndarray:
+        """The code of each test row's model (num_test)."""
+        return self.problems[0].rows.model[self.test]
+
+    @property
+    def cell(self) -> np.ndarray:
+        """The code of each test row's cell (num_test)."""
+        return self.problems[0].rows.cell[self.test]
+
+    def truth(self, metric: str) -> np.ndarray:
+        """What a metric compares predictions with (num_test)."""
+        within = metric == "r2_within_cell"
+        return np.concatenate([(p.residual if within else p.y)[p.test] for p in self.problems])
+
+
+def pose(rows: Rows, target: Target, division: Division) -> Problem:
+    """Choose the rows of a target on a division and take cell means off its labels, or raise `NotEnoughError`."""
+    labels, missing, infinite = _labels(rows.table, target)
+    step_0 = (rows.column("step") == 0) & target.leave_out_step_0
+    kept = division.train | division.test
+    excluded: dict[str, float] = {}
+    reasons = {"diverged": diverged(rows), "missing": missing, "not_finite": infinite, "step_0": step_0}
+    for reason, mask in reasons.items():
+        excluded[reason] = int(np.sum(kept & mask))
+        kept = kept & ~mask
+    train, test = np.flatnonzero(kept & division.train), np.flatnonzero(kept & division.test)
+    _refuse_too_few(rows, target, labels, train, test)
+    numbers = np.zeros(len(labels))
+    if target.kind == "regression":
+        numbers[kept] = target.apply(labels[kept])
+    if target.transform == "clip":
+        excluded["clipped_share"] = float(np.mean(numbers[kept] != labels[kept]))
+    residual, seen = _residuals(rows.cell, numbers, train)
+    excluded["test_rows_in_unseen_cells"] = int(np.sum(~seen[test]))
+    y = numbers if target.kind == "regression" else labels
+    return Problem(rows, target, division, train, test, y, residual, seen, excluded)
+
+
+def diverged(rows: Rows) -> np.ndarray:
+    """Mask (rows) of the snapshots of models that had diverged, which no probe uses."""
+    return rows.column("status") == "diverged"
+
+
+def _labels(table: pa.Table, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Raw labels (rows), which of them are missing (rows) and which are infinite (rows)."""
+    column = table.column(target.name)
+    if target.kind == "classification":
+        missing = np.array(column.is_null())
+        return np.array([str(value) for value in column.to_pylist()], dtype=object), missing, np.zeros_like(missing)
+    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values, np.isnan(values), np.isinf(values)
+
+
+def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
+    """Raise `NotEnoughError` unless two models or more are left on each side, and two classes to train on."""
+    for side, chosen in (("train", train), ("test", test)):
+        models = len(np.unique(rows.model[chosen]))
+        if models < 2:
+            raise NotEnoughError(f"{models} {side} model(s) with a usable label; 2 or more are needed.")
+    if target.kind == "classification" and len(set(labels[train])) < 2:
+        raise NotEnoughError("only one class among the training rows; 2 or more are needed.")
+    if target.kind == "classification" and not set(labels[train]) & set(labels[test]):
+        raise NotEnoughError("no class of the held-out models is among the training rows, so none can be guessed.")
+
+
+def _residuals(cell: np.ndarray, numbers: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (rows) minus the training mean of their cell, 0 where it is unseen, and whether it is seen (rows)."""
+    counts = np.bincount(cell[train], minlength=cell.max() + 1)
+    sums = np.bincount(cell[train], weights=numbers[train], minlength=cell.max() + 1)
+    seen = counts[cell] > 0
+    residual = np.where(seen, numbers - (sums / np.maximum(counts, 1))[cell], 0.0)
+    # What rounding leaves of a label that is constant in its cell is not signal.
+    residual[np.abs(residual) <= 1e-12 * np.abs(numbers)] = 0.0
+    return residual, seen
+
+
+def shuffled_order(problem: Problem, within_cell: bool, generator: np.random.Generator) -> np.ndarray:
+    """Positions (num_train) among the training rows whose labels these get when labels move between models.
+
+    The rows of a model get those of one other model, as a permutation. Within cells the donor shares the stratum and
+    lends each step its own, so every cell keeps its labels; otherwise steps are mixed too, so that nothing is left to
+    learn. Rows without a counterpart share out what is left, within their cell or anywhere.
+    """
+    rows, train = problem.rows, problem.train
+    model, stratum, cell = rows.model[train], rows.stratum[train] * within_cell, rows.cell[train] * within_cell
+    slot = problem.rows.column("step")[train] if within_cell else _random_slots(model, generator)
+    models, first = np.unique(model, return_index=True)
+    drawn = np.lexsort((generator.random(len(models)), stratum[first]))
+    donor = dict(zip(models[np.argsort(stratum[first], kind="stable")], models[drawn], strict=True))
+    position = {key: i for i, key in enumerate(zip(model, slot, strict=True))}
+    order = np.array([position.get((donor[m], s), -1) for m, s in zip(model, slot, strict=True)])
+    takers = generator.permutation(np.flatnonzero(order < 0))
+    lenders = generator.permutation(np.setdiff1d(np.arange(len(model)), order))
+    order[takers[np.argsort(cell[takers], kind="stable")]] = lenders[np.argsort(cell[lenders], kind="stable")]
+    return order
+
+
+def _random_slots(model: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Number the rows of each model (rows) from 0 in random order."""
+    order = np.lexsort((generator.random(len(model)), model))
+    slot = np.empty(len(model), dtype=np.int64)
+    slot[order] = np.arange(len(model)) - np.searchsorted(model[order], model[order])
+    return slot
