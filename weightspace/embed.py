@@ -44,6 +44,10 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is no checkpoint of plain data, which is all that is accepted ({reason}).") from None
     if not isinstance(content, dict) or "weightspace" not in content or "hyper_parameters" not in content:
         raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: it does not say which encoder it holds.")
+    try:
+        recorded_split(content["weightspace"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: {error}.") from None
     for class_path in _class_paths(content["hyper_parameters"]):
         if not (class_path.startswith(TRUSTED) or plugins.covers(class_path) or _is_imported(class_path)):
             raise ValueError(

@@ -114,3 +114,11 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="does not say which encoder"):
         load(tmp_path / "other.ckpt")
+    for said, reason in (
+        ({"split": "new_world"}, "split 'new_world'"),
+        (["new_task"], "list"),
+        ({"split": []}, "list"),
+    ):
+        torch.save({"weightspace": said, "hyper_parameters": {}}, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=rf"odd.ckpt is not a checkpoint of `weightspace fit`: .*{reason}"):
+            load(tmp_path / "odd.ckpt")
