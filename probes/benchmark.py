@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 import resource
@@ -19,7 +18,7 @@ import torch
 from probes.evaluation import evaluate
 from probes.feature_sets import Embedding, baselines
 from probes.problem import read_rows
-from probes.report import choose_targets, refuse_unknown, render
+from probes.report import choose_targets, refuse_unknown, render, write
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
@@ -27,7 +26,7 @@ from weightspace.datamodule import ZooDataModule
 from weightspace.discovery import near_match
 from weightspace.embed import embed_rows, embed_stacks, load
 from weightspace.module import EmbeddingModule, fit
-from weightspace.store import Division, divisions, open_zoo, write_durably
+from weightspace.store import Division, divisions, open_zoo
 from weightspace.targets import Target as Learned
 
 logger = logging.getLogger(__name__)
@@ -107,12 +106,9 @@ def benchmark(
         "excluded": evaluation.excluded,
         "splits": evaluation.splits,
     }
-    Path(out).mkdir(parents=True, exist_ok=True)
     title = f"Encoders on {Path(zoo).resolve().name}, trained with {objective}"
     page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)
-    write_durably(Path(out) / "report.html", page.encode())
-    text = json.dumps(document, sort_keys=True, allow_nan=False, indent=1)
-    write_durably(Path(out) / "benchmark.json", text.encode())
+    write(Path(out), "benchmark.json", document, page)
     return document
 
 

@@ -65,10 +65,15 @@ def run(
     }
     title = f"Probes of {Path(zoo).resolve().name}"
     page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)
-    write_durably(Path(out) / "report.html", page.encode())
-    text = json.dumps(document, sort_keys=True, allow_nan=False, indent=1)
-    write_durably(Path(out) / "probes.json", text.encode())
+    write(Path(out), "probes.json", document, page)
     return evaluation.rows
+
+
+def write(out: Path, name: str, document: Mapping[str, Any], page: str) -> None:
+    """Write report.html, and the document as JSON of this name, in the folder `out`, each whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_durably(out / "report.html", page.encode())
+    write_durably(out / name, json.dumps(document, sort_keys=True, allow_nan=False, indent=1).encode())
 
 
 def refuse_unknown(splits: Sequence[str]) -> None:
