@@ -109,9 +109,15 @@ def _refuse_damage(path: Path) -> None:
 
 def _put_into_place(folder: Path, out: Path, aside: Path) -> None:
     store.fsync_folder(folder)
-    if out.exists():
+    earlier = out.exists()
+    if earlier:
         os.rename(out, aside)
-    os.rename(folder, out)
+    try:
+        os.rename(folder, out)
+    except BaseException:
+        if earlier:
+            os.rename(aside, out)
+        raise
     store.fsync_folder(out.parent)
 
 

@@ -1,4 +1,9 @@
-"""State dicts of torch.nn's recurrent layers: safetensors files, each with a JSON beside it that says what it holds."""
+"""State dicts of torch.nn's recurrent layers: safetensors files, each with a JSON beside it that says what it holds.
+
+NAME.json beside NAME.safetensors gives the `class` in torch.nn (RNN, GRU or LSTM), `input_size` and `hidden_size`;
+where they differ from the defaults `num_layers` (1), the `nonlinearity` of an RNN ("tanh") and the fields of `Layout`;
+and for a read-out its `output_size`.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +54,12 @@ class Layout:
 
 def convertible() -> dict[str, type[Layered]]:
     """The families that come from and go to torch.nn, by the name of the class there."""
-    kinds = [kind for kind in families.available().values() if issubclass(kind, Layered)]
-    return {kind.torch_class.__name__: kind for kind in kinds}
+    found: dict[str, type[Layered]] = {}
+    for kind in families.available().values():
+        if issubclass(kind, Layered):
+            # The families of this package come first, and no other takes their place.
+            found.setdefault(kind.torch_class.__name__, kind)
+    return found
 
 
 def write(path: str | Path, module: nn.RNNBase, readout: nn.Linear | None = None) -> Path:

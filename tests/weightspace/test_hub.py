@@ -1,7 +1,10 @@
 """Zoos as Hugging Face datasets: the same bits, never stale ones, there whole or not at all."""
 
+import functools
 import inspect
+import itertools
 import json
+import os
 import shutil
 
 import datasets
@@ -153,6 +156,35 @@ def test_a_failure_leaves_the_earlier_export_and_nothing_else(zoo, tmp_path, mon
         hub.export(anew, tmp_path / "other")
     assert files(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_whichever_rename_or_flush_fails_the_folder_is_the_earlier_export_or_the_new_one(zoo, tmp_path, monkeypatch):
+    earlier = files(hub.export(zoo, tmp_path / "dataset"))
+    anew = write_zoo(tmp_path.parent / f"{tmp_path.name}-anew", models=5, rollouts=False, seed=9)
+    new = files(hub.export(anew, tmp_path.parent / f"{tmp_path.name}-new"))
+    calls = {"rename": os.rename, "fsync": os.fsync}
+    for place in itertools.count():
+        left = [place]
+
+        def failing(name, *args, left=left):
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return calls[name](*args)
+
+        with monkeypatch.context() as patch:
+            for name in calls:
+                patch.setattr(os, name, functools.partial(failing, name))
+            try:
+                hub.export(anew, tmp_path / "dataset")
+            except KeyboardInterrupt:
+                found = files(tmp_path / "dataset")
+                assert found in (earlier, new)
+                assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+                continue
+        break
+    assert found == new
+    assert place > 8
 
 
 def test_a_damaged_zoo_is_not_exported(zoo, tmp_path):
