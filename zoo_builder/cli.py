@@ -117,6 +117,11 @@ def _add_label(commands: Any) -> None:
     label.add_argument("folder", type=str, help="the zoo's folder")
     label.add_argument("--labels", nargs="+", type=str, required=True, help="names, as in `zoo-builder list labels`")
     label.add_argument("--workers", type=int, help="number of processes (one per core unless given; one on CUDA)")
+    label.add_argument(
+        "--other_version",
+        action="store_true",
+        help="measure with the versions and machine at hand where others built the zoo; zoo.json then says so",
+    )
     label.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("label", label, help="add labels to a finished zoo")
 
@@ -190,7 +195,7 @@ def _verify(options: Namespace) -> int:
 def _label(options: Namespace) -> int:
     from zoo_builder.relabel import relabel
 
-    done = relabel(options.folder, options.labels, options.workers)
+    done = relabel(options.folder, options.labels, options.workers, other_version=options.other_version)
     fields = {**dataclasses.asdict(done), "path": str(done.path)}
     text = f"{done.path}: {done.rows:,} rows, {len(done.columns)} columns measured: {', '.join(done.columns)}"
     _print(fields, text, options.json)

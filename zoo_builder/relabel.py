@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from weightspace import plugins, store
+from weightspace.families import Family
+from weightspace.store import canonical
 from zoo_builder import labels
 from zoo_builder.build import build_identity, manifest_head
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import run_shards
 from zoo_builder.plan import Plan, Shard, make_plan
-from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels
+from zoo_builder.recipe import read_recipe
+from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_config
 from zoo_builder.stacks import STACK
 
 logger = logging.getLogger(__name__)
@@ -33,11 +37,15 @@ class Relabelled:
     fingerprint: str
 
 
-def relabel(zoo: str | Path, names: Sequence[str], workers: int | None = None) -> Relabelled:
+def relabel(
+    zoo: str | Path, names: Sequence[str], workers: int | None = None, *, other_version: bool = False
+) -> Relabelled:
     """Measure the labels `names` of every model of a finished zoo, and put them into its tables.
 
     The zoo then has the bytes that a build of its recipe with these labels would have had; params and rollouts are
-    not touched. Needs the versions and the class of machine that built it, because the bytes must come out so.
+    not touched. Needs the versions and the class of machine that built it, because the bytes must come out so. With
+    `other_version` others will do, if they make the same models of the recipe; zoo.json then says of each label that
+    was measured so by what it was, and the zoo can no longer be repaired or built again byte by byte.
     """
     zoo = Path(zoo)
     names = list(dict.fromkeys(names))
@@ -49,19 +57,57 @@ def relabel(zoo: str | Path, names: Sequence[str], workers: int | None = None) -
         manifest = _manifest(zoo, names)
         plan = _plan(manifest, names)
         identity = {**{key: manifest[key] for key in ("executor", "generator")}, "recipe": plan.recipe}
-        refuse_differences(identity, _identity_here(plan, identity), f"{zoo} cannot be labelled here")
-        head = manifest_head(plan, identity)
+        measured_with = _measured_with(zoo, plan, identity, other_version)
+        head = _head(manifest, plan, identity, measured_with, names)
         key = store.digest({"identity": identity, "labels": names, "definitions": head["labels"]})[:16]
-        _stage(zoo, plan, names, key, identity["executor"]["device"], workers)
+        _stage(zoo, plan, names, key, (measured_with or identity)["executor"]["device"], workers)
         store.publish_tables(zoo, key, head["plan"], names, manifest)
         finished = store.finish(zoo, head, len(plan.shards), plan.recipe["title"])
     rows = sum(shard["rows"] for shard in finished["shards"])
     return Relabelled(zoo, rows, _measured_columns(plan, names), finished["digest"])
 
 
+def _measured_with(zoo: Path, plan: Plan, identity: Mapping[str, Any], other_version: bool) -> Mapping[str, Any] | None:
+    """What labels are measured with here, None if it is what built the zoo; refused unless `other_version`."""
+    executor = identity["executor"]
+    # Labels are measured where the models learned, if that is to be had here.
+    device = "cpu" if other_version and not torch.cuda.is_available() else executor["device"]
+    here = build_identity(plan, device, executor["method"])
+    if here == identity:
+        return None
+    if not other_version:
+        way_out = f"{zoo} cannot be labelled here as it was built (`--other_version` measures with what is here)"
+        refuse_differences(identity, here, way_out)
+    if read_recipe(identity["recipe"]) != identity["recipe"]:
+        raise ValueError(f"{zoo} cannot be labelled here: this version reads its recipe in another way.")
+    return {key: here[key] for key in ("executor", "generator")}
+
+
+def _head(
+    manifest: Mapping[str, Any],
+    plan: Plan,
+    identity: Mapping[str, Any],
+    measured_with: Mapping[str, Any] | None,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """The new manifest's own content, where labels that others measured say so."""
+    head = manifest_head(plan, identity)
+    others = {name: label["measured_with"] for name, label in manifest["labels"].items() if "measured_with" in label}
+    for name in _measured_columns(plan, names):
+        others.pop(name, None)
+        if measured_with is not None:
+            others[name] = measured_with
+    if not others:
+        return head
+    found = {name: {**label, "measured_with": others[name]} for name, label in head["labels"].items() if name in others}
+    # No build of the recipe makes these tables, so they are shards of another plan.
+    return {**head, "labels": head["labels"] | found, "plan": store.digest({**identity, "measured_with": others})}
+
+
 def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: str, device: str = "cpu") -> None:
     """Measure one shard's models and write its new table aside; this is what workers do."""
     stack, table = store.open_zoo(zoo).shard(shard.index)
+    _refuse_other_models(plan, shard, stack.family, table)
     ids, pieces = shard.model_ids, []
     params = {name: tensor.unflatten(0, (len(ids), len(plan.snapshots))) for name, tensor in stack.params.items()}
     for first in range(0, len(ids), STACK):
@@ -77,6 +123,17 @@ def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: 
         raise ValueError(f"The zoo lacks the columns {missing} of its own labels; measure those labels again, too.")
     columns = {name: (new if name in new.column_names else table)[name] for name in ordered}
     store.stage_table(zoo, key, shard.index, pa.table(columns))
+
+
+def _refuse_other_models(plan: Plan, shard: Shard, family: Family, table: pa.Table) -> None:
+    """Raise ValueError unless the models of a shard are those that this version makes of the recipe."""
+    ids, cohort = shard.model_ids, shard.cohort
+    values = cohort.values(plan.seed, ids)
+    configs = [None if cohort.task is None else canonical(own_config(cohort.task, values, i)) for i in range(len(ids))]
+    expected = [(ids[i], step, configs[i]) for i in range(len(ids)) for step in plan.snapshots]
+    found = zip(*(table[name].to_pylist() for name in ("model_id", "step", "task_config")), strict=True)
+    if family != cohort.family or list(found) != expected:
+        raise ValueError("Its models are not those that this version makes of the recipe, so it cannot label them.")
 
 
 def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
@@ -101,11 +158,6 @@ def _plan(manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
     """The plan of the zoo with the new labels after its own."""
     recipe = manifest["recipe"]
     return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))})
-
-
-def _identity_here(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What the bytes of labels would depend on here; they are measured where the models learned."""
-    return build_identity(plan, identity["executor"]["device"], identity["executor"]["method"])
 
 
 def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, device: str, workers: int | None) -> None:

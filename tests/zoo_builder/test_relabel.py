@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from weightspace.store import open_zoo, staged_tables, verify
-from zoo_builder import cli, worker
+from zoo_builder import cli, recipe, worker
 from zoo_builder.build import build, repair
 from zoo_builder.engine import run_shards
 from zoo_builder.plan import make_plan
@@ -181,3 +182,75 @@ def test_what_cannot_be_labelled_is_refused_with_the_reason_and_left_alone(bare,
     (zoo / "shards/00001/params.safetensors").write_bytes(b"")
     assert cli.main(["label", str(zoo), "--labels", "Memory"]) == 2
     assert "verify" in capsys.readouterr().err
+
+
+def other(patch):
+    patch.setattr("weightspace.__version__", "9.9")
+
+
+def test_another_version_measures_only_when_asked_and_then_the_zoo_says_so(bare, promised, tmp_path, capsys):
+    zoo = shutil.copytree(bare, tmp_path / "zoo")
+    before = contents(zoo)
+    command = ["label", str(zoo), "--workers", "1", "--labels", "NonNormality"]
+    with pytest.MonkeyPatch.context() as patch:
+        other(patch)
+        assert cli.main(command) == 2
+        printed = capsys.readouterr().err
+        assert "`--other_version` measures with what is here" in printed
+        assert "generator.version was" in printed
+        assert contents(zoo) == before
+        assert cli.main([*command, "--other_version"]) == 0
+    assert verify(zoo) == []
+    opened = open_zoo(zoo)
+    said = {
+        name: label.get("measured_with", {}).get("generator", {}) for name, label in opened.manifest["labels"].items()
+    }
+    assert said["jacobian_henrici"]["version"] == "9.9"
+    assert said["score"] == {}
+    assert opened.manifest["generator"] == open_zoo(bare).manifest["generator"]
+    # Weights are as they were, and so are the labels that were there; the new ones are those of a build with them.
+    for name, data in before.items():
+        assert (zoo / name).read_bytes() == data or name.endswith((".parquet", ".json", ".md"))
+    whole = tmp_path / "whole"
+    for name, data in promised.items():
+        (whole / name).parent.mkdir(parents=True, exist_ok=True)
+        (whole / name).write_bytes(data)
+    kept = [name for name in opened.table.column_names if name in open_zoo(whole).table.column_names]
+    assert opened.table.select(kept).equals(open_zoo(whole).table.select(kept))
+    assert {"score", "jacobian_henrici"} <= set(kept)
+    # No build of the recipe ends in these bytes, so nothing pretends to.
+    (zoo / "shards/00001/table.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot be repaired: other versions measured .*jacobian_henrici"):
+        repair(zoo, workers=1)
+
+
+def test_measured_again_with_the_first_version_all_is_as_promised(bare, promised, tmp_path):
+    zoo = shutil.copytree(bare, tmp_path / "zoo")
+    with pytest.MonkeyPatch.context() as patch:
+        other(patch)
+        relabel(zoo, ["NonNormality"], other_version=True)
+    relabel(zoo, ["GradientFlow"])
+    assert "measured_with" in open_zoo(zoo).manifest["labels"]["jacobian_henrici"]
+    assert "measured_with" not in open_zoo(zoo).manifest["labels"]["gradient_log_slope"]
+    relabel(zoo, ["NonNormality"])
+    relabel(zoo, ["Performance"])
+    assert contents(zoo) == promised
+    # Where nothing differs there is nothing to record.
+    relabel(zoo, ["NonNormality"], other_version=True)
+    assert contents(zoo) == promised
+
+
+def test_a_version_that_makes_other_models_of_the_recipe_is_refused(bare, tmp_path, monkeypatch):
+    zoo = shutil.copytree(bare, tmp_path / "zoo")
+    before = contents(zoo)
+    other(monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo_builder.plan.Cohort.values", lambda self, seed, ids: {"delay": torch.full((len(ids),), 2.0)})
+        with pytest.raises(ValueError, match="not those that this version makes of the recipe"):
+            relabel(zoo, ["NonNormality"], other_version=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipe.DEFAULTS, "shuffle", True)
+        with pytest.raises(ValueError, match="reads its recipe in another way"):
+            relabel(zoo, ["NonNormality"], other_version=True)
+    found = contents(zoo)
+    assert {name: data for name, data in found.items() if not name.startswith(".staging/")} == before
