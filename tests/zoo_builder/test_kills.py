@@ -52,18 +52,19 @@ def test_a_hundred_kills_at_random_times_end_in_the_same_bytes(tmp_path):
     while kills < KILLS or not finished:
         out = tmp_path / f"zoo-{finished}"
         process = subprocess.Popen(command(RECIPE, out), env=environment(), start_new_session=True)
-        # From the first sign of life on, at any time until it is done; most of the start is Python's own imports.
-        while process.poll() is None and not (out / ".staging/plan.json").exists():
-            time.sleep(0.005)
-        end = time.monotonic() + draw.uniform(0, 4.0)
+        # At any time after a number of shards, the first of them while Python starts and the last while they are merged.
+        shards = draw.randint(progress(out), RECIPE["models_per_cohort"])
+        while process.poll() is None and progress(out) < shards:
+            time.sleep(0.0005)
+        end = time.monotonic() + draw.choice([draw.uniform(0, 0.1), draw.uniform(0, 4)])
         while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.001)
+            time.sleep(0.0005)
         if process.poll() is None:
             # The builder alone, whose worker then has to notice, or both at once.
             (os.kill if draw.random() < 0.5 else os.killpg)(process.pid, signal.SIGKILL)
             kills += 1
-            seen.add(progress(out))
             process.wait()
+            seen.add(progress(out))
             if (out / "zoo.json").exists():
                 assert verify(out) == []
             continue
