@@ -49,3 +49,12 @@ def test_each_command_is_one_line(marker):
 def test_everything_there_is_is_named(room):
     (told,) = re.findall(r"## What there is\n(.*?)\n## ", README, re.DOTALL)
     assert [name for name in room.available() if not re.search(rf"\b{name}\b", told)] == []
+
+
+def test_every_test_that_the_readme_names_is_there():
+    told = set(re.findall(r"`(test_\w+)`", README))
+    there = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)\(", path.read_text())
+    }
+    assert len(told) > 10
+    assert sorted(told - there) == []

@@ -52,7 +52,7 @@ def test_a_hundred_kills_at_random_times_end_in_the_same_bytes(tmp_path):
     while kills < KILLS or not finished:
         out = tmp_path / f"zoo-{finished}"
         process = subprocess.Popen(command(RECIPE, out), env=environment(), start_new_session=True)
-        # At any time after a number of shards, the first of them while Python starts and the last while they are merged.
+        # At any time after any number of shards: while Python starts, while they are made, while they are merged.
         shards = draw.randint(progress(out), RECIPE["models_per_cohort"])
         while process.poll() is None and progress(out) < shards:
             time.sleep(0.0005)
