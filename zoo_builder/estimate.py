@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from weightspace.rollout import Method
 from zoo_builder import labels
@@ -16,7 +18,8 @@ from zoo_builder.shard import COLUMNS, label_columns
 from zoo_builder.stacks import STACK, models_together
 
 UPDATES = 4
-MODELS_LABELLED = 16
+# Labels of large models take seconds and gigabytes: fewer of these are measured, as many as have this many parameters.
+MODELS_LABELLED, PARAMETERS_LABELLED = (4, 16), 40_000
 # Bytes of one row's text columns, after compression.
 TEXT_BYTES = 60
 
@@ -32,7 +35,8 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
     for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
         # The first measurement of a family is slow and tells nothing of the later ones.
         _label_seconds(plan, cohort, device)
-    cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in plan.cohorts]
+    bar = tqdm(plan.cohorts, unit=" cohorts", disable=not sys.stderr.isatty(), desc="estimate")
+    cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in bar]
     cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
     return {
         "cohorts": cohorts,
@@ -114,7 +118,7 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
     if not plan.recipe["labels"]:
         return 0.0
     # On CUDA a stack as it will be, for there time is not proportional to models.
-    count, repeats = (MODELS_LABELLED, 1) if device == "cpu" else (STACK, len(plan.snapshots))
+    count, repeats = (_num_labelled(cohort), 1) if device == "cpu" else (STACK, len(plan.snapshots))
     ids = cohort.ids(0, min(count, len(cohort.splits))) * repeats
     generator = torch.Generator().manual_seed(0)
     models = [cohort.family.init(generator) for _ in ids]
@@ -124,6 +128,11 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
         plan.recipe["labels"], cohort.family, params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids
     )
     return (_now(device) - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
+
+
+def _num_labelled(cohort: Cohort) -> int:
+    fewest, most = MODELS_LABELLED
+    return min(max(fewest, PARAMETERS_LABELLED // cohort.family.spec.num_parameters), most)
 
 
 def _now(device: str) -> float:

@@ -145,6 +145,7 @@ def _job(text: str) -> tuple[dict[str, Any], Any]:
     """The job and its plan, once per process; refused where this machine would make other bytes, or elsewhere."""
     import torch
 
+    from weightspace import plugins
     from weightspace.store import STAGING
     from zoo_builder.build import build_identity
     from zoo_builder.differences import refuse_differences
@@ -158,6 +159,7 @@ def _job(text: str) -> tuple[dict[str, Any], Any]:
     here = os.uname().nodename
     if not Path(job["out"], STAGING).is_dir():
         raise ValueError(f"{here} does not see {job['out']}; give a folder on a file system that all machines share.")
+    plugins.allow(*job["allow_import"])
     plan = make_plan(job["recipe"])
     executor = job["identity"]["executor"]
     own = build_identity(plan, executor["device"], executor["method"])

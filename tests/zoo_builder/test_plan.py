@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from weightspace.rollout import Streams
-from zoo_builder.plan import make_plan
+from zoo_builder.plan import hidden_size, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import out_of_task
 from zoo_builder.spread import parse_spread
@@ -266,6 +267,17 @@ def test_files_that_are_no_recipe_are_refused(tmp_path):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_recipes_have_a_plan(path):
     assert make_plan(read_recipe(path)).num_models > 0
+
+
+def test_a_hundred_thousand_models_are_planned_in_seconds():
+    start = time.process_time()
+    plan = make_plan(read_recipe(CONFIGS / "large.yaml"))
+    assert plan.num_models == 100_000
+    assert sum(shard.last - shard.first for shard in plan.shards) == 100_000
+    assert time.process_time() - start < 10
+    assert len({type(cohort.family) for cohort in plan.cohorts}) == 4
+    assert len({type(cohort.task) for cohort in plan.cohorts}) == 5
+    assert len({hidden_size(cohort.family) for cohort in plan.cohorts}) == 4
 
 
 def test_the_planted_zoo_has_2000_training_and_500_test_models():
