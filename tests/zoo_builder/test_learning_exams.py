@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from weightspace.datamodule import ZooDataModule
 from weightspace.families.leaky import Leaky
 from weightspace.rollout import Streams, rollout
 from weightspace.store import open_zoo
@@ -296,6 +297,7 @@ def test_the_zoo_of_the_shipped_recipe_says_who_advanced_and_who_stopped(zoo):
         [*recorded, "generalisation_gap", "loss", "score"]
     )
     assert all(opened.manifest["labels"][name]["definition"] for name in recorded)
+    assert opened.manifest["tasks"]["NParity"]["classes_per_head"] == 2
     models = {row["model_id"]: [r for r in rows if r["model_id"] == row["model_id"]] for row in rows}
     assert len(models) == 18
     for own in models.values():
@@ -320,6 +322,13 @@ def test_the_zoo_of_the_shipped_recipe_says_who_advanced_and_who_stopped(zoo):
             later, earlier = (opened.stack([place]).params for place in (number, number - 1))
             alike = all(torch.equal(later[name], earlier[name]) for name in later)
             assert alike == (row["stopped_step"] is not None and row["stopped_step"] <= 30)
+
+
+def test_batches_of_a_zoo_say_how_outputs_divide_into_heads(zoo):
+    data = ZooDataModule(zoo)
+    data.serve(with_rollouts=True)
+    batch = next(iter(data.val_dataloader()))
+    assert batch.classes_per_head == [2] * len(batch.stacks)
 
 
 def test_records_of_learning_do_not_depend_on_shards_and_outlive_new_labels(zoo, tmp_path):
