@@ -40,20 +40,22 @@ ROOMS = {
     "datamodule": READING | {"targets", "batch", "sampling"},
     "module": TRAINING,
     "embed": TRAINING | {"module", "state_dicts"},
+    "prediction": TRAINING | {"module", "embed"},
     "checks": READING | {"encoders"},
     "flat": ZOO,
     "state_dicts": ZOO,
     "hub": ZOO | {"flat"},
     "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli", "hub"},
-    "training_cli": TRAINING | {"module", "embed"},
+    "training_cli": TRAINING | {"module", "embed", "prediction"},
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,
     "probes": BASE | {"store", "features"},
     "probes/benchmark.py": TRAINING | {"module", "embed"},
 }
+LIGHTNING = ("datamodule", "module", "embed", "prediction", "training_cli")
 LIBRARIES = {
-    "lightning": {f"{r}.py" for r in ("datamodule", "module", "embed", "training_cli")} | {"probes/benchmark.py"},
+    "lightning": {f"{r}.py" for r in LIGHTNING} | {"probes/benchmark.py"},
     "torch_geometric": {"graph.py", "augment.py", "datamodule.py", "encoders", "objectives"},
     # The digits come with scikit-learn.
     "sklearn": {"probes", "zoo_builder/tasks/tiled_digits.py"},

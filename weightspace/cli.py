@@ -22,7 +22,7 @@ TRAINING = {
     "fit": "Train an encoder on a zoo.",
     "validate": "Loss and metrics of a checkpoint on the validation rows.",
     "test": "Loss and metrics of a checkpoint on the test rows.",
-    "predict": "Run a checkpoint over every row (use `embed` to keep the result).",
+    "predict": "Embed every row on any number of devices or machines (`--out FILE`).",
 }
 ALLOWED_IMPORTS = ["weightspace", "zoo_builder", "probes", "lightning.pytorch", "torch.optim", "torch.nn"]
 """What a config or checkpoint may name; nothing else is imported, not even to look at it, unless the user says so."""

@@ -103,11 +103,15 @@ def embed(
     """
     module = load(checkpoint).to(device).eval()
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
-    split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], data.zoo)
-    embeddings = embed_rows(module.encoder, data, device)
-    metadata = {**_record(module, name), "zoo": data.zoo.fingerprint, "split": split, "fold": fold}
-    write_embeddings(Path(out), embeddings, metadata)
+    metadata = record(module, checkpoint, data.zoo, name)
+    write_embeddings(Path(out), embed_rows(module.encoder, data, device), metadata)
     return Path(out)
+
+
+def record(module: EmbeddingModule, checkpoint: Path | str, zoo: Zoo, name: str | None = None) -> dict[str, Any]:
+    """What a file says of the embeddings of a zoo by the module of a checkpoint."""
+    split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], zoo)
+    return {**_record(module, name), "zoo": zoo.fingerprint, "split": split, "fold": fold}
 
 
 def embed_state_dicts(

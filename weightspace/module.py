@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,7 +221,8 @@ resumed run goes on exactly, because batches are a function of the epoch."""
 def run_logger(run: Path) -> CSVLogger:
     """Writes `metrics.csv` into the run folder; that of an earlier part of the run is kept as `metrics-N.csv`."""
     metrics = run / "metrics.csv"
-    if metrics.exists():
+    with suppress(FileNotFoundError):
+        # There are none yet, or another process of this run was quicker.
         number = 1 + sum(1 for _ in run.glob("metrics-*.csv"))
         metrics.rename(run / f"metrics-{number}.csv")
     return CSVLogger(save_dir=run, name="", version="")

@@ -96,7 +96,11 @@ class EpochSampler(Sampler[Request]):
 
 
 class OrderedSampler(Sampler[Request]):
-    """Evaluation batches: rows ascending, each once, in groups of one shard; ranks take turns."""
+    """Evaluation batches: rows ascending, each once, in groups of one shard; ranks take turns.
+
+    Ranks take whole batches, so that each batch is the one a single process would see, to the last bit of its
+    embeddings; only where there are fewer batches than ranks is each group a batch.
+    """
 
     def __init__(
         self,
@@ -109,9 +113,18 @@ class OrderedSampler(Sampler[Request]):
         world_size: int = 1,
     ) -> None:
         group_size = max(1, batch_size // groups_per_batch)
-        groups = list(_runs(rows, shards, group_size))[rank::world_size]
+        groups = list(_runs(rows, shards, group_size))
         starts = range(0, len(groups), groups_per_batch)
-        self.requests = [Request(tuple(groups[start : start + groups_per_batch])) for start in starts]
+        batches = [groups[start : start + groups_per_batch] for start in starts]
+        if len(batches) < world_size:
+            batches = [[group] for group in groups]
+        if 0 < len(batches) < world_size:
+            # A rank without a batch would end its epoch while the others wait for it for ever.
+            raise ValueError(
+                f"{len(rows)} rows make {len(batches)} batches, too few for {world_size} devices; use fewer devices or "
+                f"a smaller `batch_size` (={batch_size})."
+            )
+        self.requests = [Request(tuple(batch)) for batch in batches[rank::world_size]]
 
     def __len__(self) -> int:
         return len(self.requests)

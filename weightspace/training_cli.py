@@ -17,6 +17,7 @@ from weightspace import encoders, objectives, plugins
 from weightspace.datamodule import ZooDataModule
 from weightspace.embed import read_checkpoint
 from weightspace.module import CHECKPOINTS, TRAINER, EmbeddingModule, interruptible, quiet, run_logger
+from weightspace.prediction import EmbeddingWriter
 from weightspace.terminal import printable
 
 Hint = Callable[[str], str]
@@ -47,6 +48,8 @@ class TrainingCLI(LightningCLI):
         """Checkpoints that a config can change, with this package's defaults."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINTS.items()})
+        if "predict" in self.subcommands():
+            parser.add_argument("--out", type=str, help="file for the embeddings, as `weightspace embed` writes it")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with plain progress bar and summary whatever else is installed."""
@@ -60,8 +63,23 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit" and _is_default(self.config[self.subcommand].trainer.logger):
             run = self._run_folder(config.get("default_root_dir"), self.config[self.subcommand].get("ckpt_path"))
             logger = run_logger(run) if run else logger
+        callbacks += self._writers()
         # The switch only says whether Lightning adds a summary of its own choice.
         return super().instantiate_trainer(callbacks=callbacks, logger=logger, enable_model_summary=False, **kwargs)
+
+    def _writers(self) -> list[EmbeddingWriter]:
+        """What `predict --out` asks for."""
+        options = self.config[self.subcommand]
+        if options.get("out") is None:
+            return []
+        if options.get("ckpt_path") is None:
+            raise ValueError("`--out` is for the embeddings of a trained encoder; give its `--ckpt_path`, too.")
+        return [EmbeddingWriter(options.out, options.ckpt_path)]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's, but predictions that are written need not be kept."""
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        return {**options, "return_predictions": False} if subcommand == "predict" else options
 
     def _run_folder(self, root: str | None, checkpoint: str | None) -> Path | None:
         """The folder a run is told to use, or goes on in, or None for a new one."""

@@ -73,8 +73,26 @@ def test_evaluation_takes_rows_in_ascending_order_each_once():
     made = OrderedSampler(ROWS[shuffled], SHARDS[shuffled], batch_size=32, groups_per_batch=4)
     assert rows_of(made) == ROWS.tolist()
     assert all(len({row // 50 for row in group}) == 1 for request in made for group in request.groups)
-    parts = [OrderedSampler(ROWS, SHARDS, batch_size=32, groups_per_batch=4, rank=r, world_size=2) for r in (0, 1)]
-    assert sorted(rows_of(parts[0]) + rows_of(parts[1])) == ROWS.tolist()
+
+
+def ordered(rank=0, world_size=1, batch_size=32):
+    return OrderedSampler(ROWS, SHARDS, batch_size=batch_size, groups_per_batch=4, rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_in_evaluation_ranks_take_turns_with_the_batches_of_one_process(world_size):
+    parts = [list(ordered(rank, world_size)) for rank in range(world_size)]
+    assert all(parts[number % world_size][number // world_size] == batch for number, batch in enumerate(ordered()))
+    assert sum(map(len, parts)) == len(ordered())
+
+
+def test_in_evaluation_every_rank_has_a_batch_or_the_error_says_so():
+    assert len(ordered()) == 8
+    parts = [list(ordered(rank, 20)) for rank in range(20)]
+    assert all(parts)
+    assert sorted(row for part in parts for row in rows_of(part)) == ROWS.tolist()
+    with pytest.raises(ValueError, match="200 rows make 32 batches, too few for 64 devices"):
+        ordered(0, 64)
 
 
 def test_batches_of_nothing_are_refused_and_no_rows_make_no_batches():
