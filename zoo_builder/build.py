@@ -5,31 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import weightspace
 from weightspace import plugins, store
-from weightspace.rollout import Method
-from zoo_builder import labels
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import Engine, run_shards
+from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
 from zoo_builder.plan import Plan, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import label_columns
 from zoo_builder.share import Share
-from zoo_builder.worker import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
-# What `--method` names -> how cohorts are rolled out.
-ROLLOUTS: dict[str, Method] = {"torch": "stacked"}
 PLAN = "plan.json"
 
 
@@ -54,20 +46,20 @@ def build(
     seed: int | None = None,
     workers: int | None = None,
     device: str = "cpu",
-    method: str = "torch",
+    method: str | None = None,
     share: Share | None = None,
     engine: Engine = run_shards,
 ) -> Built:
     """Build the zoo of a recipe (YAML file or mapping) in folder `out`, or finish it.
 
-    `workers` None is one process per core, or one on CUDA. The bytes depend on the recipe, the seed, the method, the
-    device class and the versions, not on the workers, the engine or the shares. With a `share` only those shards are
-    made, beside other builders of the same plan; whoever then finds all shards there and nobody else at work merges
-    them.
+    `workers` None is one process per core, or one on CUDA; `method` None is "native" on the CPU, where there is a
+    compiler, and "torch" elsewhere. The bytes depend on the recipe, the seed, the method, the device class and the
+    versions, not on the workers, the engine or the shares. With a `share` only those shards are made, beside other
+    builders of the same plan; whoever then finds all shards there and nobody else at work merges them.
     """
     plan = make_plan(read_recipe(recipe, seed, device))
     out = Path(out)
-    identity = build_identity(plan, device, method)
+    identity = build_identity(plan, device, chosen_method(device, method))
     _refuse_other_files(out)
     finished = _finished(out, identity)
     if finished is not None and not (out / store.STAGING).exists():
@@ -151,44 +143,6 @@ def _finish(out: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any
     return store.finish(out, manifest_head(plan, identity), len(plan.shards), plan.recipe["title"])
 
 
-def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
-    """What the bytes of a zoo depend on."""
-    if method not in ROLLOUTS:
-        raise ValueError(f"No method is called '{method}'; there are {list(ROLLOUTS)}.")
-    refuse_missing_device(device)
-    executor = {
-        "method": method,
-        "device": device,
-        "torch": str(torch.__version__),
-        "machine": platform.machine(),
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "mkl_cbwr": ENVIRONMENT["MKL_CBWR"],
-    }
-    if device == "cuda":
-        executor |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
-    generator: dict[str, Any] = {"name": "zoo_builder", "version": weightspace.__version__}
-    own = plugins.digests(_kinds(plan))
-    if own:
-        generator["packages"] = own
-    # Through JSON, so that it equals what is read back from a file.
-    return json.loads(json.dumps({"recipe": plan.recipe, "executor": executor, "generator": generator}))
-
-
-def refuse_missing_device(device: str) -> None:
-    """Raise ValueError unless there is such a device here."""
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(
-            f"`device` is '{device}', but torch sees no CUDA device here; build with cpu. What was built on CUDA is "
-            "repaired there, and labelled there or with `--other_version`."
-        )
-
-
-def _kinds(plan: Plan) -> set[type]:
-    """The classes that a plan is made of."""
-    parts = {type(part) for cohort in plan.cohorts for part in (cohort.family, cohort.task, cohort.learner)}
-    return parts | {labels.available()[name] for name in plan.recipe["labels"]}
-
-
 def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's own content, but the files."""
     families = {cohort.family: None for cohort in plan.cohorts}
@@ -201,11 +155,7 @@ def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
             {"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families
         ],
         "tasks": {
-            name: {
-                "output_kind": task.output_kind,
-                "definition": " ".join((type(task).__doc__ or "").split()),
-                **({} if task.classes_per_head is None else {"classes_per_head": task.classes_per_head}),
-            }
+            name: {"output_kind": task.output_kind, "definition": " ".join((type(task).__doc__ or "").split())}
             for name, task in sorted(tasks.items())
         },
         "labels": {

@@ -102,7 +102,7 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--engine", choices=list(ENGINES), default="processes", help="who runs the workers")
     build.add_argument("--address", type=str, help="of a Ray cluster (own one unless given)")
     build.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models learn and are measured")
-    build.add_argument("--method", choices=["torch"], default="torch", help="how models are run over time")
+    build.add_argument("--method", choices=["native", "torch"], help="how models are run (native on the CPU)")
     build.add_argument("--shard", type=str, metavar="I/N", help="make the I-th of N shares only, for job arrays")
     build.add_argument("--dry_run", action="store_true", help="print cohorts, models, bytes and estimated time only")
     build.add_argument("--json", action="store_true", help="print one JSON document")
@@ -162,9 +162,9 @@ def _engine(options: Namespace) -> Engine:
 
 
 def _dry_run(options: Namespace, share: Share | None) -> int:
-    from zoo_builder.build import ROLLOUTS, refuse_missing_device
     from zoo_builder.engine import default_workers
     from zoo_builder.estimate import estimate, table
+    from zoo_builder.executor import ROLLOUTS, chosen_method, refuse_missing_device
     from zoo_builder.plan import make_plan
     from zoo_builder.recipe import read_recipe
 
@@ -172,7 +172,8 @@ def _dry_run(options: Namespace, share: Share | None) -> int:
     plan = make_plan(read_recipe(options.config, options.seed, options.device))
     workers = default_workers(options.device) if options.workers is None else options.workers
     workers *= share.count if share else 1
-    estimated = estimate(plan, workers, options.device, ROLLOUTS[options.method])
+    method = ROLLOUTS[chosen_method(options.device, options.method)]
+    estimated = estimate(plan, workers, options.device, method)
     _print(estimated, table(estimated), options.json)
     return 0
 

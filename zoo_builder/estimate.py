@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -13,11 +12,12 @@ from tqdm import tqdm
 
 from weightspace.rollout import Method
 from zoo_builder import labels
+from zoo_builder.learning.bptt import UPDATES_PER_DRAW
 from zoo_builder.plan import Cohort, Plan
 from zoo_builder.shard import COLUMNS, label_columns
-from zoo_builder.stacks import chunk_size, models_together
+from zoo_builder.stacks import STACK, models_together
 
-UPDATES = 4
+UPDATES = 17
 # Labels of large models take seconds and gigabytes: fewer of these are measured, as many as have this many parameters.
 MODELS_LABELLED, PARAMETERS_LABELLED = (4, 16), 40_000
 # Bytes of one row's text columns, after compression.
@@ -107,8 +107,9 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
         )
         cohort.learner.learn(*arguments)
     except _Enough:
-        # The quickest of a few: the first is slow, and other work on the machine slows some.
-        update = min(later - earlier for earlier, later in itertools.pairwise(times))
+        # The quickest of two rounds, each with one draw of data, because other work on the machine slows some.
+        count = UPDATES_PER_DRAW
+        update = min(later - earlier for earlier, later in zip(times, times[count:], strict=False)) / count
         return update * plan.snapshots[-1] * len(cohort.splits) / len(ids)
     return (_now(device) - start) * len(cohort.splits) / len(ids)
 
@@ -118,7 +119,7 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
     if not plan.recipe["labels"]:
         return 0.0
     # On CUDA a stack as it will be, for there time is not proportional to models.
-    count, repeats = (_num_labelled(cohort), 1) if device == "cpu" else (chunk_size(device), len(plan.snapshots))
+    count, repeats = (_num_labelled(cohort), 1) if device == "cpu" else (STACK, len(plan.snapshots))
     ids = cohort.ids(0, min(count, len(cohort.splits))) * repeats
     generator = torch.Generator().manual_seed(0)
     models = [cohort.family.init(generator) for _ in ids]

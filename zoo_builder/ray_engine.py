@@ -147,8 +147,8 @@ def _job(text: str) -> tuple[dict[str, Any], Any]:
 
     from weightspace import plugins
     from weightspace.store import STAGING
-    from zoo_builder.build import build_identity
     from zoo_builder.differences import refuse_differences
+    from zoo_builder.executor import build_identity
     from zoo_builder.plan import make_plan
 
     torch.set_num_threads(1)

@@ -16,13 +16,14 @@ from weightspace import plugins, store
 from weightspace.families import Family
 from weightspace.store import canonical
 from zoo_builder import labels
-from zoo_builder.build import build_identity, manifest_head
+from zoo_builder.build import manifest_head
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import run_shards
+from zoo_builder.executor import build_identity
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_config
-from zoo_builder.stacks import chunk_size
+from zoo_builder.stacks import STACK
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,8 @@ def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: 
     _refuse_other_models(plan, shard, stack.family, table)
     ids, pieces = shard.model_ids, []
     params = {name: tensor.unflatten(0, (len(ids), len(plan.snapshots))) for name, tensor in stack.params.items()}
-    size = chunk_size(device)
-    for first in range(0, len(ids), size):
-        chosen = slice(first, first + size)
+    for first in range(0, len(ids), STACK):
+        chosen = slice(first, first + STACK)
         own = {name: tensor[chosen] for name, tensor in params.items()}
         measured = measure_labels(plan, shard.cohort, names, ids[chosen], own, device)
         columns = {name: label_column(measured, name, len(ids[chosen])) for name in _measured_columns(plan, names)}

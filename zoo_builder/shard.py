@@ -17,7 +17,7 @@ from weightspace.store import ShardContent, canonical
 from zoo_builder import labels
 from zoo_builder.learning import Learned
 from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
-from zoo_builder.stacks import chunk_size, models_together, padded, padded_params
+from zoo_builder.stacks import STACK, models_together, padded, padded_params
 from zoo_builder.tasks import Task
 
 COLUMNS = {
@@ -71,13 +71,12 @@ def make_shard(
     size = models_together(cohort, device)
     stacks = [ids[first : first + size] for first in range(0, len(ids), size)]
     learned = _joined([_learned(plan, cohort, own, device, method, progress) for own in stacks])
-    size = chunk_size(device)
     chunks = [
-        _made_chunk(plan, cohort, ids[first : first + size], _part(learned, first, first + size), device)
-        for first in range(0, len(ids), size)
+        _made_chunk(plan, cohort, ids[first : first + STACK], _part(learned, first, first + STACK), device, method)
+        for first in range(0, len(ids), STACK)
     ]
     params = {name: tensor.flatten(0, 1) for name, tensor in learned.params.items()}
-    table = pa.concat_tables([_table(plan, shard, chunk, place * size) for place, chunk in enumerate(chunks)])
+    table = pa.concat_tables([_table(plan, shard, chunk, place * STACK) for place, chunk in enumerate(chunks)])
     stored = None
     if plan.recipe["rollouts"] is not None:
         x, outputs = (
@@ -101,7 +100,7 @@ def _learned(
     return _part(learned, 0, len(ids))
 
 
-def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, device: str) -> Chunk:
+def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, device: str, method: Method) -> Chunk:
     """Label and roll out a few models of one cohort together."""
     count, own_ids = len(ids), padded(ids)
     values, settings = cohort.values(plan.seed, own_ids), cohort.settings(plan.seed, own_ids)
@@ -111,7 +110,7 @@ def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, de
             params = padded_params(learned.params, place, len(own_ids), device)
             streams = Streams(plan.seed, own_ids, "rollouts", device)
             sequences = plan.recipe["rollouts"]["sequences"]
-            pair = _held_out(cohort.family, params, cohort.task, values, streams, sequences)
+            pair = _held_out(cohort.family, params, cohort.task, values, streams, sequences, method)
             rollouts.append((pair[0][:count].cpu(), pair[1][:count].cpu()))
     measured = [
         found | {name: record[:, place] for name, record in learned.records.items()}
@@ -155,7 +154,13 @@ def _joined(parts: Sequence[Learned]) -> Learned:
 
 @torch.no_grad()
 def _held_out(
-    family: Family, params: Params, task: Task, values: Mapping[str, Tensor], streams: Streams, sequences: int
+    family: Family,
+    params: Params,
+    task: Task,
+    values: Mapping[str, Tensor],
+    streams: Streams,
+    sequences: int,
+    method: Method,
 ) -> tuple[Tensor, Tensor]:
     """Held-out inputs and the outputs on them, both (models, sequences, time, ...)."""
     batch = task.sample(values, streams, sequences, "test")
@@ -163,7 +168,7 @@ def _held_out(
     noise = {
         name: streams.normal(time, sequences, family.spec.axes[axis].size) for name, axis in family.spec.noise.items()
     }
-    outputs = rollout(family, params, batch.x, batch.start, noise=noise).outputs
+    outputs = rollout(family, params, batch.x, batch.start, method=method, noise=noise).outputs
     return batch.x.transpose(1, 2).contiguous(), outputs.transpose(1, 2).contiguous()
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from weightspace.rollout import Streams, rollout
+from weightspace.rollout import Streams, native, rollout
 from weightspace.store import open_zoo, verify
 from zoo_builder.build import build, repair
 from zoo_builder.engine import BuildFailed
@@ -35,6 +35,7 @@ RECIPE = {
     "labels": ["Performance"],
     "rollouts": {"sequences": 2},
 }
+TINY = RECIPE | {"models_per_cohort": 2, "shard_size": 2}
 
 
 def contents(folder):
@@ -166,7 +167,8 @@ def test_stored_rollouts_are_what_the_stored_weights_do_on_held_out_inputs(zoo):
 def test_the_manifest_says_how_the_zoo_was_made(zoo):
     manifest = open_zoo(zoo).manifest
     assert manifest["recipe"] == read_recipe(RECIPE)
-    assert manifest["executor"]["method"] == "torch"
+    assert manifest["executor"]["method"] == "native"
+    assert manifest["executor"]["compiler"] == native.compiler_version()
     assert [family["class"] for family in manifest["families"]] == ["Elman", "GRU"]
     assert manifest["labels"]["score"]["unit"]
     assert manifest["tasks"]["DelayedRecall"]["output_kind"] == "categorical"
@@ -232,8 +234,24 @@ def test_a_damaged_manifest_is_made_again_from_the_shards(zoo, tmp_path):
     assert contents(damaged) == contents(zoo)
 
 
+def test_without_a_compiler_torch_builds_and_the_manifest_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("weightspace.rollout.native.why_not_here", lambda: "no C compiler was found")
+    build(TINY, tmp_path / "zoo", workers=1)
+    assert open_zoo(tmp_path / "zoo").manifest["executor"]["method"] == "torch"
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "run by torch, not natively" in line
+    assert "no C compiler was found" in line
+
+
+def test_a_zoo_is_repaired_under_the_compiler_it_was_built_with(tmp_path, monkeypatch):
+    build(TINY, tmp_path / "zoo", workers=1)
+    monkeypatch.setattr("weightspace.rollout.native.compiler_version", lambda: "another compiler 1.0")
+    with pytest.raises(ValueError, match="another compiler"):
+        repair(tmp_path / "zoo")
+
+
 def test_a_shard_that_cannot_be_made_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo_builder.build.ROLLOUTS", {"torch": "no such method"})
+    monkeypatch.setattr("zoo_builder.build.ROLLOUTS", dict.fromkeys(("native", "torch"), "no such method"))
     with pytest.raises(BuildFailed, match=r"Shard 0000\d: No rollout method is called 'no such method'"):
         build(RECIPE, tmp_path / "zoo", workers=1)
     assert not (tmp_path / "zoo/zoo.json").exists()

@@ -63,17 +63,19 @@ def one_by_one(family, settings, num_updates, batch_size):
     return {name: torch.stack([final[name] for final in finals]) for name in params}
 
 
+@pytest.mark.parametrize("method", ["native", "stacked"])
 @pytest.mark.parametrize("family", [FAMILY, GRU(input_size=1, hidden_size=3, output_size=2)], ids=str)
-def test_a_stack_learns_what_each_model_learns_alone(family):
+def test_a_stack_learns_what_each_model_learns_alone(family, method):
     num_updates = UPDATES_PER_DRAW + 3
-    learned = learn(BPTT(num_updates=num_updates, batch_size=4), [num_updates], family=family)
+    learned = learn(BPTT(num_updates=num_updates, batch_size=4), [num_updates], family=family, method=method)
     alone = one_by_one(family, SETTINGS, num_updates, 4)
     for name, tensor in alone.items():
         torch.testing.assert_close(learned.params[name][:, 0], tensor, atol=2e-6, rtol=1e-5)
     assert learned.diverged_step.tolist() == [-1] * 6
 
 
-def test_the_optimiser_is_adamw_with_clipping():
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_optimiser_is_adamw_with_clipping(fused):
     spec = WeightSpec(
         axes={"hidden": Axis(size=3, kind="hidden", permutable=True)},
         tensors={"w": TensorSpec(axes=("hidden", "hidden")), "b": TensorSpec(axes=("hidden",))},
@@ -86,7 +88,7 @@ def test_the_optimiser_is_adamw_with_clipping():
         torch.tensor([0.0, 0.3, 1.0, 0.1]),
         torch.tensor([0, 0.5, 1, 9]),
     )
-    stacked = StackedAdamW(spec, params, rate, decay, clip)
+    stacked = StackedAdamW(spec, params, rate, decay, clip, fused=fused)
     alone = [{k: v[m].clone().requires_grad_() for k, v in params.items()} for m in range(4)]
     optimisers = [
         torch.optim.AdamW(own.values(), lr=float(rate[m]), weight_decay=float(decay[m])) for m, own in enumerate(alone)
@@ -104,12 +106,14 @@ def test_the_optimiser_is_adamw_with_clipping():
         torch.testing.assert_close(tensor, torch.stack([own[name].detach() for own in alone]), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("poison", ["loss", "gradient", "params"])
-def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison):
+def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison, fused):
     family, draws = FAMILY, torch.Generator().manual_seed(0)
     params = fresh_params(family, 0, IDS)
     rate = torch.full((6,), 1e-2)
-    with_it, without = (StackedAdamW(family.spec, params, rate, torch.zeros(6), torch.ones(6)) for _ in range(2))
+    settings = (rate, torch.zeros(6), torch.ones(6))
+    with_it, without = (StackedAdamW(family.spec, params, *settings, fused=fused) for _ in range(2))
     for update in range(1, 6):
         gradients = {k: torch.randn(v.shape, generator=draws) for k, v in params.items()}
         without.update(torch.zeros(6), gradients)
@@ -131,12 +135,13 @@ def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison):
     assert with_it.diverged_step.tolist() == [-1, -1, 3, -1, -1, -1]
 
 
-def test_a_model_that_diverges_keeps_its_slot_and_its_last_finite_params():
+@pytest.mark.parametrize("method", ["native", "stacked"])
+def test_a_model_that_diverges_keeps_its_slot_and_its_last_finite_params(method):
     learner = BPTT(num_updates=6, batch_size=4)
     wild = SETTINGS | {"learning_rate": SETTINGS["learning_rate"].clone()}
     # Decay at this rate multiplies the params by 5e29 at every update: the second one overflows.
     wild["learning_rate"][2] = 1e30
-    learned, calm = learn(learner, [0, 1, 2, 6], settings=wild), learn(learner, [0, 1, 2, 6])
+    learned, calm = (learn(learner, [0, 1, 2, 6], settings=own, method=method) for own in (wild, SETTINGS))
     assert learned.diverged_step.tolist() == [-1, -1, 2, -1, -1, -1]
     others = [0, 1, 3, 4, 5]
     for name, tensor in learned.params.items():
@@ -217,10 +222,11 @@ def test_step_0_holds_the_scaled_initial_params():
             torch.testing.assert_close(learned.params[name][m, 0], tensor * scale)
 
 
-def test_a_model_learns_the_same_beside_others():
+@pytest.mark.parametrize("method", ["native", "stacked"])
+def test_a_model_learns_the_same_beside_others(method):
     learner = BPTT(num_updates=5, batch_size=4)
-    together = learn(learner, [5])
-    pair = learn(learner, [5], ids=IDS[3:5], settings={k: v[3:5] for k, v in SETTINGS.items()})
+    together = learn(learner, [5], method=method)
+    pair = learn(learner, [5], ids=IDS[3:5], settings={k: v[3:5] for k, v in SETTINGS.items()}, method=method)
     # With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
     tolerance = 0 if torch.backends.mkl.is_available() else 1e-5
     for name, tensor in together.params.items():
@@ -240,7 +246,8 @@ def test_learning_lowers_the_loss_and_reports_progress():
     assert (after < before - 0.05).sum() >= 4
 
 
-def test_trained_params_stay_in_their_domain():
+@pytest.mark.parametrize("fused", [True, False])
+def test_trained_params_stay_in_their_domain(fused):
     spec = WeightSpec(
         axes={"hidden": Axis(size=2, kind="hidden", permutable=True)},
         tensors={
@@ -252,7 +259,7 @@ def test_trained_params_stay_in_their_domain():
         states={"h": "hidden"},
     )
     params = {name: torch.full((1, 2), 1.0) for name in spec.tensors}
-    optimiser = StackedAdamW(spec, params, torch.tensor([5.0]), torch.zeros(1), torch.zeros(1))
+    optimiser = StackedAdamW(spec, params, torch.tensor([5.0]), torch.zeros(1), torch.zeros(1), fused=fused)
     optimiser.update(torch.zeros(1), {name: torch.ones(1, 2) for name in spec.trained})
     moved = {name: tensor[0, 0].item() for name, tensor in optimiser.params().items()}
     assert moved == {"tau": 1.0, "rate": pytest.approx(1e-6), "bias": pytest.approx(-4.0)}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Captured, Method, Streams, rollout
+from weightspace.rollout import Captured, Method, Streams, native
+from weightspace.rollout.gradients import losses_and_gradients
 from weightspace.spec import Params
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.base import Learned, Learner, fresh_params, sorted_snapshots
@@ -160,7 +161,9 @@ class _Lessons:
         """Start from stacked params (models, ...), with each model's own settings (models,) in `own`."""
         self._family, self._streams = family, streams
         self._fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
-        self.optimiser = StackedAdamW(family.spec, params, own["learning_rate"], own["weight_decay"], own["clip"])
+        settings = (own["learning_rate"], own["weight_decay"], own["clip"])
+        fused = method == "native" and native.why_not(family) is None
+        self.optimiser = StackedAdamW(family.spec, params, *settings, fused=fused)
         self._examination: Examination | None = None
         if learner.exams is not None:
             exam = Streams(streams.seed, streams.model_ids, "exam", streams.device)
@@ -226,12 +229,12 @@ def _updated(
     noise: Mapping[str, Tensor],
 ) -> Standing:
     """Where the models stand after one update on their batches; `fixed` are the params that are not trained."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in optimiser.params(standing).items()}
-    outputs = rollout(family, fixed | leaves, batch.x, batch.start, method=method, noise=noise).outputs
-    losses = task.loss(outputs, batch)
-    # A sum, so that no model's gradient is scaled by how many others there are.
-    gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return optimiser.after(standing, due, losses.detach(), dict(zip(leaves, gradients, strict=True)))
+    params = fixed | optimiser.params(standing)
+    loss = task.criterion(batch) or partial(task.loss, batch=batch)
+    losses, gradients = losses_and_gradients(
+        family, params, family.spec.trained, batch.x, batch.start, loss, method=method, noise=noise
+    )
+    return optimiser.after(standing, due, losses, gradients)
 
 
 def _scaled(tensor: Tensor, scale: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import Params, WeightSpec
+from zoo_builder.learning.fused import fused_update
 
 LOWER_BOUNDS = {"real": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
 """Least value that a tensor of each domain keeps while it is trained."""
@@ -63,8 +64,13 @@ class StackedAdamW:
         clip: Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
+        *,
+        fused: bool = False,
     ) -> None:
-        """Start from stacked params (models, ...), with one learning rate, decay and clip (0: none) per model."""
+        """Start from stacked params (models, ...), with one learning rate, decay and clip (0: none) per model.
+
+        With `fused` an update is one pass over memory in C, which changes the rows in place; for the CPU alone.
+        """
         names = spec.trained
         self._shapes = {name: params[name].shape for name in names}
         self._sizes = [params[name][0].numel() for name in names]
@@ -72,7 +78,7 @@ class StackedAdamW:
         never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
         self.standing = Standing(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
         self._lower = _lower_bounds(spec, names, self._sizes, row)
-        self._betas, self._epsilon, self._updates = betas, epsilon, 0
+        self._betas, self._epsilon, self._updates, self._fused = betas, epsilon, 0, fused
         settings = (learning_rate, weight_decay, clip)
         columns = (setting.to(row.device, torch.float64)[:, None] for setting in settings)
         self._learning_rate, self._weight_decay, self._clip = columns
@@ -108,6 +114,8 @@ class StackedAdamW:
 
     def after(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
         """Where the models stand after an update, by the gradients (models, ...) of each one's loss (models,)."""
+        if self._fused:
+            return self._after_fused(standing, due, losses, gradients)
         gradient = torch.cat([gradients[name].flatten(1) for name in self._shapes], dim=1)
         # The square of a large float32 gradient overflows; the norm must not.
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float64)
@@ -123,6 +131,16 @@ class StackedAdamW:
             for new, old in ((first, standing.first), (second, standing.second), (row, standing.row))
         )
         return Standing(row, first, second, diverged_step, moves)
+
+    def _after_fused(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
+        own = {"learning_rate": self._learning_rate, "weight_decay": self._weight_decay, "clip": self._clip}
+        columns = own | {"losses": losses, "rate": due.rate}
+        numbers = {"number_first": float(due.first), "root_second": float(due.second), "epsilon": self._epsilon}
+        numbers |= {"beta1": self._betas[0], "beta2": self._betas[1]}
+        rows = (standing.row, standing.first, standing.second, standing.learning)
+        fails = fused_update(*rows, [gradients[name] for name in self._shapes], self._lower, columns, numbers)
+        diverged_step = torch.where(fails, due.number.to(torch.int64), standing.diverged_step)
+        return dataclasses.replace(standing, diverged_step=diverged_step, learning=standing.learning & ~fails)
 
     def _moved(self, standing: Standing, due: Due, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Moments and params after one update by clipped gradients (models, parameters)."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout import Streams
+from weightspace.rollout.criterion import Criterion
 
 Split = Literal["train", "test"]
 
@@ -28,6 +29,13 @@ class Batch:
     values (models, scored, batch, output), float32."""
     weight: Tensor | None = None
     """How much each scored step counts for each model, (models, scored), 0 or above; None if all count alike."""
+
+    @property
+    def shares(self) -> Tensor:
+        """What each scored step counts for in a mean over them, (models, scored), adding up to 1."""
+        if self.weight is None:
+            return self.x.new_full(self.target.shape[:2], 1 / self.target.shape[1])
+        return self.weight / self.weight.sum(1, keepdim=True)
 
     def split(self, batch_size: int) -> list[Batch]:
         """The same sequences as several batches of `batch_size`, the last one with what is left."""
@@ -76,9 +84,16 @@ class Task(ABC):
         unless that whole set is what the task is about.
         """
 
-    @abstractmethod
+    def criterion(self, batch: Batch) -> Criterion | None:
+        """The loss of a batch, declared, so that a fast rollout can take it in; None if it is computed by `loss`."""
+        return None
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """What learning minimises, (models,), for outputs (models, time, batch, output): the mean over scored steps."""
+        criterion = self.criterion(batch)
+        if criterion is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither a criterion nor a loss.")
+        return criterion(outputs)
 
     @abstractmethod
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from weightspace.rollout.criterion import Criterion
 from zoo_builder.tasks.base import Batch, Task
 
 
@@ -18,13 +18,9 @@ class Categorical(Task):
 
     output_kind: ClassVar[Literal["categorical", "continuous"]] = "categorical"
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats (models,) of outputs (models, time, batch, output)."""
-        scored = outputs[:, -batch.target.shape[1] :]
-        # Softmax over a short last axis is slow; with the class axis first it runs along the positions.
-        log_odds = scored.movedim(-1, 1).flatten(2)
-        entropy = F.cross_entropy(log_odds, batch.target.flatten(1), reduction="none")
-        return mean_over_scored(entropy.unflatten(1, batch.target.shape[1:]), batch)
+    def criterion(self, batch: Batch) -> Criterion:
+        """Mean cross-entropy in nats."""
+        return Criterion("cross_entropy", batch.target[..., None], batch.shares, self.output_size)
 
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Share of right answers (models,) among the scored ones of outputs (models, time, batch, output)."""

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from weightspace.rollout.criterion import Criterion
 from zoo_builder.tasks.base import Batch, Task
 from zoo_builder.tasks.categorical import mean_over_scored
 
@@ -18,10 +19,9 @@ class Continuous(Task):
 
     output_kind: ClassVar[Literal["categorical", "continuous"]] = "continuous"
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error (models,) of outputs (models, time, batch, output)."""
-        scored = outputs[:, -batch.target.shape[1] :]
-        return mean_over_scored((scored - batch.target.to(outputs.dtype)).square().mean(-1), batch)
+    def criterion(self, batch: Batch) -> Criterion:
+        """Mean squared error."""
+        return Criterion("squared_error", batch.target, batch.shares)
 
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Share of the targets' variance that outputs (models, time, batch, output) explain (models,).

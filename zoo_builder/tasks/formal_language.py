@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.rollout import Streams
+from weightspace.rollout.criterion import NOT_ASKED, Criterion
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
 
@@ -73,11 +74,12 @@ class FormalLanguage(Categorical):
         x = F.one_hot(tokens[:, :-1], self.input_size).to(torch.float32)
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=tokens[:, 1:])
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats (models,) over all steps up to the one that asks for the EOS."""
-        entropy = F.cross_entropy(outputs.movedim(-1, 1).flatten(2), batch.target.flatten(1), reduction="none")
-        counts = (batch.x[..., EOS] == 0).flatten(1)
-        return torch.where(counts, entropy, 0).sum(1) / counts.sum(1)
+    def criterion(self, batch: Batch) -> Criterion:
+        """Mean cross-entropy in nats over all steps up to the one that asks for the EOS."""
+        counts = batch.x[..., EOS] == 0
+        share = counts.shape[2] / counts.flatten(1).sum(1, keepdim=True)
+        target = torch.where(counts, batch.target, NOT_ASKED)[..., None]
+        return Criterion("cross_entropy", target, share.expand(counts.shape[:2]).to(batch.x.dtype), self.output_size)
 
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Share of strings (models,) whose every next token from the first b up to EOS is predicted."""

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.rollout import Streams
+from weightspace.rollout.criterion import NOT_ASKED, Criterion
 from zoo_builder.tasks.base import Batch, Split
 from zoo_builder.tasks.categorical import Categorical
 
-NOT_ASKED = -1
-"""Target of a head that has nothing to answer."""
+CLASSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class Heads(Categorical):
 
     varying: ClassVar[tuple[str, ...]] = ("n",)
     difficulty: ClassVar[tuple[str, int] | None] = ("n", 2)
-    classes_per_head: ClassVar[int | None] = 2
+    classes_per_head: ClassVar[int | None] = CLASSES
 
     def __post_init__(self) -> None:
         if self.heads not in ("single", "many", "sliding"):
@@ -86,11 +85,9 @@ class Heads(Categorical):
         x = bits.to(torch.float32)[..., None]
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=target[:, None])
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy in nats (models,), mean over sequences, summed over the heads that are asked."""
-        log_odds = outputs[:, -1].unflatten(-1, (-1, 2)).movedim(-1, 1)
-        entropy = F.cross_entropy(log_odds, batch.target[:, 0], ignore_index=NOT_ASKED, reduction="none")
-        return entropy.sum(2).mean(1)
+    def criterion(self, batch: Batch) -> Criterion:
+        """Cross-entropy in nats, mean over sequences, summed over the heads that are asked."""
+        return Criterion("cross_entropy", batch.target, batch.shares, CLASSES)
 
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Share of right answers (models,), mean over sequences and the heads that are asked."""

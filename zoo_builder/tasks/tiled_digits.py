@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import torch
@@ -53,13 +53,12 @@ class TiledDigits(Categorical):
         return (SIDE // self.tile_size) ** 2
 
     def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
-        images, digits = _images(split, streams.device)
-        chosen = streams.integers(len(images), batch_size)
-        rotation = rotations(self.value("angle", values, streams)).to(images.dtype)
-        # Background is 0 while pixels move, and -1 once they are scaled.
-        rotated = torch.bmm(images[chosen], rotation.transpose(1, 2)) / 8 - 1
+        angles = self.value("angle", values, streams)
+        images, digits = _rotated(split, streams.device, tuple(angles.tolist()))
         count, tiles = len(streams), SIDE // self.tile_size
-        grid = rotated.reshape(count, batch_size, tiles, self.tile_size, tiles, self.tile_size)
+        chosen = streams.integers(images.shape[1], batch_size)
+        drawn = images[torch.arange(count, device=streams.device)[:, None], chosen]
+        grid = drawn.reshape(count, batch_size, tiles, self.tile_size, tiles, self.tile_size)
         x = grid.permute(0, 2, 4, 1, 3, 5).reshape(count, self.num_steps, batch_size, self.input_size)
         return Batch(x=x, start=x.new_zeros(count, batch_size, 0), target=digits[chosen][:, None])
 
@@ -88,6 +87,18 @@ def rotations(angle: Tensor) -> Tensor:
         pixel = (row.clamp(0, SIDE - 1) * SIDE + column.clamp(0, SIDE - 1)).long()
         matrices.scatter_add_(2, pixel[..., None], torch.where(inside, share, 0)[..., None])
     return matrices
+
+
+@lru_cache(maxsize=2)
+def _rotated(split: Split, device: torch.device, angles: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """All images of one part, rotated for each model, (models, image, pixel) in -1 to 1, and their digits (image,).
+
+    A stack of models draws from the same images again and again, so they are rotated once.
+    """
+    images, digits = _images(split, device)
+    rotation = rotations(torch.tensor(angles, dtype=torch.float64, device=device)).to(images.dtype)
+    # Background is 0 while pixels move, and -1 once they are scaled.
+    return (images @ rotation.transpose(1, 2)) / 8 - 1, digits
 
 
 @cache

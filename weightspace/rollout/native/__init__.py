@@ -9,13 +9,32 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
+from weightspace.rollout.native import compiler
 from weightspace.rollout.native.compiler import NoNative
 from weightspace.rollout.native.program import Untraceable
 
-__all__ = ["descend", "run_native", "usable", "why_not"]
+__all__ = ["compiler_version", "descend", "run_native", "usable", "why_not", "why_not_here"]
 
 logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.float64)
+
+
+def why_not_here() -> str | None:
+    """Why nothing can be run natively on this machine, None if the engine is there, compiled now if need be."""
+    from weightspace.rollout.native.engine import LANES, engine_library
+
+    try:
+        for dtype in DTYPES:
+            for lanes in LANES:
+                engine_library(dtype, lanes)
+    except NoNative as error:
+        return str(error)
+    return None
+
+
+def compiler_version() -> str:
+    """What the C compiler says of itself; NoNative if there is none."""
+    return compiler.version()
 
 
 def why_not(family: Family, dtype: torch.dtype = torch.float32) -> str | None:

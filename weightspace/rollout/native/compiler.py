@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("engine.c", "kernels.h", "vector.h")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared")
 TIMEOUT = 300
 
@@ -24,8 +23,11 @@ class NoNative(RuntimeError):
 
 @functools.cache
 def library(source: str, *defines: str) -> ctypes.CDLL:
-    """A C file of this folder, compiled with macros such as `LANES=16`; NoNative with the reason if that fails."""
-    path = _cached(source, defines)
+    """A C file, compiled with macros such as `LANES=16`; NoNative with the reason if that fails.
+
+    A name without a folder is that of a file beside this one. Headers lie beside the file that includes them.
+    """
+    path = _cached(Path(__file__).parent / source, defines)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -49,10 +51,15 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weightspace"
 
 
-def _cached(source: str, defines: tuple[str, ...]) -> Path:
-    here, command = Path(__file__).parent, [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
-    content = b"\0".join([(here / name).read_bytes() for name in sorted({source, *SOURCES})])
-    machine = "\0".join([*command, source, _version(tuple(compiler())), platform.machine(), _processor()])
+def version() -> str:
+    """What the C compiler says of itself in its first line."""
+    return (_version(tuple(compiler())).splitlines() or ["unknown"])[0]
+
+
+def _cached(source: Path, defines: tuple[str, ...]) -> Path:
+    command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
+    content = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
     name = hashlib.sha256(content + machine.encode()).hexdigest()[:32] + ".so"
     for folder in (cache(), Path(tempfile.gettempdir()) / f"weightspace-{os.getuid()}"):
         if (folder / name).exists() and _is_own(folder):
@@ -64,7 +71,7 @@ def _cached(source: str, defines: tuple[str, ...]) -> Path:
                 if not _is_own(folder):
                     continue
                 made = Path(aside) / name
-                _compile([*command, str(here / source), "-o", str(made), "-lm"])
+                _compile([*command, str(source), "-o", str(made), "-lm"])
                 os.replace(made, folder / name)
                 return folder / name
         except OSError:

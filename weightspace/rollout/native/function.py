@@ -19,7 +19,7 @@ def run_native(
     family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], state: State | None
 ) -> Rollout:
     """All models, one after another, each with its whole time loop in cache. See `rollout` for shapes."""
-    state = torch.func.vmap(family.initial_state)(params, start) if state is None else state
+    state = _initial(family, params, start) if state is None else state
     spec = family.spec
     tensors = [params[name] for name in spec.tensors] + _computed(family, params, x.dtype)
     inputs = [noise[name] for name in spec.noise] + [x]
@@ -43,7 +43,7 @@ def descend(
     spec, dtype = family.spec, x.dtype
     leaves = {name: params[name].detach().requires_grad_(name in trained) for name in spec.tensors}
     computed = _computed(family, leaves, dtype)
-    initial = torch.func.vmap(family.initial_state)(leaves, start)
+    initial = _initial(family, leaves, start)
     through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
     tensors = [_dense(tensor) for tensor in (*leaves.values(), *computed)]
     starts = [_dense(initial[name]) for name in spec.states]
@@ -58,8 +58,8 @@ def descend(
     )
     call.weight = _dense(criterion.weight.to(dtype) / x.shape[2])
     call.losses = torch.zeros(len(x), dtype=torch.float64)
-    call.gradients = [torch.zeros_like(t) if i in wanted.tensors else None for i, t in enumerate(tensors)]
-    call.initial_gradient = [torch.zeros_like(t) for t in starts] if wanted.initial else None
+    call.gradients = [torch.zeros(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
+    call.initial_gradient = [torch.zeros_like(t.contiguous()) for t in starts] if wanted.initial else None
     engine(family, dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
     found = dict(zip(spec.tensors, call.gradients, strict=False))
     gradients = {name: found[name] for name in trained}
@@ -122,12 +122,20 @@ class _Native(torch.autograd.Function):
         call.output_gradient = None if gradients[0] is None else gradients[0].contiguous()
         call.state_gradient = [None if g is None else g.contiguous() for g in gradients[1:]]
         call.gradients, call.input_gradient, call.initial_gradient = (
-            [torch.zeros_like(t) if need else None for t, need in zip(part, needs, strict=True)]
+            [torch.zeros(t.shape, dtype=t.dtype) if need else None for t, need in zip(part, needs, strict=True)]
             for part, needs in ((tensors, of_tensors), (inputs, of_inputs), (initial, of_initial))
         )
         x = inputs[-1]
         engine(ctx.family, x.dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
         return None, None, *call.gradients, *call.input_gradient, *call.initial_gradient
+
+
+def _initial(family: Family, params: Mapping[str, Tensor], start: Tensor) -> State:
+    """States (models, batch, axis) before the first input."""
+    if not traced(family, start.dtype).starts_alike:
+        return torch.func.vmap(family.initial_state)(dict(params), start)
+    one = family.initial_state({name: tensor[0].detach() for name, tensor in params.items()}, start[0])
+    return {name: value.expand(len(start), *value.shape) for name, value in one.items()}
 
 
 def _computed(family: Family, params: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -146,7 +154,7 @@ def _call(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence
 def _dense(tensor: Tensor) -> Tensor:
     """The same numbers with every model's own in one piece; views of stacked rows stay views."""
     tensor = tensor.detach()
-    return tensor if tensor[0].is_contiguous() and tensor.stride(0) >= tensor[0].numel() else tensor.contiguous()
+    return tensor if tensor[0].is_contiguous() else tensor.contiguous()
 
 
 def _parted(items: Sequence[Any], sizes: tuple[int, int]) -> tuple[list[Any], list[Any], list[Any]]:

@@ -26,6 +26,7 @@ from weightspace.rollout.native.program import (
     Untraceable,
 )
 from weightspace.rollout.native.rules import BINARY, RULES, UNARY
+from weightspace.rollout.native.start import starts_alike
 
 aten = torch.ops.aten
 BATCH = 7
@@ -44,6 +45,8 @@ class Traced:
     """What must be computed from one model's params first (masks, clamps, reciprocals): its further tensors."""
     computed: int
     """Number of those further tensors."""
+    starts_alike: bool
+    """Whether every model starts from the same state."""
 
 
 def trace(family: Family, dtype: torch.dtype) -> Traced:
@@ -75,7 +78,7 @@ class Tracer:
     """Reads one graph: what depends on params alone goes to the prologue, all else becomes operations on tiles."""
 
     def __init__(self, family: Family, graph: fx.GraphModule, dtype: torch.dtype) -> None:
-        self.spec, self.graph, self.dtype = family.spec, graph, dtype
+        self.family, self.spec, self.graph, self.dtype = family, family.spec, graph, dtype
         spec = family.spec
         names = [f"param.{name}" for name in spec.tensors] + [f"state.{name}" for name in spec.states]
         names += [f"noise.{name}" for name in spec.noise] + ["x"]
@@ -97,7 +100,9 @@ class Tracer:
         results = [self.tile(node) for node in output.args[0]]
         states = dict(zip(self.spec.states, results[:-1], strict=True))
         program = arranged(self.builder, inputs, states, results[-1], self.operations)
-        return Traced(program, self.builder, tuple(self.spec.tensors), self._prologue(), len(self.from_params))
+        prologue = self._prologue()
+        alike = starts_alike(self.family)
+        return Traced(program, self.builder, tuple(self.spec.tensors), prologue, len(self.from_params), alike)
 
     def _inputs(self) -> dict[str, Ref]:
         inputs = {}

@@ -1,0 +1,77 @@
+"""What runs a build and decides its bytes: method, device, versions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from typing import Any
+
+import torch
+
+import weightspace
+from weightspace import plugins
+from weightspace.rollout import Method, native
+from zoo_builder import labels
+from zoo_builder.plan import Plan
+from zoo_builder.worker import ENVIRONMENT
+
+logger = logging.getLogger(__name__)
+
+# What `--method` names -> how cohorts are rolled out.
+ROLLOUTS: dict[str, Method] = {"native": "native", "torch": "stacked"}
+
+
+def chosen_method(device: str, method: str | None = None) -> str:
+    """The method asked for, or the best there is; one line says so if that is not the one that was to be expected."""
+    if device != "cpu":
+        if method == "native":
+            raise ValueError(f"`method` native runs on the CPU, not on '{device}'; use torch there.")
+        return method or "torch"
+    if method == "torch":
+        return method
+    reason = native.why_not_here()
+    if reason is None:
+        return method or "native"
+    logger.warning("Models are run by torch, not natively, which is slower: %s.", reason)
+    return "torch"
+
+
+def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
+    """What the bytes of a zoo depend on."""
+    if method not in ROLLOUTS:
+        raise ValueError(f"No method is called '{method}'; there are {list(ROLLOUTS)}.")
+    refuse_missing_device(device)
+    executor = {
+        "method": method,
+        "device": device,
+        "torch": str(torch.__version__),
+        "machine": platform.machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "mkl_cbwr": ENVIRONMENT["MKL_CBWR"],
+    }
+    if device == "cuda":
+        executor |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+    if method == "native":
+        executor["compiler"] = native.compiler_version()
+    generator: dict[str, Any] = {"name": "zoo_builder", "version": weightspace.__version__}
+    own = plugins.digests(_kinds(plan))
+    if own:
+        generator["packages"] = own
+    # Through JSON, so that it equals what is read back from a file.
+    return json.loads(json.dumps({"recipe": plan.recipe, "executor": executor, "generator": generator}))
+
+
+def refuse_missing_device(device: str) -> None:
+    """Raise ValueError unless there is such a device here."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(
+            f"`device` is '{device}', but torch sees no CUDA device here; build with cpu. What was built on CUDA is "
+            "repaired and labelled there, too."
+        )
+
+
+def _kinds(plan: Plan) -> set[type]:
+    """The classes that a plan is made of."""
+    parts = {type(part) for cohort in plan.cohorts for part in (cohort.family, cohort.task, cohort.learner)}
+    return parts | {labels.available()[name] for name in plan.recipe["labels"]}

@@ -1,0 +1,59 @@
+"""The update of StackedAdamW in one pass over memory, in C."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightspace.rollout.native.compiler import library
+
+SOURCE = str(Path(__file__).parent / "adamw.c")
+_DOUBLES = ("losses", "learning_rate", "weight_decay", "clip", "rate")
+
+
+class _Update(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("models", "parameters", "tensors")),
+        *((name, ctypes.c_void_p) for name in ("size", "gradient", "gradient_stride", "lower", *_DOUBLES, "learning")),
+        *((name, ctypes.c_void_p) for name in ("row", "first", "second", "fails", "moved")),
+        *((name, ctypes.c_double) for name in ("number_first", "root_second", "beta1", "beta2", "epsilon")),
+    ]
+
+
+def fused_update(
+    row: Tensor,
+    first: Tensor,
+    second: Tensor,
+    learning: Tensor,
+    gradients: Sequence[Tensor],
+    lower: Tensor | None,
+    columns: dict[str, Tensor],
+    numbers: dict[str, float],
+) -> Tensor:
+    """Move the rows (models, parameters), float32, and moments of models that are `learning` in place.
+
+    Gradients (models, ...) are those of the tensors that lie side by side in a row; `columns` (models,) and `numbers`
+    are the fields of that name in adamw.c. Returns which models learned until now and cannot go on, (models,), bool.
+    NoNative if there is no compiler.
+    """
+    models, parameters = row.shape
+    own = [gradient.flatten(1).contiguous() for gradient in gradients]
+    sizes = (ctypes.c_int64 * len(own))(*(gradient.shape[1] for gradient in own))
+    pointers = (ctypes.c_void_p * len(own))(*(gradient.data_ptr() for gradient in own))
+    strides = (ctypes.c_int64 * len(own))(*(gradient.stride(0) for gradient in own))
+    moved, fails = row.new_empty(3 * parameters), torch.zeros(models, dtype=torch.bool)
+    wide = {name: columns[name].to(torch.float64).flatten().expand(models).contiguous() for name in _DOUBLES}
+    call = _Update(models, parameters, len(own), **numbers)
+    call.size, call.gradient = ctypes.addressof(sizes), ctypes.addressof(pointers)
+    call.gradient_stride = ctypes.addressof(strides)
+    call.lower = None if lower is None else lower.data_ptr()
+    for name, tensor in (*wide.items(), ("learning", learning), ("row", row), ("first", first), ("second", second)):
+        assert tensor.is_contiguous()
+        setattr(call, name, tensor.data_ptr())
+    call.fails, call.moved = fails.data_ptr(), moved.data_ptr()
+    library(SOURCE).update(ctypes.byref(call))
+    return fails
