@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import plugins
 from weightspace.terminal import printable
+from zoo_builder.bench import command
 
 if TYPE_CHECKING:
     from zoo_builder.engine import Engine
@@ -32,7 +33,7 @@ KINDS = ("families", "tasks", "labels", "learners", "studies")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 (done), 1 (a check found something), 2 (bad input), 130 (interrupted)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list}
+    commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list, "bench": _bench}
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
@@ -87,6 +88,7 @@ def _parser() -> ArgumentParser:
     listing.add_argument("kind", choices=KINDS, help="what to list")
     listing.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("list", listing, help="what there is to build with")
+    _add_bench(commands)
     return parser
 
 
@@ -124,6 +126,12 @@ def _add_label(commands: Any) -> None:
     )
     label.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("label", label, help="add labels to a finished zoo")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = ArgumentParser(description=command.DESCRIPTION, epilog=command.EPILOG)
+    command.add_options(bench)
+    commands.add_subcommand("bench", bench, help="training speed beside the alternatives")
 
 
 def _build(options: Namespace) -> int:
@@ -216,6 +224,12 @@ def _list(options: Namespace) -> int:
 
     rows = listing(options.kind)
     _print(rows, listing_text(rows), options.json)
+    return 0
+
+
+def _bench(options: Namespace) -> int:
+    found, text = command.measured(options)
+    _print(found, text, options.json)
     return 0
 
 

@@ -35,7 +35,7 @@ def zoo(recipe):
 
 
 def test_help_answers_in_under_a_second_with_an_example():
-    for command in ([], ["build"], ["verify"], ["info"], ["list"]):
+    for command in ([], ["build"], ["verify"], ["info"], ["list"], ["bench"]):
         start = resource.getrusage(resource.RUSAGE_CHILDREN)
         code = f"import sys; sys.argv[1:] = {[*command, '--help']}; from zoo_builder.cli import main; main()"
         ended = subprocess.run(

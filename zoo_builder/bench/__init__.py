@@ -1,0 +1,1 @@
+"""Training speed beside the alternatives: the same models, data and updates, computed in several ways in one run."""

@@ -1,0 +1,161 @@
+"""What is trained in a benchmark: a family at one size, how many models, and data of each one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from weightspace import families
+from weightspace.families import Family
+from weightspace.rollout import Streams, generator
+from weightspace.spec import Params
+from zoo_builder.tasks.noise import draw_noise
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
+"""Of AdamW, with torch's own other settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Many models of one family and size, each trained on a batch of sequences of its own."""
+
+    family: str
+    fields: Mapping[str, Any]
+    """The family's config, with all sizes."""
+    models: int
+    batch: int
+    steps: int
+    """Length of the sequences."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("models", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1.")
+
+    def load(self) -> Family:
+        """The family at its size."""
+        return families.load(self.family, self.fields)
+
+    @property
+    def title(self) -> str:
+        """The case in a few words."""
+        return f"{self.family}, {self.fields['hidden_size']} units, {self.models} models, {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Params (models, ...) to start from, inputs (models, time, batch, input), and classes (models, time, batch)."""
+
+    params: Params
+    x: Tensor
+    start: Tensor
+    noise: Params
+    target: Tensor
+
+    def narrow(self, first: int, count: int) -> Data:
+        """The data of some models, as views."""
+        params, noise = ({k: v[first : first + count] for k, v in part.items()} for part in (self.params, self.noise))
+        x, start, target = (part[first : first + count] for part in (self.x, self.start, self.target))
+        return Data(params, x, start, noise, target)
+
+
+def cases(
+    names: Sequence[str],
+    hidden: Sequence[int],
+    models: Sequence[int],
+    steps: Sequence[int],
+    *,
+    batch: int = 32,
+    sizes: tuple[int, int] = (8, 8),
+    fields: Mapping[str, Any] | None = None,
+) -> list[Case]:
+    """One case per family, number of hidden units, models and steps; `sizes` are those of input and output.
+
+    Of `fields` each family takes those it has; a field that none has is refused. What a family needs beside its sizes
+    and `fields`, its first example says.
+    """
+    available = families.available()
+    for name in names:
+        if name not in available:
+            # Raises, with the near match.
+            families.load(name, {})
+    known = {field.name for name in names for field in dataclasses.fields(available[name])}
+    unknown = sorted(set(fields or {}) - known)
+    if unknown:
+        raise ValueError(f"None of {list(names)} has the field '{unknown[0]}'; theirs are {sorted(known)}.")
+    made = []
+    for name, units, count, length in itertools.product(names, hidden, models, steps):
+        own = {**dict(_needed(available[name])), "input_size": sizes[0], "output_size": sizes[1], "hidden_size": units}
+        own |= {k: v for k, v in (fields or {}).items() if k in {f.name for f in dataclasses.fields(available[name])}}
+        made.append(Case(family=name, fields=own, models=count, batch=batch, steps=length))
+        # A field that does not fit is refused before anything is measured.
+        made[-1].load()
+    return made
+
+
+def parse_fields(given: Sequence[str]) -> dict[str, Any]:
+    """Fields from `name=value`, each value as in YAML."""
+    fields = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise ValueError(f"`fields` has '{one}'; give NAME=VALUE, such as rank=16.")
+        fields[name] = yaml.safe_load(value)
+    return fields
+
+
+def _needed(family: type[Family]) -> Iterator[tuple[str, Any]]:
+    """The fields without a default, as the family's first example has them."""
+    example = family.examples()[0].config
+    for field in dataclasses.fields(family):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            yield field.name, example[field.name]
+
+
+def draw(case: Case) -> Data:
+    """The data of a case, the same whatever the method."""
+    family = case.load()
+    ids = [str(model) for model in range(case.models)]
+    draws = [family.init(generator(case.seed, model, "init")) for model in ids]
+    params = {name: torch.stack([one[name] for one in draws]) for name in family.spec.tensors}
+    numbers = generator(case.seed, "all", "inputs")
+    shape = (case.models, case.steps, case.batch)
+    x = torch.randn(*shape, family.input_size, generator=numbers)
+    target = torch.randint(family.output_size, shape, generator=numbers)
+    noise = draw_noise(family.spec, Streams(case.seed, ids, "noise"), case.steps, case.batch)
+    return Data(params, x, x.new_zeros(case.models, case.batch, 0), noise, target)
+
+
+def flops(case: Case) -> int:
+    """Floating-point operations of one update of one model, those of its matrices alone.
+
+    For every weight of a matrix, per step and sequence: 2 forward (multiply and add), 2 for its own gradient where it
+    is trained, and 2 to pass the gradient on to what it reads, where trained tensors lie behind that:
+
+        steps * batch * sum over matrices of rows * to * from * (2 + 2 [trained] + 2 [from carries a gradient]).
+
+    The task's inputs carry none. Biases, products by element, nonlinearities, loss and optimiser are not counted, so
+    the share of peak is a lower bound of what the processor was kept busy with.
+    """
+    spec = case.load().spec
+    trained = set(spec.trained)
+    carrying = {to for name, to, _ in spec.matrices() if name in trained}
+    carrying |= {
+        axis for diagonal in (False, True) for name, axis in spec.vectors(diagonal=diagonal) if name in trained
+    }
+    for _ in spec.axes:
+        # As often as a path can be long.
+        carrying |= {to for _, to, source in spec.matrices() if source in carrying}
+    per_step = sum(
+        torch.Size(spec.shape(name)).numel() * (2 + 2 * (name in trained) + 2 * (source in carrying))
+        for name, _, source in spec.matrices()
+    )
+    return per_step * case.steps * case.batch

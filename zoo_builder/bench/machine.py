@@ -1,0 +1,67 @@
+"""Where a benchmark was run, and what one core of it can do at best."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from zoo_builder.engine import num_cores
+
+FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "asimd", "sve")
+"""What tells how wide vectors are and whether a product and a sum are one instruction."""
+PEAK_TURNS = 1_000_000
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its load (mean of the last minute), and the versions of what computes."""
+    from weightspace.rollout.native.compiler import NoNative, _version, compiler
+
+    try:
+        compiled_by = (_version(tuple(compiler())).splitlines() or ["unknown"])[0]
+    except NoNative:
+        compiled_by = None
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flags = set((_field(text, "flags") or _field(text, "Features") or "").split())
+    return {
+        "processor": _field(text, "model name") or platform.processor() or platform.machine(),
+        "features": [name for name in FEATURES if name in flags],
+        "cores": num_cores(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 2),
+        "compiler": compiled_by,
+        "versions": {"python": platform.python_version(), **{name: _version_of(name) for name in ("torch", "jax")}},
+    }
+
+
+def _field(text: str, name: str) -> str | None:
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def peak(clock: Callable[[], float] = time.thread_time) -> float | None:
+    """float32 operations a second of one core in a loop of multiplications and additions; None without a compiler."""
+    from weightspace.rollout.native.compiler import NoNative, library
+
+    try:
+        loop = library(str(Path(__file__).parent / "peak.c"))
+    except NoNative:
+        return None
+    loop.operations.restype = ctypes.c_int64
+    loop.run.restype = ctypes.c_float
+    start = clock()
+    loop.run(ctypes.c_int64(PEAK_TURNS))
+    return loop.operations() * PEAK_TURNS / (clock() - start)

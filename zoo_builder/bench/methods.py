@@ -1,0 +1,172 @@
+"""The ways to train that are compared: each makes the same updates of the same models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method as Rollout
+from weightspace.rollout.criterion import Criterion
+from weightspace.rollout.gradients import losses_and_gradients
+from weightspace.spec import Params
+from zoo_builder.bench.case import LEARNING_RATE, WEIGHT_DECAY, Case, Data
+from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.stacks import STACK
+
+
+class Method(ABC):
+    """One way to train many models.
+
+    An update is: outputs of every model on its own inputs, cross-entropy at every step, gradients, AdamW.
+    """
+
+    passing_gradients: int = 0
+    """Number of models whose gradients are made and given up together within `update`."""
+
+    @abstractmethod
+    def update(self) -> Tensor:
+        """Move every model once; the losses (models,) it had before."""
+
+    @abstractmethod
+    def params(self) -> Params:
+        """The trained tensors (models, ...) as they stand."""
+
+    @staticmethod
+    def why_not(case: Case) -> str | None:
+        """Why a case cannot be trained in this way, None if it can."""
+        return None
+
+
+class Stacked(Method):
+    """As `zoo-builder build --method torch` does it: the cell mapped over a stack of models, autograd."""
+
+    rollout: ClassVar[Rollout] = "stacked"
+
+    def __init__(self, case: Case, data: Data) -> None:
+        self._family, self._parts = case.load(), []
+        spec = self._family.spec
+        self.passing_gradients = min(STACK, case.models)
+        for first in range(0, case.models, STACK):
+            own = data.narrow(first, STACK)
+            rate, decay = (torch.full((len(own.x),), one, dtype=torch.float64) for one in (LEARNING_RATE, WEIGHT_DECAY))
+            optimiser = StackedAdamW(spec, own.params, rate, decay, torch.zeros_like(rate))
+            fixed = {name: tensor.clone() for name, tensor in own.params.items() if name not in spec.trained}
+            weight = torch.full((len(own.x), case.steps), 1 / case.steps)
+            criterion = Criterion("cross_entropy", own.target[..., None], weight, self._family.output_size)
+            # The params that the optimiser has copied are not kept.
+            self._parts.append((optimiser, fixed, Data({}, own.x, own.start, own.noise, own.target), criterion))
+
+    def update(self) -> Tensor:
+        losses = []
+        for optimiser, fixed, data, criterion in self._parts:
+            own, gradients = self.gradients({**fixed, **optimiser.params()}, data, criterion)
+            optimiser.update(own, gradients)
+            losses.append(own)
+        return torch.cat(losses)
+
+    def gradients(self, params: Params, data: Data, criterion: Criterion) -> tuple[Tensor, Params]:
+        """Losses (models,) of one stack, and gradients (models, ...) of the trained tensors."""
+        trained = self._family.spec.trained
+        arguments = (self._family, params, trained, data.x, data.start, criterion)
+        return losses_and_gradients(*arguments, method=self.rollout, noise=data.noise)
+
+    def params(self) -> Params:
+        parts = [optimiser.params() for optimiser, *_ in self._parts]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Native(Stacked):
+    """As `zoo-builder build --method native` does it: the traced cell, its way back, the loss and AdamW in C."""
+
+    rollout: ClassVar = "native"
+
+    @staticmethod
+    def why_not(case: Case) -> str | None:
+        from weightspace.rollout.native import why_not
+
+        return why_not(case.load())
+
+
+class Vmap(Stacked):
+    """torch.func.vmap(grad) of a plain loop over time, with the optimiser of `Stacked`."""
+
+    def gradients(self, params: Params, data: Data, criterion: Criterion) -> tuple[Tensor, Params]:
+        family = self._family
+        trained = {name: params[name] for name in family.spec.trained}
+        fixed = {name: tensor for name, tensor in params.items() if name not in trained}
+
+        def loss(own: Params, rest: Params, x: Tensor, start: Tensor, noise: Params, target: Tensor) -> Tensor:
+            return _mean_nats(_unrolled(family, {**rest, **own}, x, start, noise), target)
+
+        mapped = torch.func.vmap(torch.func.grad_and_value(loss))
+        gradients, losses = mapped(trained, fixed, data.x, data.start, data.noise, data.target)
+        return losses, gradients
+
+
+class Loop(Method):
+    """What is usually written: for each model its module of torch.nn, its loss, its own torch.optim.AdamW.
+
+    A family that no module of torch.nn computes is run step by step in Python.
+    """
+
+    def __init__(self, case: Case, data: Data) -> None:
+        self._family, self._data, self._models = case.load(), data, []
+        make = self._as_module if hasattr(self._family, "to_torch") else self._as_cell
+        self._make = make
+        for model in range(case.models):
+            parameters, outputs = make({name: tensor[model].clone() for name, tensor in data.params.items()}, model)
+            optimiser = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            self._models.append((parameters, outputs, optimiser))
+        self._data = Data({}, data.x, data.start, data.noise, data.target)
+
+    def _as_module(self, params: Params, model: int) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+        layer, readout = self._family.to_torch(params)  # type: ignore[attr-defined]
+
+        def outputs() -> Tensor:
+            return readout(layer(self._data.x[model])[0])
+
+        own = {**dict(layer.named_parameters()), **{f"readout.{k}": v for k, v in readout.named_parameters()}}
+        return own, outputs
+
+    def _as_cell(self, params: Params, model: int) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+        own = {name: params[name].requires_grad_() for name in self._family.spec.trained}
+
+        def outputs() -> Tensor:
+            noise = {name: tensor[model] for name, tensor in self._data.noise.items()}
+            return _unrolled(self._family, params, self._data.x[model], self._data.start[model], noise)
+
+        return own, outputs
+
+    def update(self) -> Tensor:
+        losses = []
+        for model, (_, outputs, optimiser) in enumerate(self._models):
+            optimiser.zero_grad()
+            loss = _mean_nats(outputs(), self._data.target[model])
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def params(self) -> Params:
+        own = [parameters for parameters, *_ in self._models]
+        return {name: torch.stack([one[name].detach() for one in own]) for name in own[0]}
+
+
+def _unrolled(family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+    """Outputs (time, batch, output) of one model on inputs (time, batch, input), one step after another."""
+    state, outputs = family.initial_state(params, start), []
+    for t in range(len(x)):
+        state = family.step(params, state, x[t], {name: tensor[t] for name, tensor in noise.items()})
+        outputs.append(family.readout(params, state))
+    return torch.stack(outputs)
+
+
+def _mean_nats(outputs: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of one model's outputs (time, batch, output), its mean over steps and sequences."""
+    return F.cross_entropy(outputs.flatten(0, 1), target.flatten())

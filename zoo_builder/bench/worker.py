@@ -1,0 +1,128 @@
+"""A process that trains in one way only: told what to do on stdin, answering on stdout, one line of JSON each.
+
+One process per method, because JAX and torch read their threads from the environment when they are imported, and so
+that the memory of one is not that of another. Only one of them works at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightspace import plugins
+from zoo_builder.bench.case import Case, draw, flops
+from zoo_builder.bench.methods import Method
+from zoo_builder.bench.run import METHODS
+
+MEASURED = 2
+"""Updates over which the most memory is looked for."""
+LEAST_SECONDS = 0.1
+"""Of one measurement, which has as many updates as that takes."""
+
+
+def main() -> None:
+    """Serve one benchmark, whose first line is the job, and end when its stdin closes."""
+    # Ctrl-C in the terminal reaches all processes; the benchmark stops its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    # What anything else prints must not mix with the answers.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    job = json.loads(sys.stdin.readline())
+    for answer in _serve(job):
+        try:
+            answers.write(json.dumps(answer) + "\n")
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def _serve(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    try:
+        torch.set_num_threads(job["threads"])
+        plugins.allow(*job["allow_import"])
+        module, name = METHODS[job["method"]]
+        kind = getattr(importlib.import_module(module), name)
+        yield {"ready": True}
+        method, updates = None, 1
+        for line in sys.stdin:
+            order = json.loads(line)
+            if "case" in order:
+                # The case before must be gone before memory is looked at.
+                method = None
+                method, updates, answer = _prepared(kind, Case(**order["case"]))
+                yield answer
+            else:
+                assert method is not None
+                yield _timed(method, updates)
+    except Exception as error:
+        traceback.print_exc()
+        yield {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def _prepared(kind: Any, case: Case) -> tuple[Method | None, int, dict[str, Any]]:
+    """The method with the case's data, after its first updates, and what is told of it."""
+    reason = kind.why_not(case)
+    if reason is not None:
+        return None, 0, {"why_not": reason}
+    method: Method = kind(case, draw(case))
+    # Compilation, caches and what is imported on first use are no part of an update.
+    loss = method.update().double().mean().item()
+    method.update()
+    start = time.perf_counter()
+    peak = _peak_memory(method)
+    seconds = (time.perf_counter() - start) / MEASURED
+    if peak is not None:
+        peak = max(0.0, peak - method.passing_gradients * case.load().spec.num_parameters * 4)
+    updates = max(1, math.ceil(LEAST_SECONDS / seconds))
+    return method, updates, {"loss": loss, "peak_memory": peak, "flops": flops(case)}
+
+
+def _timed(method: Method, updates: int) -> dict[str, float]:
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(updates):
+        method.update()
+    return {"cpu": (time.process_time() - cpu) / updates, "wall": (time.perf_counter() - wall) / updates}
+
+
+def _peak_memory(method: Method) -> float | None:
+    """Bytes of memory that updates need above what lies there between them; None where the system cannot tell."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        # What was freed goes back to the system; or else what an update takes of it would not be seen.
+        ctypes.CDLL(None).malloc_trim(0)
+    reset = Path("/proc/self/clear_refs")
+    before = _resident("VmRSS")
+    with contextlib.suppress(OSError):
+        # From here on the high-water mark is counted anew.
+        reset.write_text("5")
+    for _ in range(MEASURED):
+        method.update()
+    after = _resident("VmHWM")
+    return None if before is None or after is None or not reset.exists() else after - before
+
+
+def _resident(field: str) -> float | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return float(found[1]) * 1024 if found else None
+
+
+if __name__ == "__main__":
+    main()
