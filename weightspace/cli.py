@@ -31,6 +31,7 @@ EXAMPLES = (
     """examples:
   weightspace quickstart --out first
   weightspace fit --config configs/encoder/supervised.yaml --data.zoo first/zoo
+  weightspace fit --config ... --data.zoo first/zoo --data.split new_family --data.fold 0   (that fold is never seen)
   weightspace fit --config ... --data.zoo first/zoo --ckpt_path runs/version_0/checkpoints/last.ckpt   (goes on)
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --zoo first/zoo --out embeddings.safetensors
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --state_dicts models --out mine.safetensors

@@ -36,6 +36,9 @@ def quick():
         patch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 5)
         patch.setattr(evaluation, "NUM_PERMUTATIONS", 2)
         patch.setattr(evaluation, "NUM_RESAMPLES", 20)
+        # Figures take seconds; other tests draw them.
+        patch.setattr(report, "_figures", lambda predictions: [])
+        patch.setattr(report, "_map", lambda *arguments: "")
         yield
 
 
