@@ -3,6 +3,8 @@
 On a pretended CUDA device, so that it is checked everywhere; what numbers a real one gives is for `test_gpu.py` to say.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from weightspace import families
 from weightspace.families.gru import GRU
 from weightspace.rollout import Streams, generator, rollout
 from zoo_builder import labels, tasks
+from zoo_builder.cli import main
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
 from zoo_builder.plan import make_plan
@@ -116,6 +119,18 @@ def test_a_label_that_does_not_apply_keeps_to_its_device_too(monkeypatch):
         found = labels.measure(["LengthGeneralisation"], family, there, task, {}, 0, ["m"])
         assert found["longer_score"].isnan().tolist() == [True]
         assert not found["longer_score"].is_cuda
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("extra", [[], ["--dry_run"]], ids=["build", "dry run"])
+def test_a_device_that_is_not_there_is_refused_with_the_way_out(extra, tmp_path, capsys):
+    recipe = Path(__file__).parents[1] / "configs" / "zoo" / "quickstart-tiny.yaml"
+    options = ["--config", str(recipe), "--out", str(tmp_path / "zoo"), "--device", "cuda"]
+    assert main(["build", *options, *extra]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "torch sees no CUDA device here; build with cpu" in told.err
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_stacks_on_cuda_are_large_but_for_memory():

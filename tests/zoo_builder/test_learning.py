@@ -17,6 +17,7 @@ from zoo_builder.learning.exams import Exams
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.planted import Planted
 from zoo_builder.learning.schedule import Schedule
+from zoo_builder.tasks.copy import Copy
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.n_parity import NParity
 
@@ -167,6 +168,21 @@ def test_captured_updates_are_the_updates(family, monkeypatch):
         assert torch.equal(captured.params[name], tensor), name
     assert torch.equal(captured.diverged_step, called.diverged_step)
     assert captured.diverged_step[2] > 0
+
+
+@pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
+def test_what_autograd_keeps_of_a_model_is_within_the_estimate(family):
+    task = Copy(num_symbols=6, length=5, max_delay=10)
+    sizes = {"input_size": task.input_size, "output_size": task.output_size, "hidden_size": 16}
+    family = type(family)(**{**family.config, **sizes})
+    params = {name: tensor.requires_grad_() for name, tensor in fresh_params(family, 0, IDS).items()}
+    batch = task.sample({}, Streams(0, IDS, "train"), 8, "train")
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        task.loss(rollout(family, params, batch.x, batch.start).outputs, batch)
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    estimate = BPTT(batch_size=8).bytes_per_model(family, task)
+    assert estimate / 10 < sum(memory.values()) / len(IDS) < estimate
 
 
 def examined() -> tuple[BPTT, tuple]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -54,6 +55,8 @@ class _Graph(Generic[T]):
     """One captured call: arguments are copied into its memory, and its result lies there."""
 
     def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
+        # Graphs that nobody has any more hold their memory until they are collected.
+        gc.collect()
         own = mapped(arguments, lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format))
         self._inputs = tensors_in(own)
         aside = torch.cuda.Stream(self._inputs[0].device)
