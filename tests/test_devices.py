@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from tests.weightspace.pretended_cuda import pretended_cuda
+from tests.weightspace.zoos import write_zoo
 from weightspace import families
+from weightspace.datamodule import ZooDataModule
+from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.gru import GRU
+from weightspace.objectives.contrastive import Contrastive
+from weightspace.objectives.emulation import Emulation
+from weightspace.objectives.reconstruction import Reconstruction
+from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import Streams, generator, rollout
 from zoo_builder import labels, tasks
 from zoo_builder.cli import main
@@ -144,3 +151,28 @@ def test_stacks_on_cuda_are_large_but_for_memory():
     (cohort,) = make_plan(read_recipe({**wide, "learning": {**RECIPE["learning"], "batch_size": 64}})).cohorts
     assert 0 < models_together(cohort, "cuda") < CUDA_STACK
     assert models_together(cohort, "cuda") % MULTIPLE == 0
+
+
+OBJECTIVES = [Supervised(["trace"]), Emulation(), Contrastive(), Reconstruction()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
+def test_an_objective_and_its_encoder_keep_to_their_device(objective, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    encoder, data = MessagePassing(embedding_dim=8), ZooDataModule(write_zoo(tmp_path / "zoo", models=10), batch_size=6)
+    objective.build(8)
+    data.serve(objective.targets, objective.needs_rollouts, objective.needs_neighbours)
+    encoder.fit_standardisation(data.training_stacks())
+    objective.fit_scales(data.training())
+    batch = next(iter(data.train_dataloader()))
+    torch.manual_seed(1)
+    expected, _ = objective(encoder, batch)
+    with pretended_cuda(monkeypatch):
+        encoder.to("cuda")
+        objective.to("cuda")
+        torch.manual_seed(1)
+        loss, _ = objective(encoder, batch.to("cuda"))
+        assert loss.is_cuda
+        loss.backward()
+        assert all(p.grad is None or p.grad.is_cuda for p in encoder.parameters())
+    torch.testing.assert_close(loss.detach(), expected.detach())

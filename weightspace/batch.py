@@ -29,6 +29,8 @@ class Batch:
     """Per stack x (models, sequences, time, input) and outputs (models, sequences, time, output), if asked for."""
     output_kinds: list[str] = field(default_factory=list)
     """Per stack what its task's outputs are: "categorical" (logits) or "continuous"."""
+    classes_per_head: list[int | None] = field(default_factory=list)
+    """Per stack how many logits each of several heads has, side by side; None, or an empty list: there is one head."""
     neighbours: list[Stack] = field(default_factory=list)
     """Per stack a neighbouring snapshot of each of its models (the same one where there is no other), if asked for."""
     models: Tensor | None = None

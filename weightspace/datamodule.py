@@ -176,7 +176,7 @@ class ZooBatches(Dataset):
         self.neighbours = neighbours
         self._targets = torch.from_numpy(labels.values).float()
         self._cell_means = torch.from_numpy(labels.cell_means).float()
-        self._kinds = _output_kinds(zoo)
+        self._layouts = _output_layouts(zoo)
         self._shards = zoo.table.column("shard").to_numpy()
         self._cache = _Cache(zoo, self._shards, with_rollouts, cache_bytes)
 
@@ -199,7 +199,8 @@ class ZooBatches(Dataset):
             targets=self._targets[rows],
             cell_means=self._cell_means[rows],
             rollouts=[rollouts for _, rollouts in loaded if rollouts is not None],
-            output_kinds=[self._kinds[group[0]] for group in request.groups],
+            output_kinds=[self._layouts[group[0]][0] for group in request.groups],
+            classes_per_head=[self._layouts[group[0]][1] for group in request.groups],
             neighbours=self._transformed(
                 [self._cache.load(group)[0] for group in near], derive_key(request.key, "near")
             ),
@@ -259,7 +260,15 @@ def _codes(table, rows: np.ndarray) -> np.ndarray:
     return np.array(codes, dtype=np.int64)[rows]
 
 
-def _output_kinds(zoo: Zoo) -> list[str]:
-    """What each row's outputs are, as the manifest says of its task; categorical where it says nothing."""
-    kinds = {name: task.get("output_kind", "categorical") for name, task in zoo.manifest.get("tasks", {}).items()}
-    return [kinds.get(task, "categorical") for task in zoo.table.column("task").to_pylist()]
+def _output_layouts(zoo: Zoo) -> list[tuple[str, int | None]]:
+    """What each row's outputs are and how many classes a head has (None: one head), as the manifest says of its task.
+
+    Categorical with one head where it says nothing.
+    """
+    layouts = {}
+    for name, task in zoo.manifest.get("tasks", {}).items():
+        classes = task.get("classes_per_head")
+        if classes is not None and (type(classes) is not int or classes < 2):
+            raise ValueError(f"{zoo.path} says of {name} that a head has {classes!r} classes; expected 2 or more.")
+        layouts[name] = (task.get("output_kind", "categorical"), classes)
+    return [layouts.get(task, ("categorical", None)) for task in zoo.table.column("task").to_pylist()]

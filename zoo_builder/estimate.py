@@ -15,7 +15,7 @@ from zoo_builder import labels
 from zoo_builder.learning.bptt import UPDATES_PER_DRAW
 from zoo_builder.plan import Cohort, Plan
 from zoo_builder.shard import COLUMNS, label_columns
-from zoo_builder.stacks import STACK, models_together
+from zoo_builder.stacks import chunk_size, models_together
 
 UPDATES = 17
 # Labels of large models take seconds and gigabytes: fewer of these are measured, as many as have this many parameters.
@@ -119,7 +119,7 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
     if not plan.recipe["labels"]:
         return 0.0
     # On CUDA a stack as it will be, for there time is not proportional to models.
-    count, repeats = (_num_labelled(cohort), 1) if device == "cpu" else (STACK, len(plan.snapshots))
+    count, repeats = (_num_labelled(cohort), 1) if device == "cpu" else (chunk_size(device), len(plan.snapshots))
     ids = cohort.ids(0, min(count, len(cohort.splits))) * repeats
     generator = torch.Generator().manual_seed(0)
     models = [cohort.family.init(generator) for _ in ids]

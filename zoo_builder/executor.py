@@ -67,7 +67,7 @@ def refuse_missing_device(device: str) -> None:
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(
             f"`device` is '{device}', but torch sees no CUDA device here; build with cpu. What was built on CUDA is "
-            "repaired and labelled there, too."
+            "repaired there, and labelled there or with `--other_version`."
         )
 
 

@@ -23,7 +23,7 @@ from zoo_builder.executor import build_identity
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_config
-from zoo_builder.stacks import STACK
+from zoo_builder.stacks import chunk_size
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,9 @@ def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: 
     _refuse_other_models(plan, shard, stack.family, table)
     ids, pieces = shard.model_ids, []
     params = {name: tensor.unflatten(0, (len(ids), len(plan.snapshots))) for name, tensor in stack.params.items()}
-    for first in range(0, len(ids), STACK):
-        chosen = slice(first, first + STACK)
+    size = chunk_size(device)
+    for first in range(0, len(ids), size):
+        chosen = slice(first, first + size)
         own = {name: tensor[chosen] for name, tensor in params.items()}
         measured = measure_labels(plan, shard.cohort, names, ids[chosen], own, device)
         columns = {name: label_column(measured, name, len(ids[chosen])) for name in _measured_columns(plan, names)}

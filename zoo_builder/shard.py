@@ -17,7 +17,7 @@ from weightspace.store import ShardContent, canonical
 from zoo_builder import labels
 from zoo_builder.learning import Learned
 from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
-from zoo_builder.stacks import STACK, models_together, padded, padded_params
+from zoo_builder.stacks import chunk_size, models_together, padded, padded_params
 from zoo_builder.tasks import Task
 
 COLUMNS = {
@@ -71,12 +71,13 @@ def make_shard(
     size = models_together(cohort, device)
     stacks = [ids[first : first + size] for first in range(0, len(ids), size)]
     learned = _joined([_learned(plan, cohort, own, device, method, progress) for own in stacks])
+    size = chunk_size(device)
     chunks = [
-        _made_chunk(plan, cohort, ids[first : first + STACK], _part(learned, first, first + STACK), device, method)
-        for first in range(0, len(ids), STACK)
+        _made_chunk(plan, cohort, ids[first : first + size], _part(learned, first, first + size), device, method)
+        for first in range(0, len(ids), size)
     ]
     params = {name: tensor.flatten(0, 1) for name, tensor in learned.params.items()}
-    table = pa.concat_tables([_table(plan, shard, chunk, place * STACK) for place, chunk in enumerate(chunks)])
+    table = pa.concat_tables([_table(plan, shard, chunk, place * size) for place, chunk in enumerate(chunks)])
     stored = None
     if plan.recipe["rollouts"] is not None:
         x, outputs = (

@@ -6,12 +6,14 @@ from weightspace.spec import Params
 from zoo_builder.plan import Cohort
 
 STACK = 64
-"""Number of models that are labelled and rolled out together, and on the CPU learn together: what its cache likes."""
+"""Number of models that are computed together on the CPU: what its cache likes."""
 # Vectorised loops treat the last elements of a tensor (up to 32) unlike the others, with other bits in sigmoid or
 # softplus. In stacks of a multiple of 32 models no model has such elements, so bits do not depend on the neighbours.
 MULTIPLE = 32
 CUDA_STACK = 1024
 """Number of models that learn together on CUDA, where a stack takes hardly longer than a model."""
+CUDA_CHUNK = 256
+"""Number of models that are labelled and rolled out together on CUDA, all snapshots of each at once."""
 CUDA_MEMORY = 8 * 2**30
 """Bytes that a stack may take on CUDA while it learns, so that it fits a small GPU, too."""
 
@@ -25,6 +27,11 @@ def models_together(cohort: Cohort, device: str) -> int:
         return STACK
     fitting = CUDA_MEMORY // max(cohort.learner.bytes_per_model(cohort.family, cohort.task), 1)
     return max(min(fitting, CUDA_STACK) // MULTIPLE, 1) * MULTIPLE
+
+
+def chunk_size(device: str) -> int:
+    """How many models of a shard are labelled and rolled out together."""
+    return STACK if device == "cpu" else CUDA_CHUNK
 
 
 def padded(ids: list[str]) -> list[str]:

@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "MKL_CBWR": "AVX2",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # The same for products on CUDA, whatever the streams: cuBLAS promises it for workspaces of a fixed size.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 

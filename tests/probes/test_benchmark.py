@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from probes import evaluation, probe
 from probes.benchmark import COSTS, Trained, _averaged, benchmark
 from tests.weightspace.zoos import write_zoo
+from weightspace.embed import load
 from weightspace.families.elman import Elman
 from weightspace.store import open_zoo
 
@@ -47,6 +49,27 @@ def test_a_planted_label_is_learned_and_probed_beside_statistics(made):
     }
     assert values["embedding:MessagePassing", "ridge"] > values["statistics", "ridge"]
     assert values["embedding:MessagePassing", "ridge"] > 0.5
+
+
+def test_encoders_are_trained_anew_for_every_split_and_fold(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "NUM_PERMUTATIONS", 2)
+    monkeypatch.setattr(probe, "BOOSTING_ITERATIONS", (3,))
+    monkeypatch.setattr("probes.benchmark._throughput", lambda encoder, data: 1.0)
+    zoo = write_zoo(tmp_path / "zoo", models=20, rollouts=False, held_out=True)
+    splits = ["new_task", "new_family"]
+    document = benchmark(zoo, tmp_path / "out", targets=["trace"], splits=splits, max_epochs=1)
+    assert [(run["split"], run["fold"]) for run in document["runs"]] == [
+        ("new_task", None),
+        ("new_family", 0),
+        ("new_family", 1),
+    ]
+    for name, fold in (("new_task", None), ("new_family-0", 0), ("new_family-1", 1)):
+        run = tmp_path / "out" / "runs" / f"MessagePassing-Supervised-0-{name}"
+        assert load(run / "checkpoints" / "best.ckpt").trained_for == (name.split("-")[0], fold)
+    own = [row for row in document["rows"] if row["features"] == "embedding:MessagePassing"]
+    assert {(row["split"], row["num_folds"]) for row in own} == {("new_task", 1), ("new_family", 2)}
+    assert all(row[key] is not None for row in own for key in COSTS)
+    assert all(not notes["unavailable"] for notes in document["splits"].values())
 
 
 def test_costs_are_those_of_the_encoder(made):
@@ -103,4 +126,10 @@ def test_unknown_names_and_numbers_are_refused_before_anything_is_trained(zoo, t
         benchmark(zoo, tmp_path, seeds=0)
     with pytest.raises(ValueError, match="each once"):
         benchmark(zoo, tmp_path, encoders=["MessagePassing", "MessagePassing"])
+    with pytest.raises(ValueError, match=r"No split is called 'new_tasks'.*Did you mean 'new_task'"):
+        benchmark(zoo, tmp_path, splits=["new_tasks"])
+    with pytest.raises(ValueError, match="No model is held out for the split new_size"):
+        benchmark(zoo, tmp_path, splits=["in_distribution", "new_size"])
+    with pytest.raises(ValueError, match="`splits` is empty"):
+        benchmark(zoo, tmp_path, splits=[])
     assert not list(tmp_path.iterdir())

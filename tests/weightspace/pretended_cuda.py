@@ -88,10 +88,10 @@ class Pretending(TorchFunctionMode):
         elif function is Tensor.to:
             named = [arg for arg in args[1:] if isinstance(arg, (str, torch.device))]
             device = named[0] if named else device
-            args = tuple(arg for arg in args if not isinstance(arg, (str, torch.device)))
+            args = tuple(arg for arg in args if arg is not None and not isinstance(arg, (str, torch.device)))
             args = (args[0].clone(), *(arg.dtype if isinstance(arg, Tensor) else arg for arg in args[1:]))
-            if len(args) == 1 and "dtype" not in kwargs:
-                args = (*args, args[0].dtype)
+            if "dtype" not in kwargs and not any(isinstance(arg, torch.dtype) for arg in args):
+                args = (args[0], args[0].dtype, *args[1:])
         results = function(*args, **kwargs)
         if device is not None:
             self.places.mark(results, torch.device(device))
@@ -105,5 +105,5 @@ def pretended_cuda(monkeypatch):
     """Within, `device="cuda"` works; nothing is captured."""
     monkeypatch.setattr(captured, "_on_cuda", lambda tensors: False)
     places = Places()
-    with Checking(places), Pretending(places):
+    with torch.backends.cudnn.flags(enabled=False), Checking(places), Pretending(places):
         yield

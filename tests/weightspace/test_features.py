@@ -10,7 +10,7 @@ import torch
 
 from tests.weightspace.zoos import FAMILIES, write_zoo
 from weightspace.families.elman import Elman
-from weightspace.features import metadata, spectra, spectra_of, statistics, statistics_of
+from weightspace.features import columns_of, metadata, spectra, spectra_of, statistics, statistics_of
 from weightspace.spec import GroupElement
 from weightspace.store import open_zoo
 
@@ -121,6 +121,36 @@ def test_metadata_holds_records_and_nothing_that_names_a_model(zoo):
     np.testing.assert_array_equal(
         column(features, "present.family.nonlinearity=relu"), 1.0 - gru, err_msg="GRU has no nonlinearity field"
     )
+
+
+def test_held_out_rows_have_no_say_in_what_columns_there_are(zoo):
+    train = np.arange(zoo.num_rows) % 2 == 0
+    sizes = zoo.table.column("hidden_size").to_numpy()
+    small = columns_of(zoo, spectra_of).features(sizes == 4)
+    assert "weight_hh.0.singular.3" in small.names
+    assert "weight_hh.0.singular.4" not in small.names
+    whole = spectra(zoo)
+    assert np.array_equal(column(small, "weight_hh.0.singular.1"), column(whole, "weight_hh.0.singular.1"))
+
+    def told(rates, flags):
+        records = [json.dumps({"rate": r, "flag": f}) for r, f in zip(rates, flags, strict=True)]
+        return zoo.table.set_column(zoo.table.column_names.index("learning_config"), "learning_config", [records])
+
+    count = int(train.sum())
+    rates, flags = np.ones(zoo.num_rows), np.array(["a"] * zoo.num_rows)
+    rates[train], flags[train] = np.linspace(1, 50, count), np.array(["a", "b"] * count)[:count]
+    expected = metadata(told(rates.tolist(), flags.tolist()), train)
+    assert "log.learning.rate" in expected.names
+    rates[~train], flags[~train] = np.linspace(-1e6, 1e6, count), "c"
+    found = metadata(told(rates.tolist(), flags.tolist()), train)
+    assert found.names == expected.names
+    assert np.array_equal(found.values[train], expected.values[train])
+    assert np.isfinite(found.values).all()
+    # Text where training has numbers is a number that is missing.
+    mixed = [rate if known else "?" for rate, known in zip(rates.tolist(), train, strict=True)]
+    absent = metadata(told(mixed, flags.tolist()), train)
+    assert np.array_equal(absent.values[train], expected.values[train])
+    assert (column(absent, "log.learning.rate")[~train] == 0).all()
 
 
 def test_metadata_reads_nested_records_and_missing_numbers():

@@ -159,6 +159,49 @@ def test_the_loss_is_the_divergence_of_softmaxed_outputs():
     assert metrics["agreement"][0].item() == pytest.approx(agreement)
 
 
+def test_several_heads_are_compared_head_by_head():
+    objective = emulation(sequences_per_model=6, max_output_size=6).eval()
+    embeddings, (x, outputs) = torch.randn(2, 3), rollouts(2, 2, 6)
+    kinds = {"output_kinds": ["categorical"], "classes_per_head": [2]}
+    loss, metrics = objective(Given(3), batch_of(embeddings, rollouts=[(x, outputs)], **kinds))
+    emulated = objective._emulate(embeddings, x, 6)
+    divergences, agreements = [], []
+    for head in range(3):
+        p, q = (
+            torch.distributions.Bernoulli(logits=logits[..., 2 * head + 1] - logits[..., 2 * head])
+            for logits in (outputs, emulated)
+        )
+        divergences.append(torch.distributions.kl_divergence(p, q).mean().item())
+        agreements.append(((p.probs > 0.5) == (q.probs > 0.5)).double().mean().item())
+    assert loss.item() == pytest.approx(sum(divergences) / 3, rel=1e-5)
+    assert metrics["agreement"][0].item() == pytest.approx(sum(agreements) / 3)
+    # Logits of one head may all be shifted by anything, which changes no answer; of one softmax over all they may not.
+    shifted = outputs + torch.tensor([5.0, 5.0, 0.0, 0.0, -2.0, -2.0])
+    again, _ = objective(Given(3), batch_of(embeddings, rollouts=[(x, shifted)], **kinds))
+    assert again.item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_stacks_with_one_head_and_with_several_stand_side_by_side():
+    objective = emulation(sequences_per_model=6).eval()
+    e, parts = torch.randn(4, 3), [rollouts(2, 2, 4), rollouts(2, 2, 4, seed=1)]
+    kinds, heads = ["categorical"] * 2, [None, 2]
+    pieces = [
+        batch_of(own, rollouts=[part], output_kinds=kinds[:1], classes_per_head=[classes])
+        for own, part, classes in zip(e.split(2), parts, heads, strict=True)
+    ]
+    both = batch_of(e, rollouts=parts, output_kinds=kinds, classes_per_head=heads)
+    both.stacks = [stack for piece in pieces for stack in piece.stacks]
+    first, second, together = (objective(Given(3), batch)[0].item() for batch in (*pieces, both))
+    assert together == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_heads_that_do_not_divide_the_outputs_are_refused():
+    layout = {"output_kinds": ["categorical"], "classes_per_head": [2]}
+    batch = batch_of(torch.zeros(1, 3), rollouts=[rollouts(1, 2, 3)], **layout)
+    with pytest.raises(ValueError, match="3 outputs and says that each head has 2 classes"):
+        emulation()(Given(3), batch)
+
+
 def test_continuous_outputs_are_compared_in_units_of_their_own_variance():
     objective = emulation(sequences_per_model=6).eval()
     embeddings, (x, outputs) = torch.randn(2, 3), rollouts(2, 2, 3)

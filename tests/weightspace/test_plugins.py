@@ -18,7 +18,10 @@ from tests.weightspace.zoos import write_zoo
 from weightspace import encoders, families, plugins
 from weightspace.embed import read_checkpoint
 from weightspace.store import open_zoo, verify
-from zoo_builder.build import build
+from zoo_builder import ray_engine
+from zoo_builder.build import build, build_identity
+from zoo_builder.plan import make_plan
+from zoo_builder.recipe import read_recipe
 
 PARTS = '''
 """An Elman network under another name, and an encoder that counts."""
@@ -161,6 +164,16 @@ def test_own_families_are_built_listed_and_checked_like_any_other(packages, tmp_
     assert zoo_builder.cli.main(["list", "families", "--json"]) == 0
     assert "Jordan" in {row["name"] for row in json.loads(capsys.readouterr().out.partition("\n")[2])}
     assert call("check", "families", "--name", "Jordan") == 0
+
+
+def test_a_worker_of_ray_is_told_which_packages_are_allowed(tmp_path, monkeypatch):
+    plugins.allow("mine")
+    plan = make_plan(read_recipe(RECIPE))
+    job = {"recipe": plan.recipe, "out": str(tmp_path), "identity": build_identity(plan, "cpu", "torch")}
+    (tmp_path / ".staging").mkdir()
+    monkeypatch.setattr(plugins, "_allowed", {})
+    _, made = ray_engine._job(json.dumps({**job, "allow_import": ["mine"]}))
+    assert made == plan
 
 
 def test_a_zoo_of_a_family_that_is_not_there_names_the_option(tmp_path, monkeypatch):

@@ -2,14 +2,19 @@
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
+from tests.weightspace.emulated_graph import emulate
+from weightspace.datamodule import ZooDataModule
 from weightspace.families.leaky import Leaky
 from weightspace.rollout import Streams, rollout
 from weightspace.store import open_zoo
@@ -19,9 +24,10 @@ from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT, UPDATES_PER_DRAW
 from zoo_builder.learning.exams import Exams
 from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.schedule import Schedule
 from zoo_builder.plan import make_plan
 from zoo_builder.recipe import read_recipe
-from zoo_builder.relabel import relabel
+from zoo_builder.relabel import stage_shard
 from zoo_builder.shard import make_shard
 from zoo_builder.tasks.adding import Adding
 from zoo_builder.tasks.delayed_recall import DelayedRecall
@@ -221,6 +227,22 @@ def test_when_all_have_stopped_or_diverged_nothing_is_computed_and_no_byte_diffe
     assert [params.shape[1] for params in runs[0].params.values()] == [4] * len(runs[0].params)
 
 
+def test_exams_and_schedules_are_the_same_when_updates_are_captured_as_graphs(monkeypatch):
+    task = NParity(max_n=4, n=4, heads="many")
+    settings = {"exams.threshold": several(0.4, 0.5, 0.6, 0.7), "schedule.warm_up": several(0, 2, 4, 8)}
+    exams, schedule = Exams(every=4, sequences=16, curriculum=True, stop=True), Schedule(shape="cosine")
+
+    def run():
+        return learn(task, exams, 24, [0, 8, 24], settings=settings, schedule=schedule)
+
+    plain = run()
+    graphs = emulate(monkeypatch)
+    same(plain, run())
+    # One for the updates, one for the exams.
+    assert len(graphs) == 2
+    assert plain.records["curriculum_level"].unique().numel() > 1
+
+
 def test_steps_to_threshold_is_the_first_exam_passed():
     task = NDelayedMatch(max_n=2, n=2)
     exams = Exams(every=5, sequences=64, threshold=0.8)
@@ -296,6 +318,7 @@ def test_the_zoo_of_the_shipped_recipe_says_who_advanced_and_who_stopped(zoo):
         [*recorded, "generalisation_gap", "loss", "score"]
     )
     assert all(opened.manifest["labels"][name]["definition"] for name in recorded)
+    assert opened.manifest["tasks"]["NParity"]["classes_per_head"] == 2
     models = {row["model_id"]: [r for r in rows if r["model_id"] == row["model_id"]] for row in rows}
     assert len(models) == 18
     for own in models.values():
@@ -322,15 +345,25 @@ def test_the_zoo_of_the_shipped_recipe_says_who_advanced_and_who_stopped(zoo):
             assert alike == (row["stopped_step"] is not None and row["stopped_step"] <= 30)
 
 
+def test_batches_of_a_zoo_say_how_outputs_divide_into_heads(zoo):
+    data = ZooDataModule(zoo)
+    data.serve(with_rollouts=True)
+    batch = next(iter(data.val_dataloader()))
+    assert batch.classes_per_head == [2] * len(batch.stacks)
+
+
 def test_records_of_learning_do_not_depend_on_shards_and_outlive_new_labels(zoo, tmp_path):
     columns = ["model_id", "step", "curriculum_level", "exam_score", "steps_to_threshold", "stopped_step"]
     expected = open_zoo(zoo).table.select(columns)
     plan = make_plan(tiny_recipe() | {"shard_size": 5, "labels": []})
     shards = [make_shard(plan, shard).table.select(columns) for shard in plan.shards]
     assert pa.concat_tables(shards).equals(expected)
+    relabelled = make_plan(tiny_recipe() | {"labels": ["Performance", "MemoryMode"]})
     shutil.copytree(zoo, tmp_path / "zoo")
-    relabel(tmp_path / "zoo", ["MemoryMode"], workers=1)
-    assert open_zoo(tmp_path / "zoo").table.select(columns).equals(expected)
+    for shard in relabelled.shards:
+        stage_shard(tmp_path / "zoo", relabelled, shard, ["MemoryMode"], "key")
+    staged = sorted((tmp_path / "zoo").rglob("tables-key/*.parquet"))
+    assert pa.concat_tables([pq.read_table(path) for path in staged]).select(columns).equals(expected)
 
 
 def test_a_learner_is_made_again_from_its_config():
@@ -361,7 +394,49 @@ def test_options_that_make_no_sense_are_refused_when_the_recipe_is_read(changes,
         make_plan({**recipe, "learning": {"class": "BPTT", "num_updates": 60, **changes}})
 
 
+def test_the_learner_that_the_readme_shows_is_one():
+    (block,) = re.findall(r"```yaml\n(learning:.*?)```", (RECIPE.parents[2] / "README.md").read_text(), re.DOTALL)
+    plan = make_plan({**tiny_recipe(), "learning": yaml.safe_load(block)["learning"]})
+    assert plan.cohorts[0].learner.exams == Exams(every=20, threshold=0.9, stop=True, curriculum=True)
+    assert plan.cohorts[0].learner.schedule == Schedule(shape="cosine", warm_up=20, final=0.1)
+
+
 def test_a_recipe_with_a_curriculum_for_a_task_without_levels_is_refused():
     recipe = {**tiny_recipe(), "tasks": [{"class": "Adding"}]}
     with pytest.raises(ValueError, match="Adding declares no `difficulty`"):
         make_plan(recipe)
+
+
+def curricula(max_n, hidden_size, ids, **options):
+    """By kind of heads, on parity: the levels that models reach, and their share of right answers for N = 2 then."""
+    level, first = {}, {}
+    for heads in ("many", "single"):
+        task = NParity(max_n=max_n, n=max_n, heads=heads)
+        family, learner = family_of(task, hidden_size), BPTT(**options)
+        learned = learner.learn(family, task, {}, {}, 0, ids, [learner.num_updates])
+        level[heads] = learned.records["curriculum_level"][:, 0]
+        params = {name: tensor[:, 0] for name, tensor in learned.params.items()}
+        batch = task.sample({"n": torch.full((len(ids),), 2.0)}, Streams(1, ids, "judge"), 512, "test")
+        first[heads] = task.score_by_head(rollout(family, params, batch.x).outputs, batch)[:, 0]
+    return level, first
+
+
+def test_with_many_heads_a_curriculum_goes_further_and_nothing_is_forgotten():
+    exams = Exams(every=10, sequences=64, threshold=0.8, curriculum=True)
+    options = {"num_updates": 200, "batch_size": 16, "learning_rate": 1.5e-2, "exams": exams}
+    level, first = curricula(8, 20, [f"pupil-{i}" for i in range(5)], **options)
+    assert level["many"].mean() > level["single"].mean()
+    assert level["single"].min() >= 4
+    assert first["many"].min() > 0.95
+    assert first["single"].mean() < 0.8
+
+
+@pytest.mark.slow
+def test_the_curricula_of_the_paper_differ_as_it_found():
+    """Khajehabdollahi et al. (ICLR 2024): with one head models get on slowly and forget, with many they do neither."""
+    exams = Exams(every=20, sequences=128, threshold=0.95, curriculum=True)
+    options = {"num_updates": 1200, "batch_size": 32, "learning_rate": 7e-3, "exams": exams}
+    level, first = curricula(12, 32, IDS, **options)
+    assert level["many"].min() > 1.3 * level["single"].max()
+    assert first["many"].min() > 0.95
+    assert first["single"].max() < 0.7

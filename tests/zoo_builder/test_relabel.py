@@ -104,7 +104,7 @@ def test_labels_do_not_depend_on_which_models_are_measured_together(bare, promis
     zoo = shutil.copytree(bare, tmp_path / "zoo")
     plan = make_plan(read_recipe({**RECIPE, "labels": ["Performance", *ADDED]}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo_builder.relabel.STACK", 2)
+        patch.setattr("zoo_builder.relabel.chunk_size", lambda device: 2)
         for shard in plan.shards:
             stage_shard(zoo, plan, shard, ADDED, "key")
     for file in (zoo / ".staging/tables-key").iterdir():

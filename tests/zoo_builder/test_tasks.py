@@ -1,5 +1,6 @@
 """Every task against its contract, and against independent references."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -51,6 +52,21 @@ def test_a_models_sequences_do_not_depend_on_its_neighbours(task):
     torch.testing.assert_close(together.x[1:2], alone.x)
     assert torch.equal(together.target[1:2], alone.target)
     assert not torch.equal(together.x[0], together.x[1])
+
+
+@pytest.mark.parametrize("task", [e for e in EXAMPLES if e.difficulty is not None], ids=str)
+def test_levels_begin_at_the_least_value_and_end_at_the_models_own(task):
+    field, least = task.difficulty
+    assert field in task.varying
+    dataclasses.replace(task, **{field: least})
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        dataclasses.replace(task, **{field: least - 1})
+    levels = torch.tensor([least, least, getattr(task, field)], dtype=torch.float64)
+    batch = task.sample({field: levels}, streams(), 5, "train")
+    assert torch.equal(task.mastery(right_answers(task, batch), batch), torch.ones(3, dtype=torch.float64))
+    own = task.sample({}, streams(), 5, "train")
+    assert torch.equal(batch.x[2], own.x[2])
+    assert torch.equal(batch.target[2], own.target[2])
 
 
 def right_answers(task, batch):

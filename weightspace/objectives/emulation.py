@@ -21,9 +21,9 @@ class Emulation(Objective):
     One recurrent emulator serves all models: z_t = W_x x_t + P e, GRU over z, outputs W_o h_t. The paper adds the
     projection P e of the embedding at the first step alone; here it is added at every step, so that a short emulator
     need not spend its memory on remembering whom it imitates, at no cost. Categorical outputs are compared by the
-    Kullback-Leibler divergence of the softmaxed outputs (model from emulator), continuous ones by the squared error in
-    units of each model's own output variance. Tasks with fewer inputs or outputs use the first
-    columns of W_x and rows of W_o.
+    Kullback-Leibler divergence of the softmaxed outputs (model from emulator), head by head where a task has several,
+    continuous ones by the squared error in units of each model's own output variance. Tasks with fewer inputs or
+    outputs use the first columns of W_x and rows of W_o.
     """
 
     learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
@@ -65,21 +65,22 @@ class Emulation(Objective):
             )
 
     def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean divergence over models; metrics `divergence` and `agreement` (share of steps with equal best class)."""
+        """Mean divergence over models; metrics `divergence` and `agreement` (share of equal best classes)."""
         if not batch.rollouts:
             raise ValueError("The batch has no rollouts, which Emulation imitates; build the zoo with stored rollouts.")
         embeddings = encoder(batch.stacks)
         counts = [len(stack.rows) for stack in batch.stacks]
         generator = torch.Generator().manual_seed(batch.key)
         divergences, agreements = [], []
-        for members in self._alike(batch).values():
+        for (*_, kind, classes), members in self._alike(batch).items():
             e = torch.cat([embeddings.split(counts)[i] for i in members])
             x, outputs = (torch.cat([batch.rollouts[i][side] for i in members]) for side in (0, 1))
             chosen = self._choose(x.shape[1], generator)
             emulated, outputs = self._emulate(e, x[:, chosen], outputs.shape[-1]), outputs[:, chosen]
-            if batch.output_kinds[members[0]] == "categorical":
-                divergences.append(_divergence(outputs, emulated))
-                agreements.append((outputs.argmax(-1) == emulated.argmax(-1)).float().mean((1, 2)))
+            if kind == "categorical":
+                wanted, got = _by_head(outputs, classes), _by_head(emulated, classes)
+                divergences.append(_divergence(wanted, got))
+                agreements.append((wanted.argmax(-1) == got.argmax(-1)).float().flatten(1).mean(1))
             else:
                 divergences.append(_relative_error(outputs, emulated))
         divergence = torch.cat(divergences).mean()
@@ -91,10 +92,11 @@ class Emulation(Objective):
         return loss, metrics
 
     def _alike(self, batch: Batch) -> dict[tuple, list[int]]:
-        """Stacks whose rollouts have the same sizes and kind, which the emulator runs together."""
+        """Stacks whose rollouts have the same sizes, kind and heads, which the emulator runs together."""
         alike: dict[tuple, list[int]] = defaultdict(list)
-        for i, ((x, outputs), kind) in enumerate(zip(batch.rollouts, batch.output_kinds, strict=True)):
-            alike[(*x.shape[1:], outputs.shape[-1], kind)].append(i)
+        heads = batch.classes_per_head or [None] * len(batch.rollouts)
+        for i, ((x, outputs), *layout) in enumerate(zip(batch.rollouts, batch.output_kinds, heads, strict=True)):
+            alike[(*x.shape[1:], outputs.shape[-1], *layout)].append(i)
         return alike
 
     def _choose(self, num_sequences: int, generator: torch.Generator) -> Tensor:
@@ -113,10 +115,21 @@ class Emulation(Objective):
         return outputs.transpose(0, 1).unflatten(0, (models, sequences))
 
 
+def _by_head(outputs: Tensor, classes: int | None) -> Tensor:
+    """Outputs (models, sequences, time, output) as (models, sequences, time, head, class); None: one head of all."""
+    classes = classes or outputs.shape[-1]
+    if outputs.shape[-1] % classes:
+        raise ValueError(
+            f"The zoo stores {outputs.shape[-1]} outputs and says that each head has {classes} classes, which does not "
+            "divide them; run `zoo-builder verify` on it, or build it again."
+        )
+    return outputs.unflatten(-1, (-1, classes))
+
+
 def _divergence(outputs: Tensor, emulated: Tensor) -> Tensor:
-    """KL divergence (models,) in nats per step of softmaxed outputs (models, sequences, time, output)."""
+    """KL divergence (models,) in nats, mean over heads, of outputs (models, sequences, time, head, class)."""
     wanted, got = F.log_softmax(outputs, dim=-1), F.log_softmax(emulated, dim=-1)
-    return F.kl_div(got, wanted, reduction="none", log_target=True).sum(-1).mean((1, 2))
+    return F.kl_div(got, wanted, reduction="none", log_target=True).sum(-1).mean((1, 2, 3))
 
 
 def _relative_error(outputs: Tensor, emulated: Tensor) -> Tensor:

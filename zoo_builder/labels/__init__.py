@@ -12,14 +12,14 @@ from weightspace.discovery import concrete_subclasses, load_from
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, Driven
+from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, SEQUENCES_TOGETHER, Driven
 from zoo_builder.tasks import Task
 
 __all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
 MODELS_TOGETHER = 64
 CUDA_BYTES = 4 * 2**30
-"""What the Jacobians of all models that are measured together may take on CUDA."""
+"""What the Jacobians, or the states of a rollout, of all models that are measured together may take on CUDA."""
 
 
 def available() -> dict[str, type[Label]]:
@@ -57,7 +57,7 @@ def measure(
     labels = [load(name, {}) for name in names]
     expected = columns(names, [family.effective_spec])
     pieces = []
-    together = _models_together(family, next(iter(params.values())).device)
+    together = _models_together(family, task, next(iter(params.values())).device)
     for first in range(0, len(model_ids), together):
         chosen = slice(first, first + together)
         own_params = {name: tensor[chosen] for name, tensor in params.items()}
@@ -67,12 +67,13 @@ def measure(
     return {name: torch.cat([piece[name] for piece in pieces]) for name in expected}
 
 
-def _models_together(family: Family, device: torch.device) -> int:
-    """How many models are measured at once."""
+def _models_together(family: Family, task: Task | None, device: torch.device) -> int:
+    """How many models are measured at once: on CUDA as many as fit, with their Jacobians or their longest rollouts."""
     if device.type == "cpu":
         return MODELS_TOGETHER
-    jacobians = 8 * JACOBIAN_STEPS * LANES * family.spec.state_size**2
-    return max(CUDA_BYTES // jacobians, 2)
+    size = family.spec.state_size
+    states = 0 if task is None else SEQUENCES_TOGETHER * task.num_steps * size
+    return max(CUDA_BYTES // (8 * max(JACOBIAN_STEPS * LANES * size**2, states)), 2)
 
 
 def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:
