@@ -34,7 +34,7 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
     num_labels = len(label_columns(plan))
     for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
         # The first measurement of a family is slow and tells nothing of the later ones.
-        _label_seconds(plan, cohort, device)
+        _label_seconds(plan, cohort, device, method)
     bar = tqdm(plan.cohorts, unit=" cohorts", disable=not sys.stderr.isatty(), desc="estimate")
     cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in bar]
     cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
@@ -63,7 +63,7 @@ def _cohort(plan: Plan, cohort: Cohort, num_labels: int, device: str, method: Me
         "num_parameters": cohort.family.spec.num_parameters,
         "bytes": models * len(plan.snapshots) * _row_bytes(plan, cohort, num_labels),
         "cpu_seconds": _three_digits(
-            _learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort, device)
+            _learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort, device, method)
         ),
     }
 
@@ -114,7 +114,7 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
     return (_now(device) - start) * len(cohort.splits) / len(ids)
 
 
-def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
+def _label_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> float:
     """Seconds of labelling of a whole cohort, from the fresh params of a few models."""
     if not plan.recipe["labels"]:
         return 0.0
@@ -125,9 +125,8 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str) -> float:
     models = [cohort.family.init(generator) for _ in ids]
     params = {n: torch.stack([model[n] for model in models]).to(device) for n in cohort.family.spec.tensors}
     start = _now(device)
-    labels.measure(
-        plan.recipe["labels"], cohort.family, params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids
-    )
+    own_models = (params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids)
+    labels.measure(plan.recipe["labels"], cohort.family, *own_models, method=method)
     return (_now(device) - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
 
 

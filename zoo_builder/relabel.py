@@ -14,12 +14,13 @@ import torch
 
 from weightspace import plugins, store
 from weightspace.families import Family
+from weightspace.rollout import Method
 from weightspace.store import canonical
 from zoo_builder import labels
 from zoo_builder.build import manifest_head
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import run_shards
-from zoo_builder.executor import build_identity
+from zoo_builder.executor import ROLLOUTS, build_identity
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_config
@@ -61,7 +62,7 @@ def relabel(
         measured_with = _measured_with(zoo, plan, identity, other_version)
         head = _head(manifest, plan, identity, measured_with, names)
         key = store.digest({"identity": identity, "labels": names, "definitions": head["labels"]})[:16]
-        _stage(zoo, plan, names, key, (measured_with or identity)["executor"]["device"], workers)
+        _stage(zoo, plan, names, key, (measured_with or identity)["executor"], workers)
         store.publish_tables(zoo, key, head["plan"], names, manifest)
         finished = store.finish(zoo, head, len(plan.shards), plan.recipe["title"])
     rows = sum(shard["rows"] for shard in finished["shards"])
@@ -105,7 +106,15 @@ def _head(
     return {**head, "labels": head["labels"] | found, "plan": store.digest({**identity, "measured_with": others})}
 
 
-def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: str, device: str = "cpu") -> None:
+def stage_shard(
+    zoo: Path,
+    plan: Plan,
+    shard: Shard,
+    names: Sequence[str],
+    key: str,
+    device: str = "cpu",
+    method: Method = "stacked",
+) -> None:
     """Measure one shard's models and write its new table aside; this is what workers do."""
     stack, table = store.open_zoo(zoo).shard(shard.index)
     _refuse_other_models(plan, shard, stack.family, table)
@@ -115,7 +124,7 @@ def stage_shard(zoo: Path, plan: Plan, shard: Shard, names: Sequence[str], key: 
     for first in range(0, len(ids), size):
         chosen = slice(first, first + size)
         own = {name: tensor[chosen] for name, tensor in params.items()}
-        measured = measure_labels(plan, shard.cohort, names, ids[chosen], own, device)
+        measured = measure_labels(plan, shard.cohort, names, ids[chosen], own, device, method)
         columns = {name: label_column(measured, name, len(ids[chosen])) for name in _measured_columns(plan, names)}
         pieces.append(pa.table(columns))
     new = pa.concat_tables(pieces)
@@ -162,12 +171,15 @@ def _plan(manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
     return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))})
 
 
-def _stage(zoo: Path, plan: Plan, names: Sequence[str], key: str, device: str, workers: int | None) -> None:
+def _stage(
+    zoo: Path, plan: Plan, names: Sequence[str], key: str, executor: Mapping[str, Any], workers: int | None
+) -> None:
     """Have the missing tables measured and written aside by worker processes."""
     from tqdm import tqdm
 
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
-    relabelling = {"names": list(names), "key": key, "device": device}
+    device, method = executor["device"], ROLLOUTS[executor["method"]]
+    relabelling = {"names": list(names), "key": key, "device": device, "method": method}
     job = {
         "recipe": plan.recipe,
         "out": str(zoo.resolve()),

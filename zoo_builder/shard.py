@@ -115,13 +115,21 @@ def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, de
             rollouts.append((pair[0][:count].cpu(), pair[1][:count].cpu()))
     measured = [
         found | {name: record[:, place] for name, record in learned.records.items()}
-        for place, found in enumerate(measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params, device))
+        for place, found in enumerate(
+            measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params, device, method)
+        )
     ]
     return Chunk(ids, values, settings, learned, measured, rollouts)
 
 
 def measure_labels(
-    plan: Plan, cohort: Cohort, names: Sequence[str], ids: list[str], params: Params, device: str = "cpu"
+    plan: Plan,
+    cohort: Cohort,
+    names: Sequence[str],
+    ids: list[str],
+    params: Params,
+    device: str = "cpu",
+    method: Method = "stacked",
 ) -> list[dict[str, Tensor]]:
     """The labels `names` of models `ids` with params (models, snapshots, ...): for each snapshot, columns (models,)."""
     own_ids, num_snapshots = padded(ids), len(plan.snapshots)
@@ -131,11 +139,14 @@ def measure_labels(
     # On the CPU one by one, for its cache; on CUDA together, because there a stack takes hardly longer than a model.
     together = 1 if device == "cpu" else num_snapshots
     measured: list[dict[str, Tensor]] = []
+    # What models are driven by is the same at every snapshot.
+    given: dict[int, labels.Inputs] = {}
     for first in range(0, num_snapshots, together):
         own = [padded_params(params, first + i, len(own_ids), device) for i in range(together)]
         stacked = {name: torch.cat([one[name] for one in own]) for name in params}
         own_values = {name: value.repeat(together) for name, value in values.items()}
-        found = labels.measure(names, cohort.family, stacked, cohort.task, own_values, plan.seed, own_ids * together)
+        own_models = (stacked, cohort.task, own_values, plan.seed, own_ids * together)
+        found = labels.measure(names, cohort.family, *own_models, method=method, given=given)
         starts = [i * len(own_ids) for i in range(together)]
         measured += [{name: column[at : at + len(ids)] for name, column in found.items()} for at in starts]
     return measured

@@ -7,6 +7,7 @@ from tests.zoo_builder.linear_family import Linear
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
+from weightspace.rollout.tangents import flatten, unflatten
 from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, WINDOW
@@ -106,8 +107,8 @@ def test_jacobians_agree_with_reverse_mode_one_state_at_a_time(family):
         params = {name: tensor[m] for name, tensor in driven.params.items()}
 
         def step(flat, params=params, m=m, t=t, lane=lane):
-            state = driven._unflatten(flat[None])
-            return driven._flatten(family.step(params, state, trajectory.x[m, t, lane][None], {}))[0]
+            state = unflatten(family, flat[None])
+            return flatten(family, family.step(params, state, trajectory.x[m, t, lane][None], {}))[0]
 
         expected = torch.autograd.functional.jacobian(step, trajectory.before[m, t, lane])
         torch.testing.assert_close(jacobians[m, t, lane], expected, rtol=1e-10, atol=1e-12)
@@ -119,7 +120,7 @@ def test_jacobians_agree_with_reverse_mode_one_state_at_a_time(family):
 def test_trajectories_are_driven_by_held_out_sequences_from_evenly_spread_places():
     task = DelayedRecall(num_steps=LANES, delay=0)
     driven = drive(SMALL, task, {})
-    x, start, noise = driven._drive()
+    x, start, noise = driven.inputs.drive
     assert set(x.unique().tolist()) == {-1.0, 1.0}
     assert (start.shape, noise) == ((5, LANES, 0), {})
     steps = x.shape[1]

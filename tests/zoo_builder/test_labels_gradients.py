@@ -7,6 +7,7 @@ import torch
 
 from tests.zoo_builder.linear_family import Linear
 from weightspace.families.gru import GRU
+from weightspace.rollout.tangents import flatten, unflatten
 from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.driven import JACOBIAN_STEPS
@@ -37,9 +38,9 @@ def test_gradients_agree_with_one_backward_pass_through_the_same_steps():
         flat = trajectory.before[m, JACOBIAN_STEPS - MAX_LAG].clone().requires_grad_()
         states = [flat]
         for t in range(JACOBIAN_STEPS - MAX_LAG, JACOBIAN_STEPS):
-            state = family.step(params, driven._unflatten(states[-1]), trajectory.x[m, t], {})
-            states.append(driven._flatten(state))
-        output = (family.readout(params, driven._unflatten(states[-1])) * v[m]).sum()
+            state = family.step(params, unflatten(family, states[-1]), trajectory.x[m, t], {})
+            states.append(flatten(family, state))
+        output = (family.readout(params, unflatten(family, states[-1])) * v[m]).sum()
         for lag in range(MAX_LAG + 1):
             (gradient,) = torch.autograd.grad(output, states[-1 - lag], retain_graph=True)
             expected = gradient.norm(dim=-1).mean().log()

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from weightspace.discovery import concrete_subclasses, load_from
 from weightspace.families import Family
+from weightspace.rollout import Method
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, SEQUENCES_TOGETHER, Driven
+from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, Driven
+from zoo_builder.labels.inputs import SEQUENCES_TOGETHER, Inputs
 from zoo_builder.tasks import Task
 
-__all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
+__all__ = ["Driven", "Inputs", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
 MODELS_TOGETHER = 64
 CUDA_BYTES = 4 * 2**30
@@ -47,12 +49,14 @@ def measure(
     values: Mapping[str, Tensor],
     seed: int,
     model_ids: Sequence[str],
+    method: Method = "stacked",
+    given: dict[int, Inputs] | None = None,
 ) -> dict[str, Tensor]:
     """The labels `names` of stacked params (models, ...), measured on the device where these are.
 
     Each column is (models,), float64, on the CPU, NaN where it does not apply. `values[field]` (models,) are the
     models' own values of the task's varying fields. A model's labels depend on its own params and values, on `seed`
-    and on its id alone.
+    and on its id alone. `given`, empty at first, lets calls for several snapshots of the same models share inputs.
     """
     labels = [load(name, {}) for name in names]
     expected = columns(names, [family.effective_spec])
@@ -62,7 +66,10 @@ def measure(
         chosen = slice(first, first + together)
         own_params = {name: tensor[chosen] for name, tensor in params.items()}
         own_values = {name: tensor[chosen] for name, tensor in values.items()}
-        driven = Driven(family, own_params, task, own_values, seed, model_ids[chosen])
+        known = None if given is None else given.get(first)
+        driven = Driven(family, own_params, task, own_values, seed, model_ids[chosen], method, known)
+        if given is not None:
+            given[first] = driven.inputs
         pieces.append(_measure(labels, driven))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in expected}
 

@@ -10,23 +10,25 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Streams, rollout
+from weightspace.rollout import Method, Streams
+from weightspace.rollout.forward import is_native, last_outputs, last_states
+from weightspace.rollout.tangents import flatten, jacobians, push, tangent_rollout, unflatten
 from weightspace.spec import Params, State
+from zoo_builder.labels.inputs import LANES, SEQUENCES, Inputs
 from zoo_builder.tasks import Batch, Split, Task
-from zoo_builder.tasks.noise import draw_noise
 
-LANES = 32
-"""Number of trajectories of each model; they start at evenly spread places of a sequence."""
+__all__ = ["DRIVE", "JACOBIANS", "JACOBIAN_STEPS", "LANES", "SEQUENCES", "WARM_UP", "WINDOW", "Driven", "Trajectory"]
+
 WARM_UP, TANGENT_WARM_UP = 48, 16
 """Steps from the initial state that no label reads, and how many more align tangent vectors."""
 WINDOW = 48
 """Steps after the warm-up that labels read."""
 JACOBIAN_STEPS = 14
 """First steps of the window along which whole Jacobians are kept."""
-SEQUENCES: dict[Split, int] = {"test": 512, "train": 256}
-"""Sequences of each split on which a task is scored."""
-SEQUENCES_TOGETHER = 128
-"""How many of them are rolled at once."""
+SEGMENT = 8
+"""Steps that a native rollout carries a tangent vector before it is scaled to length 1 again."""
+SMALLEST, LARGEST = 1e-100, 1e100
+"""Between these, squares of what a tangent vector becomes on the way keep their digits."""
 
 _DRIVEN = (
     f"{LANES} trajectories driven by held-out sequences of the model's own task (standard normal inputs where there is "
@@ -53,8 +55,9 @@ class Trajectory:
 class Driven:
     """A stack of models in float64 with everything labels read of them, computed when first asked for.
 
-    Inputs come from the streams "labels/..." of each model. Models with non-finite params take part as zeros and are
-    marked in `finite`. A single model is doubled, because the arithmetic of a stack of one differs in the last bits.
+    Inputs come from the streams "labels/..." of each model; those of an earlier snapshot may be given. Models with
+    non-finite params take part as zeros and are marked in `finite`. A single model is doubled, because the arithmetic
+    of a stack of one differs in the last bits.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Driven:
         values: Mapping[str, Tensor],
         seed: int,
         model_ids: Sequence[str],
+        method: Method = "stacked",
+        inputs: Inputs | None = None,
     ) -> None:
         self.num_models = len(model_ids)
         repeat = 2 if self.num_models == 1 else 1
@@ -72,9 +77,13 @@ class Driven:
         self.family, self.task, self.seed = family, task, seed
         self.model_ids = tuple(model_ids) * repeat
         self.values = {name: torch.cat([value] * repeat) for name, value in values.items()}
-        self.device = next(iter(wide.values())).device
+        first = next(iter(wide.values()))
+        self.device = first.device
+        self.method: Method = "native" if is_native(family, first, method) else "stacked"
         self.finite = torch.stack([v.flatten(1).isfinite().all(1) for v in wide.values()]).all(0)
         self.params = {name: torch.where(_like(self.finite, v), v, 0) for name, v in wide.items()}
+        num_steps = WARM_UP + TANGENT_WARM_UP + WINDOW
+        self.inputs = inputs or Inputs(family, task, self.values, seed, self.model_ids, self.device, num_steps)
 
     @cached_property
     def effective(self) -> Params:
@@ -83,134 +92,145 @@ class Driven:
 
     def streams(self, purpose: str) -> Streams:
         """Fresh streams of the models for one use."""
-        return Streams(self.seed, self.model_ids, f"labels/{purpose}", self.device)
+        return self.inputs.streams(purpose)
 
     def answers(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
-        """Batches of sequences of the task with the models' outputs (models, time, batch, output), float64."""
-        assert self.task is not None
-        streams = self.streams(f"answers/{split}")
-        for _ in range(SEQUENCES[split] // SEQUENCES_TOGETHER):
-            batch = self.task.sample(self.values, streams, SEQUENCES_TOGETHER, split)
-            noise = draw_noise(self.family.spec, streams, *batch.x.shape[1:3])
-            x, start, noise = batch.x.double(), batch.start.double(), _double(noise)
-            yield batch, rollout(self.family, self.params, x, start, noise=noise).outputs
+        """Batches of sequences of the task with the models' outputs at the scored steps, float64.
+
+        Outputs are (models, scored, batch, output).
+        """
+        for batch, x, start, noise in self.inputs.batches(split):
+            scored = batch.target.shape[1]
+            yield batch, last_outputs(self.family, self.params, x, start, noise, scored, method=self.method)
 
     @cached_property
     def trajectory(self) -> Trajectory:
         """The driven trajectories."""
-        x, start, noise = self._drive()
-        early = rollout(
-            self.family, self.params, x[:, :WARM_UP], start, noise={k: v[:, :WARM_UP] for k, v in noise.items()}
-        )
-        step = torch.func.vmap(self._step_with_tangent)
-        state, (tangent, _) = early.final, _unit(self._random_tangent())
-        before, growth = [], []
-        for t in range(WARM_UP, WARM_UP + TANGENT_WARM_UP + WINDOW):
-            before.append(self._flatten(state))
-            state, tangent = step(self.params, state, tangent, x[:, t], {k: v[:, t] for k, v in noise.items()})
-            tangent, length = _unit(tangent)
-            growth.append(length.log())
+        x, start, noise = self.inputs.drive
+        state = torch.func.vmap(self.family.initial_state)(self.params, start)
+        state = self._early(state, x[:, :WARM_UP], {k: v[:, :WARM_UP] for k, v in noise.items()})
+        late = {name: value[:, WARM_UP:] for name, value in noise.items()}
+        tangent, _ = _unit(self._random_tangent())
+        segment = SEGMENT if self.method == "native" else 1
+        visited, growth, safe = self._carried(slice(None), state, tangent, x[:, WARM_UP:], late, segment)
+        if segment > 1 and not bool(safe.all()):
+            # Who leaves the range of numbers within a segment is carried again, scaled at every step.
+            rest = (~safe).nonzero()[:, 0]
+            own = [{name: value[rest] for name, value in part.items()} for part in (state, tangent, late)]
+            visited[rest], growth[rest], _ = self._carried(rest, own[0], own[1], x[rest, WARM_UP:], own[2], 1)
         return Trajectory(
             x=x[:, -WINDOW:],
             noise={name: value[:, -WINDOW:] for name, value in noise.items()},
-            before=torch.stack(before[-WINDOW:], dim=1),
-            log_growth=torch.stack(growth[-WINDOW:], dim=1),
+            before=visited[:, -WINDOW - 1 : -1],
+            log_growth=growth[:, -WINDOW:],
         )
+
+    def _early(self, state: State, x: Tensor, noise: Mapping[str, Tensor]) -> State:
+        """States (models, lane, axis) after these inputs."""
+        after = last_states(self.family, self.params, x, state, noise, 1, method=self.method)
+        return {name: value[:, 0] for name, value in after.items()}
+
+    def _carried(
+        self,
+        models: slice | Tensor,
+        state: State,
+        tangent: State,
+        x: Tensor,
+        noise: Mapping[str, Tensor],
+        segment: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States (models, 1 + time, lane, state) from the first on, log growth (models, time, lane), and who is safe.
+
+        Safe are models whose tangent vectors stay within the range of numbers between one scaling and the next.
+        """
+        params = {name: value[models] for name, value in self.params.items()}
+        visited, growth = [flatten(self.family, state)[:, None]], []
+        safe = x.new_ones(len(x), dtype=torch.bool)
+        for first in range(0, x.shape[1], segment):
+            part = slice(first, first + segment)
+            own_noise = {name: value[:, part] for name, value in noise.items()}
+            states, moved = tangent_rollout(
+                self.family, params, x[:, part], state, tangent, own_noise, method=self.method
+            )
+            state, last = ({name: value[:, -1] for name, value in run.items()} for run in (states, moved))
+            visited.append(flatten(self.family, states))
+            tangent, _ = _unit(last)
+            found, is_safe = _log_growth(moved)
+            growth.append(found)
+            safe &= is_safe
+        return torch.cat(visited, dim=1), torch.cat(growth, dim=1), safe
 
     @cached_property
     def jacobians(self) -> Tensor:
         """dh(t+1)/dh(t) of the whole state, (models, time, lane, to state, from state)."""
-        driven, found = self.trajectory, []
-        # One time step at a time: what fits in the cache costs a fraction of what does not. And no view of the stored
-        # states goes in, because forward mode lays out a tangent for all the memory that a view looks at.
+        driven = self.trajectory
+        if self.method == "native":
+            x, noise = driven.x[:, :JACOBIAN_STEPS], {k: v[:, :JACOBIAN_STEPS] for k, v in driven.noise.items()}
+            state = unflatten(self.family, driven.before[:, 0])
+            return jacobians(self.family, self.params, x, state, noise, method=self.method)
+        found = []
+        # One time step at a time: what fits in the cache costs a fraction of what does not.
         for t in range(JACOBIAN_STEPS):
             noise = {name: value[:, t] for name, value in driven.noise.items()}
-            before = driven.before[:, t].contiguous()
-            found.append(self.jacobians_at(before, driven.x[:, t], noise))
+            found.append(self.jacobians_at(driven.before[:, t], driven.x[:, t], noise))
         return torch.stack(found, dim=1)
 
-    def _drive(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Inputs (models, time, lane, input), starts (models, lane, start) and noise of all steps, float64."""
-        streams, num_steps = self.streams("driven"), WARM_UP + TANGENT_WARM_UP + WINDOW
-        if self.task is None:
-            x = streams.normal(num_steps, LANES, self.family.input_size)
-            start = x.new_zeros(len(self.model_ids), LANES, 0)
-        else:
-            length = self.task.num_steps
-            pieces = -(-num_steps // length) + 1
-            batch = self.task.sample(self.values, streams, pieces * LANES, "test")
-            whole = batch.x.unflatten(2, (pieces, LANES)).transpose(1, 2).flatten(1, 2)
-            offsets = [lane * length // LANES for lane in range(LANES)]
-            x = torch.stack([whole[:, at : at + num_steps, lane] for lane, at in enumerate(offsets)], dim=2)
-            start = batch.start[:, :LANES]
-        return x.double(), start.double(), _double(draw_noise(self.family.spec, streams, num_steps, LANES))
+    @cached_property
+    def mean_jacobian(self) -> Tensor:
+        """The mean of the Jacobians over time and lanes, (models, to state, from state)."""
+        return self.jacobians.mean((1, 2))
 
     def _random_tangent(self) -> State:
         """One random direction (models, lane, axis) per trajectory."""
-        spec = self.family.spec
-        draws = self.streams("tangent").normal(LANES, spec.state_size, dtype=torch.float64)
-        return self._unflatten(draws)
-
-    def _step_with_tangent(
-        self, params: Params, state: State, tangent: State, x: Tensor, noise: Mapping[str, Tensor]
-    ) -> tuple[State, State]:
-        """One model's state (lane, axis) and tangent vectors one step on."""
-        after, moved, *_ = torch.func.jvp(lambda s: self.family.step(params, s, x, noise), (state,), (tangent,))
-        return after, moved
+        draws = self.streams("tangent").normal(LANES, self.family.spec.state_size, dtype=torch.float64)
+        return unflatten(self.family, draws)
 
     def step(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """States (models, point, state) one step on; all states of a model are side by side in the order of the spec.
 
         Inputs are (models, point, input), noise (models, point, axis).
         """
-        return torch.func.vmap(self._flat_step)(self.params, state, x, noise)
+        early = {name: value[:, None] for name, value in noise.items()}
+        own = unflatten(self.family, state)
+        after = last_states(self.family, self.params, x[:, None], own, early, 1, method=self.method)
+        return flatten(self.family, after)[:, 0]
 
     def push(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor], directions: Tensor) -> Tensor:
         """The Jacobians at states (models, point, state) times directions (models, direction, point, state)."""
-        return torch.func.vmap(self._push)(self.params, state, x, noise, directions)
+        own = unflatten(self.family, state)
+        return push(self.family, self.params, x, own, directions, noise, method=self.method)
 
     def jacobians_at(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """dh(t+1)/dh(t) at states (models, point, state), as (models, point, to state, from state)."""
-        basis = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)[:, None].expand(-1, *state.shape[1:])
-        columns = torch.func.vmap(self._push, in_dims=(0, 0, 0, 0, None))(self.params, state, x, noise, basis)
-        return columns.movedim(1, -1)
+        early = {name: value[:, None] for name, value in noise.items()}
+        own = unflatten(self.family, state)
+        return jacobians(self.family, self.params, x[:, None], own, early, method=self.method)[:, 0]
 
     def flat_readout(self, params: Params, state: Tensor) -> Tensor:
         """One model's outputs (point, output) at states (point, state)."""
-        return self.family.readout(params, self._unflatten(state))
+        return self.family.readout(params, unflatten(self.family, state))
 
-    def _flat_step(self, params: Params, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-        return self._flatten(self.family.step(params, self._unflatten(state), x, noise))
 
-    def _push(
-        self, params: Params, state: Tensor, x: Tensor, noise: Mapping[str, Tensor], directions: Tensor
-    ) -> Tensor:
-        """One model's Jacobians at states (point, state) times directions (direction, point, state)."""
-
-        def step(flat: Tensor) -> Tensor:
-            return self._flat_step(params, flat, x, noise)
-
-        return torch.func.vmap(lambda direction: torch.func.jvp(step, (state,), (direction,))[1])(directions)
-
-    def _flatten(self, state: State) -> Tensor:
-        return torch.cat([state[name] for name in self.family.spec.states], dim=-1)
-
-    def _unflatten(self, flat: Tensor) -> State:
-        spec = self.family.spec
-        pieces = flat.split([spec.axes[axis].size for axis in spec.states.values()], dim=-1)
-        return dict(zip(spec.states, pieces, strict=True))
+def _length(tangent: State) -> Tensor:
+    """Lengths (...) of tangent vectors (..., axis) over all states together."""
+    return torch.stack([value.square().sum(-1) for value in tangent.values()]).sum(0).sqrt()
 
 
 def _unit(tangent: State) -> tuple[State, Tensor]:
-    """Tangent vectors (..., axis) scaled to length 1 over all states together, and the lengths (...) they had."""
-    length = torch.stack([value.square().sum(-1) for value in tangent.values()]).sum(0).sqrt()
+    """Tangent vectors (..., axis) scaled to length 1, and the lengths (...) they had."""
+    length = _length(tangent)
     # A vanished vector stays 0, so that what follows is known to be minus infinity.
     safe = torch.where(length > 0, length, 1)
     return {name: value / safe[..., None] for name, value in tangent.items()}, length
 
 
-def _double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.double() for name, tensor in tensors.items()}
+def _log_growth(moved: State) -> tuple[Tensor, Tensor]:
+    """Log of how much each step stretched unit tangents (models, time, lane, axis), and whose numbers are safe."""
+    size = torch.stack([value.abs().amax(-1) for value in moved.values()]).amax(0)
+    safe = ((size == 0) | ((size >= SMALLEST) & (size <= LARGEST))).flatten(1).all(1)
+    logs = _length(moved).log()
+    before = torch.cat([torch.zeros_like(logs[:, :1]), logs[:, :-1]], dim=1)
+    return torch.where(logs == -torch.inf, logs, logs - before), safe
 
 
 def _like(flags: Tensor, tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Dynamics(Label):
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         found = {
             "largest_lyapunov": driven.trajectory.log_growth.mean((1, 2)),
-            "spectral_radius": spectral_radius(driven.jacobians.mean((1, 2))),
+            "spectral_radius": spectral_radius(driven.mean_jacobian),
         }
         for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
             tensor = driven.effective[name]

@@ -40,7 +40,9 @@ class LengthGeneralisation(Label):
                     (len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device
                 )
             }
-        other = Driven(driven.family, driven.params, longer, driven.values, driven.seed, driven.model_ids)
+        other = Driven(
+            driven.family, driven.params, longer, driven.values, driven.seed, driven.model_ids, driven.method
+        )
         scores = [longer.score(outputs, batch) for batch, outputs in other.answers("test")]
         return {"longer_score": torch.stack(scores).mean(0)}
 

@@ -19,7 +19,7 @@ SPECTRUM_LANES = 8
 ALIGNING = 16
 """First steps of the window, in which directions turn towards those that grow."""
 VANISHED = 1e-13
-"""A direction that a step stretches by less than this share of the most stretched one is lost in rounding."""
+"""A direction that a step stretches by less than this share of the most stretched one is lost in rounding: vanished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ class LyapunovSpectrum(Label):
             LabelColumn(
                 name=f"lyapunov_{place}",
                 unit="nats per step",
-                definition=f"Lyapunov exponent {place}, largest first, {how}. Null where its direction vanishes.",
+                definition=f"Lyapunov exponent {place}, largest first, {how}. "
+                "Null where its direction or an earlier one vanishes.",
                 source=source,
             )
             for place in range(1, min(MAX_STORED, spec.state_size) + 1)
@@ -80,7 +81,7 @@ def spectrum(driven: Driven) -> tuple[Tensor, Tensor]:
     count = min(size, MAX_EXPONENTS)
     draws = driven.streams("lyapunov").normal(SPECTRUM_LANES, size, count, dtype=torch.float64)
     q = torch.linalg.qr(draws).Q
-    growth = []
+    growth, alive = [], torch.ones_like(draws[..., 0, :], dtype=torch.bool)
     for t in range(WINDOW):
         x = trajectory.x[:, t, :SPECTRUM_LANES].contiguous()
         noise = {name: value[:, t, :SPECTRUM_LANES].contiguous() for name, value in trajectory.noise.items()}
@@ -89,7 +90,10 @@ def spectrum(driven: Driven) -> tuple[Tensor, Tensor]:
         finite = finite & usable
         q, r = torch.linalg.qr(moved.permute(0, 2, 3, 1))
         stretch = r.diagonal(dim1=-2, dim2=-1).abs()
-        stretch = torch.where(stretch > VANISHED * stretch.amax(-1, keepdim=True), stretch, 0)
+        # What a decomposition puts in the place of a vanished direction is rounding's choice: it and those after it,
+        # whose volumes have vanished with it, stay so.
+        alive = (alive & (stretch > VANISHED * stretch.amax(-1, keepdim=True))).to(torch.int64).cumprod(-1).bool()
+        stretch = torch.where(alive, stretch, 0)
         if t >= ALIGNING:
             growth.append(stretch.log())
     return torch.stack(growth).mean((0, 2)).sort(dim=1, descending=True).values, finite

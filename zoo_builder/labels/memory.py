@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightspace.rollout.tangents import log_product_norms
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import JACOBIANS, Driven
@@ -45,7 +46,7 @@ class Memory(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         lags = torch.arange(1, MAX_LAG + 1, dtype=torch.float64, device=driven.device)
-        norms = log_norms(driven.jacobians, MAX_LAG)
+        norms = log_product_norms(driven.jacobians, MAX_LAG, method=driven.method)
         centred = lags - lags.mean()
         offset = norms - norms.mean(1, keepdim=True)
         # Row by row: the last bits of a matrix-vector product depend on how many rows it has.
@@ -57,18 +58,3 @@ class Memory(Label):
             "memory_half_life": torch.where(rate > 0, math.log(2) / rate, torch.nan),
             "memory_decay_fit": 1 - left / offset.square().sum(1),
         }
-
-
-def log_norms(jacobians: Tensor, max_lag: int) -> Tensor:
-    """Mean over starts of log ||J(t+k-1) ... J(t)||_F, (models, lag), of Jacobians (models, time, lane, to, from)."""
-    num_starts = jacobians.shape[1] - max_lag + 1
-    norms = []
-    # One start at a time: what fits in the cache costs a fraction of what does not.
-    for start in range(num_starts):
-        product = jacobians[:, start]
-        found = [torch.linalg.matrix_norm(product)]
-        for lag in range(1, max_lag):
-            product = jacobians[:, start + lag] @ product
-            found.append(torch.linalg.matrix_norm(product))
-        norms.append(torch.stack(found, dim=1).log())
-    return torch.stack(norms).mean((0, 3))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightspace.rollout.forward import last_states
+from weightspace.rollout.tangents import flatten, unflatten
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import LANES, WARM_UP, Driven
@@ -61,13 +63,10 @@ def _driven_by_noise(driven: Driven) -> tuple[Tensor, Tensor]:
     early = WARM_UP + num_lags
     u = AMPLITUDE * (2 * streams.uniform(early + num_steps, LANES, dtype=torch.float64) - 1)
     noise = {k: v.double() for k, v in draw_noise(family.spec, streams, early + num_steps, LANES).items()}
-    state, visited = driven.trajectory.before[:, 0].contiguous(), []
-    for t in range(early + num_steps):
-        x = u[:, t, :, None] * direction[:, None]
-        state = driven.step(state, x, {name: value[:, t] for name, value in noise.items()})
-        if t >= early:
-            visited.append(state)
-    return torch.stack(visited, dim=1), u
+    state = unflatten(family, driven.trajectory.before[:, 0])
+    x = u[..., None] * direction[:, None, None]
+    states = last_states(family, driven.params, x, state, noise, num_steps, method=driven.method)
+    return flatten(family, states), u
 
 
 def capacities(states: Tensor, u: Tensor, num_lags: int) -> Tensor:

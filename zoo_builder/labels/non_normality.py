@@ -25,7 +25,7 @@ class NonNormality(Label):
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        found = {"jacobian_henrici": henrici(driven.jacobians.mean((1, 2)))}
+        found = {"jacobian_henrici": henrici(driven.mean_jacobian)}
         for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
             tensor = driven.effective[name]
             found[f"{prefix}_henrici"] = henrici(tensor if row is None else tensor[:, row])

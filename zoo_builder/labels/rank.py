@@ -46,7 +46,7 @@ class Rank(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         found = _prefixed("state", _state_ranks(driven.trajectory.before.flatten(1, 2)))
-        found |= _prefixed("jacobian", matrix_ranks(driven.jacobians.mean((1, 2))))
+        found |= _prefixed("jacobian", matrix_ranks(driven.mean_jacobian))
         for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
             tensor = driven.effective[name]
             found |= _prefixed(prefix, matrix_ranks(tensor if row is None else tensor[:, row]))

@@ -45,8 +45,9 @@ typedef struct {
     const int64_t *input_stride;
     const REAL *const *initial;  // (batch, axis)
     const int64_t *initial_stride;
-    REAL *outputs;               // (models, time, batch, output)
-    REAL *const *states;         // (models, time, batch, axis)
+    REAL *outputs;               // (models, shown_steps, batch, output), of the last steps
+    REAL *const *states;         // (models, shown_steps, batch, axis)
+    int64_t shown_steps;
     int64_t loss_kind, scored, classes, want_gradients;
     const int64_t *target_class; // (models, scored, batch, heads)
     const REAL *target_value;    // (models, scored, batch, output)
@@ -288,9 +289,11 @@ static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64
 
 static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
     for (int64_t t = 0; t < job->time; t++) {
-        int64_t place = (model * job->time + t) * job->batch + first;
+        int64_t shown = t - (job->time - job->shown_steps);
+        int64_t place = (model * job->shown_steps + shown) * job->batch + first;
         at_step(m, job, t);
         run(job, m, job->step, job->num_step);
+        if (shown < 0) continue;
         for (int64_t s = 0; job->states && s < job->num_states; s++)
             from_tile(job->states[s] + place * job->state_rows[s], m->base[RECORD] + job->state_at[s] * LANES,
                       job->state_rows[s], lanes);

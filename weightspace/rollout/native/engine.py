@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from weightspace.rollout.native.compiler import library
 from weightspace.rollout.native.job import INT, Call, Job
 from weightspace.rollout.native.layout import OPCODES, SPACES, Encoder, Layout, laid_out
 from weightspace.rollout.native.program import Program
+from weightspace.rollout.native.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.trace import Traced, trace
 
 MAX_TERMS = 12
@@ -62,16 +64,34 @@ def lanes_for(batch: int) -> int:
 @functools.lru_cache(maxsize=512)
 def engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
     """The engine of a family for what is wanted, made once."""
-    return Engine(family, dtype, lanes, wanted)
+    return Engine(traced(family, dtype), dtype, lanes, wanted)
+
+
+@functools.lru_cache(maxsize=256)
+def tangent_engine(family: Family, dtype: torch.dtype, lanes: int, num_directions: int) -> Engine:
+    """The engine of a family's states and so many tangent vectors beside them."""
+    own = traced(family, dtype)
+    builder = own.builder.copy()
+    program = with_tangents(own.program, builder, num_directions)
+    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+
+
+@functools.lru_cache(maxsize=256)
+def jacobian_engine(family: Family, dtype: torch.dtype, lanes: int) -> Engine:
+    """The engine of a family's states, with the Jacobian of each step as output."""
+    own = traced(family, dtype)
+    builder = own.builder.copy()
+    program = with_jacobian(own.program, builder)
+    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
 
 
 class Engine:
-    """A family's program for one dtype and slice width, encoded once and run often."""
+    """A program for one dtype and slice width, encoded once and run often."""
 
-    def __init__(self, family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> None:
+    def __init__(self, own: Traced, dtype: torch.dtype, lanes: int, wanted: Wanted) -> None:
         self.lanes, self.dtype, self.wanted = lanes, dtype, wanted
         self.library = engine_library(dtype, lanes)
-        self.traced = traced(family, dtype)
+        self.traced = own
         program, builder = self.traced.program, self.traced.builder.copy()
         back = None
         if wanted:

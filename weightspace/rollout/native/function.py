@@ -19,9 +19,9 @@ def run_native(
     family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], state: State | None
 ) -> Rollout:
     """All models, one after another, each with its whole time loop in cache. See `rollout` for shapes."""
-    state = _initial(family, params, start) if state is None else state
+    state = first_states(family, params, start) if state is None else state
     spec = family.spec
-    tensors = [params[name] for name in spec.tensors] + _computed(family, params, x.dtype)
+    tensors = [params[name] for name in spec.tensors] + computed_tensors(family, params, x.dtype)
     inputs = [noise[name] for name in spec.noise] + [x]
     initial = [state[name] for name in spec.states]
     sizes = (len(tensors), len(inputs))
@@ -42,21 +42,21 @@ def descend(
     """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
     spec, dtype = family.spec, x.dtype
     leaves = {name: params[name].detach().requires_grad_(name in trained) for name in spec.tensors}
-    computed = _computed(family, leaves, dtype)
-    initial = _initial(family, leaves, start)
+    computed = computed_tensors(family, leaves, dtype)
+    initial = first_states(family, leaves, start)
     through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
-    tensors = [_dense(tensor) for tensor in (*leaves.values(), *computed)]
-    starts = [_dense(initial[name]) for name in spec.states]
+    tensors = [in_one_piece(tensor) for tensor in (*leaves.values(), *computed)]
+    starts = [in_one_piece(initial[name]) for name in spec.states]
     wanted = Wanted(
         frozenset(i for i, tensor in enumerate((*leaves.values(), *computed)) if tensor.requires_grad),
         initial=any(tensor.requires_grad for tensor in initial.values()),
     )
-    call = _call(tensors, [_dense(noise[name]) for name in spec.noise] + [_dense(x)], starts)
+    call = _call(tensors, [in_one_piece(noise[name]) for name in spec.noise] + [in_one_piece(x)], starts)
     call.loss, call.classes = criterion.kind, criterion.classes
     call.target = (
-        criterion.target.contiguous() if criterion.kind == "cross_entropy" else _dense(criterion.target.to(dtype))
+        criterion.target.contiguous() if criterion.kind == "cross_entropy" else in_one_piece(criterion.target.to(dtype))
     )
-    call.weight = _dense(criterion.weight.to(dtype) / x.shape[2])
+    call.weight = in_one_piece(criterion.weight.to(dtype) / x.shape[2])
     call.losses = torch.zeros(len(x), dtype=torch.float64)
     call.gradients = [torch.zeros(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
     call.initial_gradient = [torch.zeros_like(t.contiguous()) for t in starts] if wanted.initial else None
@@ -100,7 +100,7 @@ class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, family: Family, sizes: tuple[int, int], *data: Tensor) -> tuple[Tensor, ...]:
         ctx.family, ctx.sizes = family, sizes
-        dense = [_dense(tensor) for tensor in data]
+        dense = [in_one_piece(tensor) for tensor in data]
         ctx.save_for_backward(*dense)
         tensors, inputs, initial = _parted(dense, sizes)
         x, spec = inputs[-1], family.spec
@@ -130,7 +130,7 @@ class _Native(torch.autograd.Function):
         return None, None, *call.gradients, *call.input_gradient, *call.initial_gradient
 
 
-def _initial(family: Family, params: Mapping[str, Tensor], start: Tensor) -> State:
+def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor) -> State:
     """States (models, batch, axis) before the first input."""
     if not traced(family, start.dtype).starts_alike:
         return torch.func.vmap(family.initial_state)(dict(params), start)
@@ -138,7 +138,7 @@ def _initial(family: Family, params: Mapping[str, Tensor], start: Tensor) -> Sta
     return {name: value.expand(len(start), *value.shape) for name, value in one.items()}
 
 
-def _computed(family: Family, params: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+def computed_tensors(family: Family, params: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
     """What a program needs beside the params themselves, each (models, ...)."""
     prologue = traced(family, dtype).prologue
     if prologue is None:
@@ -151,7 +151,7 @@ def _call(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence
     return Call(models, time, batch, tensors, inputs, initial)
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def in_one_piece(tensor: Tensor) -> Tensor:
     """The same numbers with every model's own in one piece; views of stacked rows stay views."""
     tensor = tensor.detach()
     return tensor if tensor[0].is_contiguous() else tensor.contiguous()

@@ -26,6 +26,7 @@ _FIELDS: list[tuple[str, Any]] = [
     *((name, INT) for name in ("models", "time", "batch", "tensors")),
     *((name, POINTER) for name in ("tensor", "tensor_stride", "input", "input_stride", "initial", "initial_stride")),
     *((name, POINTER) for name in ("outputs", "states")),
+    ("shown_steps", INT),
     *((name, INT) for name in ("loss_kind", "scored", "classes", "want_gradients")),
     *((name, POINTER) for name in ("target_class", "target_value", "weight", "losses", "output_gradient")),
     *((name, POINTER) for name in ("state_gradient", "gradient", "gradient_stride")),
@@ -51,6 +52,8 @@ class Call:
     initial: Sequence[Tensor]
     outputs: Tensor | None = None
     states: Sequence[Tensor] | None = None
+    shown_steps: int | None = None
+    """Of how many last steps outputs and states are written; None: of all."""
     loss: str = "given"
     classes: int = 1
     target: Tensor | None = None
@@ -78,6 +81,7 @@ class Call:
         ):
             if optional is not None:
                 kept.append(_table(job, name, optional))
+        job.shown_steps = self.time if self.shown_steps is None else self.shown_steps
         if self.gradients is not None:
             kept.append(_strides(job, "gradient_stride", self.gradients))
         for name, single in (

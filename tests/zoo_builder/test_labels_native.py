@@ -1,0 +1,99 @@
+"""Labels measured by native rollouts against those of torch, whatever the label and the family."""
+
+import math
+
+import pytest
+import torch
+
+from tests.zoo_builder.linear_family import Linear
+from weightspace import families
+from weightspace.families.elman import Elman
+from weightspace.families.gru import GRU
+from weightspace.rollout import native
+from zoo_builder import labels, tasks
+from zoo_builder.labels import Driven, driven
+from zoo_builder.learning.base import fresh_params
+from zoo_builder.tasks.delayed_recall import DelayedRecall
+
+IDS = ["a", "b", "c"]
+GENERAL = [name for name in labels.available() if name != "MemoryMode"]
+EXAMPLES = [example for family in families.available().values() for example in family.examples()]
+# With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
+TOLERANCE = 0 if torch.backends.mkl.is_available() else 1e-9
+TASK = DelayedRecall(num_steps=8, delay=1)
+SMALL = Elman(input_size=1, hidden_size=4, output_size=2)
+
+
+def agree(found, expected, tolerance=1e-8):
+    assert found.keys() == expected.keys()
+    for name, column in expected.items():
+        if name.endswith("_henrici"):
+            # The root of a difference of squares that may be but rounding.
+            found, column = {**found, name: found[name].square()}, column.square()
+        message = f"{name}: {found[name].tolist()} and {column.tolist()}"
+        assert torch.allclose(found[name], column, rtol=tolerance, atol=tolerance, equal_nan=True), message
+
+
+@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+def test_every_label_is_the_same_natively_as_by_torch(family):
+    assert native.why_not(family, torch.float64) is None
+    params = fresh_params(family, 0, IDS)
+    found, expected = (
+        labels.measure(GENERAL, family, params, None, {}, 0, IDS, method=method) for method in ("native", "stacked")
+    )
+    agree(found, expected)
+
+
+@pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
+def test_scores_and_losses_are_the_same_natively_as_by_torch(task):
+    family = GRU(input_size=task.input_size, hidden_size=5, output_size=task.output_size)
+    params = fresh_params(family, 0, IDS)
+    names = ["Performance", "LengthGeneralisation", "Dynamics"]
+    found, expected = (
+        labels.measure(names, family, params, task, {}, 0, IDS, method=method) for method in ("native", "stacked")
+    )
+    agree(found, expected)
+
+
+def test_native_labels_depend_on_a_models_own_params_alone():
+    params = fresh_params(SMALL, 0, IDS)
+    together = labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="native")
+    own = {name: tensor[1:2] for name, tensor in params.items()}
+    alone = labels.measure(GENERAL, SMALL, own, TASK, {}, 0, IDS[1:2], method="native")
+    agree(
+        alone,
+        {name: column[1:2] for name, column in together.items()},
+        0 if torch.backends.mkl.is_available() else 1e-9,
+    )
+
+
+def test_inputs_that_are_kept_for_the_next_snapshot_change_nothing(monkeypatch):
+    snapshots = [fresh_params(SMALL, seed, IDS) for seed in range(2)]
+    apart = [labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS) for params in snapshots]
+    given = {}
+    together = [labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, given=given) for params in snapshots]
+    (inputs,) = given.values()
+    assert set(inputs._kept) == {"test", "train"}
+    monkeypatch.setattr(labels.inputs, "KEPT", 0)
+    drawn_again = {}
+    again = [labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, given=drawn_again) for params in snapshots]
+    assert not next(iter(drawn_again.values()))._kept
+    for one, other, third in zip(apart, together, again, strict=True):
+        agree(other, one, 0)
+        agree(third, one, 0)
+
+
+def test_tangents_that_leave_the_range_of_numbers_between_two_scalings_are_followed_all_the_same():
+    family = Linear(input_size=1, hidden_size=3, output_size=2)
+    scales = [1e-25, 0.5, 1e20, 0.0]
+    params = {name: value.double() for name, value in fresh_params(family, 0, [*IDS, "d"]).items()}
+    params["a"] = torch.stack([scale * torch.eye(3, dtype=torch.float64) for scale in scales])
+    # Without input the state stays at its start, whatever the scale.
+    params = {name: value * (name == "a") for name, value in params.items()}
+    own = Driven(family, params, None, {}, 0, [*IDS, "d"], "native")
+    assert own.method == "native"
+    growth = own.trajectory.log_growth
+    assert growth.shape[1] == driven.WINDOW
+    for place, scale in enumerate(scales):
+        expected = math.log(scale) if scale else -math.inf
+        assert torch.allclose(growth[place], growth.new_tensor(expected), rtol=1e-12)

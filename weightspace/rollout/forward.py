@@ -1,0 +1,64 @@
+"""Rollouts of which only some part is wanted: the last outputs, or the last states; no gradients are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method, rollout
+from weightspace.spec import Params, State
+
+
+@torch.no_grad()
+def last_outputs(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    start: Tensor,
+    noise: Mapping[str, Tensor],
+    num_steps: int,
+    *,
+    method: Method = "stacked",
+) -> Tensor:
+    """Outputs (models, num_steps, batch, output) of the last steps of a rollout; see `rollout` for the other shapes."""
+    if is_native(family, x, method):
+        from weightspace.rollout.native.forward import native_outputs
+
+        return native_outputs(family, params, x, start, noise, num_steps)
+    return rollout(family, params, x, start, method=method, noise=noise).outputs[:, -num_steps:]
+
+
+@torch.no_grad()
+def last_states(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    state: State,
+    noise: Mapping[str, Tensor],
+    num_steps: int,
+    *,
+    method: Method = "stacked",
+) -> State:
+    """Each state (models, num_steps, batch, axis) after the last steps of a rollout from `state`."""
+    if is_native(family, x, method):
+        from weightspace.rollout.native.forward import native_states
+
+        return native_states(family, params, x, state, noise, num_steps)
+    step, visited = torch.func.vmap(family.step), []
+    for t in range(x.shape[1]):
+        state = step(params, state, x[:, t], {name: value[:, t] for name, value in noise.items()})
+        if t >= x.shape[1] - num_steps:
+            visited.append(state)
+    return {name: torch.stack([one[name] for one in visited], dim=1) for name in state}
+
+
+def is_native(family: Family, x: Tensor, method: Method) -> bool:
+    """Whether rollouts on inputs like x by this method are native ones."""
+    if method != "native":
+        return False
+    from weightspace.rollout.native import usable
+
+    return usable(family, x)

@@ -1,0 +1,168 @@
+"""Tangent vectors and Jacobians along rollouts: how small changes of the state travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method
+from weightspace.rollout.forward import is_native
+from weightspace.spec import Params, State
+
+
+def tangent_rollout(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    state: State,
+    tangent: State,
+    noise: Mapping[str, Tensor],
+    *,
+    method: Method = "stacked",
+) -> tuple[State, State]:
+    """States and tangent vectors (models, time, batch, axis) after each step, from those before the first.
+
+    `state` and `tangent` are (models, batch, axis); inputs and noise as in `rollout`. No gradients are kept.
+    """
+    if is_native(family, x, method):
+        from weightspace.rollout.native.forward import native_tangents
+
+        wide = {name: value[:, :, None] for name, value in tangent.items()}
+        states, moved = native_tangents(family, params, x, state, wide, noise)
+        return states, {name: value[:, :, :, 0] for name, value in moved.items()}
+    step = torch.func.vmap(lambda *own: _step_with_tangent(family, *own))
+    visited, tangents = list[State](), list[State]()
+    for t in range(x.shape[1]):
+        state, tangent = step(params, state, tangent, x[:, t], {k: v[:, t] for k, v in noise.items()})
+        visited.append(state)
+        tangents.append(tangent)
+    return _stacked(visited), _stacked(tangents)
+
+
+def push(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    state: State,
+    directions: Tensor,
+    noise: Mapping[str, Tensor],
+    *,
+    method: Method = "stacked",
+) -> Tensor:
+    """The Jacobians of one step at states (models, point, axis) times directions (models, direction, point, state).
+
+    In `directions` all states are side by side in the order of the spec. Inputs are (models, point, input).
+    """
+    if is_native(family, x, method):
+        from weightspace.rollout.native.forward import native_tangents
+
+        tangent = unflatten(family, directions.transpose(1, 2))
+        early = {name: value[:, None] for name, value in noise.items()}
+        _, moved = native_tangents(family, params, x[:, None], state, tangent, early)
+        return flatten(family, moved)[:, 0].transpose(1, 2)
+    return torch.func.vmap(lambda *own: _push(family, *own))(params, x, flatten(family, state), noise, directions)
+
+
+def jacobians(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    state: State,
+    noise: Mapping[str, Tensor],
+    *,
+    method: Method = "stacked",
+) -> Tensor:
+    """dh(t+1)/dh(t) at every step of a rollout that starts from `state`, (models, time, batch, to state, from state).
+
+    All states of a model are side by side in the order of the spec. See `rollout` for the other shapes.
+    """
+    if is_native(family, x, method):
+        from weightspace.rollout.native.forward import native_jacobians
+
+        return native_jacobians(family, params, x, state, noise).transpose(-1, -2)
+    step, found = torch.func.vmap(family.step), []
+    for t in range(x.shape[1]):
+        own_noise = {name: value[:, t] for name, value in noise.items()}
+        found.append(_jacobians_at(family, params, x[:, t], flatten(family, state), own_noise))
+        state = step(params, state, x[:, t], own_noise)
+    return torch.stack(found, dim=1)
+
+
+def flatten(family: Family, state: State) -> Tensor:
+    """All states side by side in the order of the spec."""
+    return torch.cat([state[name] for name in family.spec.states], dim=-1)
+
+
+def unflatten(family: Family, flat: Tensor) -> State:
+    """States by name, from all of them side by side."""
+    spec = family.spec
+    pieces = flat.split([spec.axes[axis].size for axis in spec.states.values()], dim=-1)
+    return dict(zip(spec.states, pieces, strict=True))
+
+
+def _step_with_tangent(
+    family: Family, params: Params, state: State, tangent: State, x: Tensor, noise: Mapping[str, Tensor]
+) -> tuple[State, State]:
+    """One model's state (batch, axis) and tangent vectors one step on."""
+    after, moved, *_ = torch.func.jvp(lambda s: family.step(params, s, x, noise), (state,), (tangent,))
+    return after, moved
+
+
+def _push(
+    family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor], directions: Tensor
+) -> Tensor:
+    """One model's Jacobians at states (point, state) times directions (direction, point, state)."""
+
+    def step(flat: Tensor) -> Tensor:
+        return flatten(family, family.step(params, unflatten(family, flat), x, noise))
+
+    return torch.func.vmap(lambda direction: torch.func.jvp(step, (state,), (direction,))[1])(directions)
+
+
+def _jacobians_at(family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+    """Jacobians (models, point, to state, from state) at states (models, point, state)."""
+    basis = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)[:, None].expand(-1, *state.shape[1:])
+    # No view of stored states goes in, because forward mode lays out a tangent for all the memory that a view sees.
+    own = (params, x, state.contiguous(), noise)
+    columns = torch.func.vmap(lambda *own: _push(family, *own), in_dims=(0, 0, 0, 0, None))(*own, basis)
+    return columns.movedim(1, -1)
+
+
+def _stacked(states: list[State]) -> State:
+    return {name: torch.stack([state[name] for state in states], dim=1) for name in states[0]}
+
+
+def log_product_norms(jacobians: Tensor, max_lag: int, *, method: Method = "stacked") -> Tensor:
+    """Mean over starts and lanes of log ||J(t+k-1) ... J(t)||_F, (models, lag), lags k = 1 to max_lag.
+
+    Jacobians are (models, time, lane, to state, from state).
+    """
+    if method == "native" and _has_chains(jacobians):
+        from weightspace.rollout.native.chain import native_log_norms
+
+        return native_log_norms(jacobians, max_lag)
+    num_starts = jacobians.shape[1] - max_lag + 1
+    norms = []
+    # One start at a time: what fits in the cache costs a fraction of what does not.
+    for start in range(num_starts):
+        product = jacobians[:, start]
+        found = [torch.linalg.matrix_norm(product)]
+        for lag in range(1, max_lag):
+            product = jacobians[:, start + lag] @ product
+            found.append(torch.linalg.matrix_norm(product))
+        norms.append(torch.stack(found, dim=1).log())
+    return torch.stack(norms).mean((0, 3))
+
+
+def _has_chains(jacobians: Tensor) -> bool:
+    from weightspace.rollout.native import NoNative
+    from weightspace.rollout.native.chain import chain_library
+
+    try:
+        chain_library()
+    except NoNative:
+        return False
+    return jacobians.device.type == "cpu" and jacobians.dtype == torch.float64

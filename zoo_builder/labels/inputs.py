@@ -1,0 +1,93 @@
+"""What driven models are given: sequences of their own task, the same at every snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Streams
+from zoo_builder.tasks import Batch, Split, Task
+from zoo_builder.tasks.noise import draw_noise
+
+LANES = 32
+"""Number of trajectories of each model; they start at evenly spread places of a sequence."""
+SEQUENCES: dict[Split, int] = {"test": 512, "train": 256}
+"""Sequences of each split on which a task is scored."""
+SEQUENCES_TOGETHER = 128
+"""How many of them are rolled at once."""
+KEPT = 2**23
+"""Numbers of inputs that are kept for the next snapshot; larger ones are drawn again, and come out the same."""
+
+
+Given = tuple[Batch, Tensor, Tensor, dict[str, Tensor]]
+
+
+class Inputs:
+    """Inputs of a stack of models, drawn when first asked for from the streams "labels/..." of each model."""
+
+    def __init__(
+        self,
+        family: Family,
+        task: Task | None,
+        values: Mapping[str, Tensor],
+        seed: int,
+        model_ids: Sequence[str],
+        device: torch.device,
+        num_steps: int,
+    ) -> None:
+        self.family, self.task, self.values = family, task, values
+        self.seed, self.model_ids, self.device, self.num_steps = seed, model_ids, device, num_steps
+        self._kept: dict[Split, list[Given]] = {}
+
+    def streams(self, purpose: str) -> Streams:
+        """Fresh streams of the models for one use."""
+        return Streams(self.seed, self.model_ids, f"labels/{purpose}", self.device)
+
+    def batches(self, split: Split) -> Iterator[Given]:
+        """Batches of sequences of the task, and what models are given of each: inputs, starts and noise, float64."""
+        if split in self._kept:
+            yield from self._kept[split]
+            return
+        drawn: list[Given] = []
+        for given in self._drawn(split):
+            batch, _, _, noise = given
+            size = batch.x.numel() + batch.target.numel() + sum(value.numel() for value in noise.values())
+            if size * (SEQUENCES[split] // SEQUENCES_TOGETHER) <= KEPT:
+                drawn.append(given)
+            yield given
+        if drawn:
+            self._kept[split] = drawn
+
+    def _drawn(self, split: Split) -> Iterator[Given]:
+        assert self.task is not None
+        streams = self.streams(f"answers/{split}")
+        for _ in range(SEQUENCES[split] // SEQUENCES_TOGETHER):
+            batch = self.task.sample(self.values, streams, SEQUENCES_TOGETHER, split)
+            noise = draw_noise(self.family.spec, streams, *batch.x.shape[1:3])
+            yield batch, batch.x.double(), batch.start.double(), double(noise)
+
+    @cached_property
+    def drive(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Inputs (models, time, lane, input), starts (models, lane, start) and noise of all steps, float64."""
+        streams, num_steps = self.streams("driven"), self.num_steps
+        if self.task is None:
+            x = streams.normal(num_steps, LANES, self.family.input_size)
+            start = x.new_zeros(len(self.model_ids), LANES, 0)
+        else:
+            length = self.task.num_steps
+            pieces = -(-num_steps // length) + 1
+            batch = self.task.sample(self.values, streams, pieces * LANES, "test")
+            whole = batch.x.unflatten(2, (pieces, LANES)).transpose(1, 2).flatten(1, 2)
+            offsets = [lane * length // LANES for lane in range(LANES)]
+            x = torch.stack([whole[:, at : at + num_steps, lane] for lane, at in enumerate(offsets)], dim=2)
+            start = batch.start[:, :LANES]
+        return x.double(), start.double(), double(draw_noise(self.family.spec, streams, num_steps, LANES))
+
+
+def double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers in float64."""
+    return {name: tensor.double() for name, tensor in tensors.items()}
