@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from weightspace import families
+from weightspace.families import Family
+from weightspace.rollout import native
 from weightspace.store import Zoo, open_zoo
 from zoo_builder import labels, learning, tasks
 
@@ -23,7 +25,10 @@ KINDS = ("families", "tasks", "labels", "learners", "studies")
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """Everything of one kind: name, definition (one line) and citation (None where its docstring gives none)."""
+    """Everything of one kind: name, definition (one line) and citation (None where its docstring gives none).
+
+    Families also say whether they run natively here: `not_native` is None, or the reason why not.
+    """
     available: dict[str, Callable[[], Mapping[str, type]]] = {
         "families": families.available,
         "tasks": tasks.available,
@@ -32,7 +37,15 @@ def listing(kind: str) -> list[dict[str, Any]]:
         "studies": _studies,
     }
     found = available[kind]()
-    return [{"name": name, **_described(found[name])} for name in sorted(found)]
+    rows = [{"name": name, **_described(found[name])} for name in sorted(found)]
+    if kind == "families":
+        for row in rows:
+            row["not_native"] = _not_native(families.available()[row["name"]].examples())
+    return rows
+
+
+def _not_native(examples: Sequence[Family]) -> str | None:
+    return next((reason for example in examples if (reason := native.why_not(example)) is not None), None)
 
 
 def _studies() -> dict[str, type]:
@@ -82,10 +95,15 @@ def _range(zoo: Zoo, name: str) -> dict[str, Any]:
 
 
 def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A listing as text, two lines each."""
-    return "\n".join(
-        f"{row['name']}: {row['definition']}" + (f"\n    {row['citation']}" if row["citation"] else "") for row in rows
-    )
+    """A listing as text, two or three lines each."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']}: {row['definition']}")
+        if row["citation"]:
+            lines.append(f"    {row['citation']}")
+        if row.get("not_native"):
+            lines.append(f"    Run by torch, not natively: {row['not_native']}.")
+    return "\n".join(lines)
 
 
 def info_text(found: Mapping[str, Any]) -> str:

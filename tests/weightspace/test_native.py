@@ -17,6 +17,7 @@ from weightspace.rollout import generator, native, rollout
 from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.gradients import losses_and_gradients
 from weightspace.rollout.native import compiler, engine, layout
+from zoo_builder.overview import listing, listing_text
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -156,7 +157,9 @@ def test_bytes_depend_neither_on_neighbours_nor_on_threads(batch):
     assert torch.equal(run([4, 2, 0])[1], whole[2])
     assert torch.equal(run([3])[0], whole[3])
     assert torch.equal(run([0, 1, 2, 3, 4], threads=2), whole)
+    # Fewer models than threads are shared out by sequences.
     assert torch.equal(run([3], threads=2)[0], whole[3])
+    assert torch.equal(run([3, 1], threads=3), whole[[3, 1]])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,3 +283,11 @@ def test_a_library_that_others_could_have_written_is_not_loaded(fresh, caplog):
         cache.cache_clear()
     both_methods()
     assert not caplog.records
+
+
+def test_every_family_here_is_traced_and_a_listing_says_what_is_not(monkeypatch):
+    assert {row["not_native"] for row in listing("families")} == {None}
+    monkeypatch.setattr(families, "available", lambda: {"Sorting": Sorting})
+    (row,) = listing("families")
+    assert "aten.sort" in row["not_native"]
+    assert "Run by torch, not natively" in listing_text([row])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,29 +149,42 @@ class Engine:
         return max(1, RING_LANES // self.lanes)
 
     def run(self, call: Call, threads: int = 1) -> None:
-        """Do one call, the models shared out among threads; results do not depend on their number."""
+        """Do one call, shared out among threads by models, or by sequences where models are few.
+
+        Results do not depend on the number of threads: gradients of slices are always added in their order.
+        """
+        slices = range(0, call.batch, self.lanes)
+        if call.models >= threads or len(slices) == 1:
+            share = -(-call.models // threads)
+            shares = [(call, first, min(first + share, call.models)) for first in range(0, call.models, share)]
+            _at_once([partial(self._run, *own, 0, call.batch) for own in shares])
+            return
+        parts = [call.apart() for _ in slices]
+        pairs = zip(parts, slices, strict=True)
+        work = [partial(self._run, own, 0, call.models, at, min(at + self.lanes, call.batch)) for own, at in pairs]
+        _at_once(work, threads)
+        call.add(parts)
+
+    def _run(self, call: Call, first: int, last: int, low: int, high: int) -> None:
+        """The models from `first` to before `last`, and of each the sequences from `low` to before `high`."""
         job = Job.from_buffer_copy(self._job)
         kept = call.fill(job)
         job.ring_steps = min(self.ring, max(1, call.time))
         size_of = self.library.workspace_size
         size_of.restype = INT
-        count = size_of(ctypes.byref(job))
-
-        def work(first: int, last: int) -> None:
-            workspace = torch.empty(count + 64, dtype=self.dtype)
-            start = -(-workspace.data_ptr() // 64) * 64
-            self.library.run_models(
-                ctypes.byref(job), INT(first), INT(last), INT(0), INT(call.batch), ctypes.c_void_p(start)
-            )
-
-        share = -(-call.models // threads)
-        ranges = [(first, min(first + share, call.models)) for first in range(0, call.models, share)]
-        if len(ranges) == 1:
-            work(*ranges[0])
-        else:
-            with ThreadPoolExecutor(len(ranges)) as pool:
-                list(pool.map(lambda one: work(*one), ranges))
+        workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)
+        start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
+        self.library.run_models(ctypes.byref(job), INT(first), INT(last), INT(low), INT(high), start)
         del kept
+
+
+def _at_once(work: Sequence[Callable[[], None]], threads: int | None = None) -> None:
+    if len(work) == 1:
+        work[0]()
+        return
+    with ThreadPoolExecutor(threads or len(work)) as pool:
+        for done in [pool.submit(one) for one in work]:
+            done.result()
 
 
 def _numbers(rows: Iterable[Any], columns: int | None = None) -> np.ndarray:

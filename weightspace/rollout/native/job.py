@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 LOSSES = {"given": 0, "cross_entropy": 1, "squared_error": 2}
@@ -64,6 +66,22 @@ class Call:
     gradients: Sequence[Tensor | None] | None = None
     input_gradient: Sequence[Tensor | None] | None = None
     initial_gradient: Sequence[Tensor | None] | None = None
+
+    def apart(self) -> Call:
+        """The same call with sums of its own, for some of the sequences."""
+        gradients = (
+            None if self.gradients is None else [None if g is None else torch.zeros_like(g) for g in self.gradients]
+        )
+        losses = None if self.losses is None else torch.zeros_like(self.losses)
+        return dataclasses.replace(self, gradients=gradients, losses=losses)
+
+    def add(self, parts: Sequence[Call]) -> None:
+        """Add the sums of the parts, in their order."""
+        for part in parts:
+            own = [(self.losses, part.losses), *zip(self.gradients or [], part.gradients or [], strict=True)]
+            for total, more in own:
+                if total is not None and more is not None:
+                    total += more
 
     def fill(self, job: Job) -> list[Any]:
         """Write the data into a job; what is returned must live as long as the job."""
