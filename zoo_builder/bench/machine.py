@@ -21,10 +21,11 @@ PEAK_TURNS = 1_000_000
 
 def machine() -> dict[str, Any]:
     """The processor, its load (mean of the last minute), and the versions of what computes."""
-    from weightspace.rollout.native.compiler import NoNative, _version, compiler
+    from weightspace.rollout.native import compiler_version
+    from weightspace.rollout.native.compiler import NoNative
 
     try:
-        compiled_by = (_version(tuple(compiler())).splitlines() or ["unknown"])[0]
+        compiled_by = compiler_version()
     except NoNative:
         compiled_by = None
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

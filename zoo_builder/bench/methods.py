@@ -47,6 +47,8 @@ class Stacked(Method):
     """As `zoo-builder build --method torch` does it: the cell mapped over a stack of models, autograd."""
 
     rollout: ClassVar[Rollout] = "stacked"
+    fused: ClassVar[bool] = False
+    """Whether the optimiser is the one in C."""
 
     def __init__(self, case: Case, data: Data) -> None:
         self._family, self._parts = case.load(), []
@@ -55,7 +57,7 @@ class Stacked(Method):
         for first in range(0, case.models, STACK):
             own = data.narrow(first, STACK)
             rate, decay = (torch.full((len(own.x),), one, dtype=torch.float64) for one in (LEARNING_RATE, WEIGHT_DECAY))
-            optimiser = StackedAdamW(spec, own.params, rate, decay, torch.zeros_like(rate))
+            optimiser = StackedAdamW(spec, own.params, rate, decay, torch.zeros_like(rate), fused=self.fused)
             fixed = {name: tensor.clone() for name, tensor in own.params.items() if name not in spec.trained}
             weight = torch.full((len(own.x), case.steps), 1 / case.steps)
             criterion = Criterion("cross_entropy", own.target[..., None], weight, self._family.output_size)
@@ -85,6 +87,7 @@ class Native(Stacked):
     """As `zoo-builder build --method native` does it: the traced cell, its way back, the loss and AdamW in C."""
 
     rollout: ClassVar = "native"
+    fused: ClassVar = True
 
     @staticmethod
     def why_not(case: Case) -> str | None:
