@@ -91,6 +91,8 @@ def _range(zoo: Zoo, name: str) -> dict[str, Any]:
         "mean": pc.mean(column).as_py(),
         "high": bounds["max"],
         "unit": zoo.manifest["labels"][name]["unit"],
+        # None where it was measured with what built the zoo.
+        "measured_with": zoo.manifest["labels"][name].get("measured_with"),
     }
 
 
@@ -117,5 +119,6 @@ def info_text(found: Mapping[str, Any]) -> str:
     width = max([len(name) for name in found["labels"]], default=0)
     for name, label in found["labels"].items():
         numbers = ["         -" if label[key] is None else f"{label[key]:10.4g}" for key in ("low", "mean", "high")]
-        lines.append(f"{name:{width}}  {label['count']:6} values  {'  '.join(numbers)}  {label['unit']}")
+        other = "" if label["measured_with"] is None else "  (measured with other versions than built the zoo)"
+        lines.append(f"{name:{width}}  {label['count']:6} values  {'  '.join(numbers)}  {label['unit']}{other}")
     return "\n".join(lines)

@@ -45,6 +45,22 @@ def progress(out):
     return len(list((out / "shards").iterdir())) if (out / "shards").is_dir() else 0
 
 
+def wait_for_the_moment(process, out, draw):
+    """Wait for a time to kill a build: as Python starts, some shards on, or as they are merged; or till its end."""
+    if draw.random() < 0.1:
+        time.sleep(draw.uniform(0, 4))
+        return
+    shards = progress(out) + draw.randint(0, 9)
+    while process.poll() is None and progress(out) < min(shards, RECIPE["models_per_cohort"]):
+        time.sleep(0.0005)
+    if progress(out) == RECIPE["models_per_cohort"]:
+        if draw.random() < 0.3:
+            process.wait()
+        while process.poll() is None and not list(out.glob(".staging/*/models.parquet")):
+            time.sleep(0.0005)
+    time.sleep(draw.uniform(0, 0.05))
+
+
 def test_a_hundred_kills_at_random_times_end_in_the_same_bytes(tmp_path):
     build(RECIPE, tmp_path / "unbroken", workers=1, engine=run_here)
     promised = contents(tmp_path / "unbroken")
@@ -52,13 +68,7 @@ def test_a_hundred_kills_at_random_times_end_in_the_same_bytes(tmp_path):
     while kills < KILLS or not finished:
         out = tmp_path / f"zoo-{finished}"
         process = subprocess.Popen(command(RECIPE, out), env=environment(), start_new_session=True)
-        # At any time after any number of shards: while Python starts, while they are made, while they are merged.
-        shards = draw.randint(progress(out), RECIPE["models_per_cohort"])
-        while process.poll() is None and progress(out) < shards:
-            time.sleep(0.0005)
-        end = time.monotonic() + draw.choice([draw.uniform(0, 0.1), draw.uniform(0, 4)])
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.0005)
+        wait_for_the_moment(process, out, draw)
         if process.poll() is None:
             # The builder alone, whose worker then has to notice, or both at once.
             (os.kill if draw.random() < 0.5 else os.killpg)(process.pid, signal.SIGKILL)
@@ -73,7 +83,7 @@ def test_a_hundred_kills_at_random_times_end_in_the_same_bytes(tmp_path):
         shutil.rmtree(out)
         finished += 1
     print(f"{kills} kills, {finished} builds finished, killed at {len(seen)} different numbers of shards")
-    assert len(seen) > 5
+    assert len(seen) > 20
 
 
 SMALL = {**RECIPE, "models_per_cohort": 2}
