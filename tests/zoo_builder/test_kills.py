@@ -87,7 +87,6 @@ def test_a_hundred_kills_at_random_times_end_in_the_same_bytes(tmp_path):
 
 
 SMALL = {**RECIPE, "models_per_cohort": 2}
-CALLS = "write,pwrite64,fsync,rename,renameat,renameat2,mkdir,unlink,unlinkat,rmdir"
 
 
 def injected(recipe, out, call, fault, number, follow):
@@ -109,8 +108,8 @@ needs_strace = pytest.mark.skipif(not strace_works(), reason="needs strace, and 
 
 
 @needs_strace
-@pytest.mark.parametrize(("follow", "least"), [(False, 20), (True, 20)], ids=["builder", "builder and worker"])
-@pytest.mark.parametrize("call", ["fsync", "rename", "write"])
+@pytest.mark.parametrize("follow", [False, True], ids=["builder", "builder and worker"])
+@pytest.mark.parametrize(("call", "least"), [("fsync", 8), ("rename", 2), ("write", 6)])
 def test_a_build_killed_at_every_call_ends_in_the_same_bytes(tmp_path, call, follow, least):
     build(SMALL, tmp_path / "unbroken", workers=1, engine=run_here)
     promised, killed = contents(tmp_path / "unbroken"), 0
@@ -126,7 +125,7 @@ def test_a_build_killed_at_every_call_ends_in_the_same_bytes(tmp_path, call, fol
             break
         killed += 1
     print(f"{call}: killed at {killed} calls")
-    assert killed == number - 1 > 0
+    assert killed == number - 1 >= least
 
 
 @needs_strace
