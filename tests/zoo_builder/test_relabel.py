@@ -13,6 +13,7 @@ from weightspace.store import open_zoo, staged_tables, verify
 from zoo_builder import cli, recipe, worker
 from zoo_builder.build import build, repair
 from zoo_builder.engine import run_shards
+from zoo_builder.executor import ROLLOUTS
 from zoo_builder.plan import make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.relabel import relabel, stage_shard
@@ -105,8 +106,9 @@ def test_labels_do_not_depend_on_which_models_are_measured_together(bare, promis
     plan = make_plan(read_recipe({**RECIPE, "labels": ["Performance", *ADDED]}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo_builder.relabel.chunk_size", lambda device: 2)
+        method = ROLLOUTS[open_zoo(zoo).manifest["executor"]["method"]]
         for shard in plan.shards:
-            stage_shard(zoo, plan, shard, ADDED, "key")
+            stage_shard(zoo, plan, shard, ADDED, "key", method=method)
     for file in (zoo / ".staging/tables-key").iterdir():
         assert file.read_bytes() == promised[f"shards/{file.stem}/table.parquet"]
     assert staged_tables(zoo, "key", len(plan.shards)) == [0, 1]
