@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import platform
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -262,6 +264,24 @@ def test_without_a_compiler_one_line_says_so_and_torch_takes_over(variable, valu
     (line,) = [record.getMessage() for record in caplog.records]
     assert "rolled out by torch, not natively" in line
     assert re.search(reason, line)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("gcc"), reason="names gcc's switches for x86-64")
+@pytest.mark.parametrize("switches", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-avx -mno-fma"])
+def test_narrower_vectors_give_the_same_answers(switches, fresh, monkeypatch):
+    monkeypatch.setenv("CC", f"gcc {switches}")
+    family = LSTM(input_size=3, hidden_size=17, output_size=4)
+    params = stack(family, 2, torch.float32, scale=0.5)
+    x = torch.randn(2, 5, 7, 3, generator=generator(0, "m", "x"))
+    (criterion, *_) = criteria(family, torch.float32, 5, 7)
+    criterion = dataclasses.replace(criterion, target=criterion.target[:2], weight=criterion.weight[:2])
+    found, expected = (
+        losses_and_gradients(family, params, family.spec.trained, x, x.new_zeros(2, 7, 0), criterion, method=method)
+        for method in ("native", "sequential")
+    )
+    assert native.why_not(family) is None
+    for name, gradient in expected[1].items():
+        assert far(found[1][name], gradient) < TOLERANCE[torch.float32]
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_the_temporary_folder(fresh, monkeypatch, caplog):
