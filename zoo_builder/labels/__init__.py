@@ -19,7 +19,8 @@ from zoo_builder.tasks import Task
 
 __all__ = ["Driven", "Inputs", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
-MODELS_TOGETHER = 64
+MODELS_TOGETHER: dict[Method, int] = {"native": 32, "stacked": 64, "sequential": 64}
+"""How many models are measured at once on the CPU: enough to hide what a call costs, few enough for its caches."""
 CUDA_BYTES = 4 * 2**30
 """What the Jacobians, or the states of a rollout, of all models that are measured together may take on CUDA."""
 
@@ -61,7 +62,7 @@ def measure(
     labels = [load(name, {}) for name in names]
     expected = columns(names, [family.effective_spec])
     pieces = []
-    together = _models_together(family, task, next(iter(params.values())).device)
+    together = _models_together(family, task, next(iter(params.values())).device, method)
     for first in range(0, len(model_ids), together):
         chosen = slice(first, first + together)
         own_params = {name: tensor[chosen] for name, tensor in params.items()}
@@ -74,10 +75,10 @@ def measure(
     return {name: torch.cat([piece[name] for piece in pieces]) for name in expected}
 
 
-def _models_together(family: Family, task: Task | None, device: torch.device) -> int:
+def _models_together(family: Family, task: Task | None, device: torch.device, method: Method) -> int:
     """How many models are measured at once: on CUDA as many as fit, with their Jacobians or their longest rollouts."""
     if device.type == "cpu":
-        return MODELS_TOGETHER
+        return MODELS_TOGETHER[method]
     size = family.spec.state_size
     states = 0 if task is None else SEQUENCES_TOGETHER * task.num_steps * size
     return max(CUDA_BYTES // (8 * max(JACOBIAN_STEPS * LANES * size**2, states)), 2)

@@ -178,6 +178,9 @@ class Driven:
     @cached_property
     def mean_jacobian(self) -> Tensor:
         """The mean of the Jacobians over time and lanes, (models, to state, from state)."""
+        if self.method == "native":
+            # As they lie in memory.
+            return self.jacobians.transpose(-1, -2).flatten(1, 2).mean(1).transpose(-1, -2)
         return self.jacobians.mean((1, 2))
 
     def _random_tangent(self) -> State:
@@ -226,7 +229,7 @@ def _unit(tangent: State) -> tuple[State, Tensor]:
 
 def _log_growth(moved: State) -> tuple[Tensor, Tensor]:
     """Log of how much each step stretched unit tangents (models, time, lane, axis), and whose numbers are safe."""
-    size = torch.stack([value.abs().amax(-1) for value in moved.values()]).amax(0)
+    size = torch.stack([torch.maximum(-value.amin(-1), value.amax(-1)) for value in moved.values()]).amax(0)
     safe = ((size == 0) | ((size >= SMALLEST) & (size <= LARGEST))).flatten(1).all(1)
     logs = _length(moved).log()
     before = torch.cat([torch.zeros_like(logs[:, :1]), logs[:, :-1]], dim=1)

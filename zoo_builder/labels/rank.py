@@ -58,7 +58,9 @@ def _state_ranks(states: Tensor) -> dict[str, Tensor]:
     usable, finite = finite_only(states)
     centred = usable - usable.mean(1, keepdim=True)
     # Scaled to 1, or states that are minute or huge leave the range of float64 when squared.
-    centred = centred / centred.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(centred.dtype).tiny)
+    flat = centred.flatten(1)
+    largest = torch.maximum(-flat.amin(1), flat.amax(1))
+    centred /= largest[:, None, None].clamp(min=torch.finfo(centred.dtype).tiny)
     covariance = centred.transpose(1, 2) @ centred / centred.shape[1]
     values = torch.linalg.eigvalsh(covariance).flip(-1)
     values = torch.where(values > values[:, :1] * 1e-12, values, 0)

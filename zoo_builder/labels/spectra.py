@@ -58,5 +58,10 @@ def finite_only(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
     One such matrix would make an eigenvalue routine refuse the whole stack.
     """
-    finite = matrices.flatten(1).isfinite().all(1)
+    flat = matrices.flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    # NaN is the extreme of all that it is among, so two numbers tell of all the others.
+    finite = low.isfinite() & high.isfinite()
+    if bool(finite.all()):
+        return matrices, finite
     return torch.where(finite.reshape(-1, *[1] * (matrices.dim() - 1)), matrices, 0), finite

@@ -193,8 +193,9 @@ static void add_to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lane
         for (int64_t l = 0; l < lanes; l++) tile[r * LANES + l] += from[l * size + r];
 }
 static void from_tile(REAL *to, const REAL *tile, int64_t size, int64_t lanes) {
-    for (int64_t l = 0; l < lanes; l++)
-        for (int64_t r = 0; r < size; r++) to[l * size + r] = tile[r * LANES + l];
+    for (int64_t first = 0; first < size; first += 8)  // eight rows at a time stay in the nearest cache
+        for (int64_t l = 0; l < lanes; l++)
+            for (int64_t r = first; r < size && r < first + 8; r++) to[l * size + r] = tile[r * LANES + l];
 }
 
 static void pack_model(const Job *job, const Memory *m, int64_t model) {
@@ -289,8 +290,7 @@ static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64
 
 static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
     for (int64_t t = 0; t < job->time; t++) {
-        int64_t shown = t - (job->time - job->shown_steps);
-        int64_t place = (model * job->shown_steps + shown) * job->batch + first;
+        int64_t shown = t - job->time + job->shown_steps, place = (model * job->shown_steps + shown) * job->batch + first;
         at_step(m, job, t);
         run(job, m, job->step, job->num_step);
         if (shown < 0) continue;
