@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import SEQUENCES, Driven
-from zoo_builder.tasks import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,15 @@ class Performance(Label):
         if driven.task is None:
             missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device)
             return {"score": missing, "loss": missing, "generalisation_gap": missing}
-        score, loss = _score_and_loss(driven, "test")
-        trained_on, _ = _score_and_loss(driven, "train")
-        return {"score": score, "loss": loss, "generalisation_gap": trained_on - score}
+        scores, losses = [], []
+        for batch, outputs in driven.answers("test"):
+            scores.append(driven.task.score(outputs, batch))
+            losses.append(driven.task.loss(outputs, batch))
+        trained_on = [driven.task.score(outputs, batch) for batch, outputs in driven.answers("train")]
+        score = _mean(scores)
+        return {"score": score, "loss": _mean(losses), "generalisation_gap": _mean(trained_on) - score}
 
 
-def _score_and_loss(driven: Driven, split: Split) -> tuple[Tensor, Tensor]:
+def _mean(batches: Sequence[Tensor]) -> Tensor:
     """Means (models,) over batches of equal size."""
-    assert driven.task is not None
-    scores, losses = [], []
-    for batch, outputs in driven.answers(split):
-        scores.append(driven.task.score(outputs, batch))
-        losses.append(driven.task.loss(outputs, batch))
-    return torch.stack(scores).mean(0), torch.stack(losses).mean(0)
+    return torch.stack(list(batches)).mean(0)

@@ -26,7 +26,8 @@ class Categorical(Task):
         """Share of right answers (models,) among the scored ones of outputs (models, time, batch, output)."""
         scored = outputs[:, -batch.target.shape[1] :]
         right = (scored.argmax(-1) == batch.target).to(torch.float64)
-        finite = scored.isfinite().flatten(1).all(1)
+        # NaN is the extreme of all that it is among, and extremes are found faster than each number is looked at.
+        finite = scored.amax((1, 2, 3)).isfinite() & scored.amin((1, 2, 3)).isfinite()
         return torch.where(finite, mean_over_scored(right, batch), torch.nan)
 
 
