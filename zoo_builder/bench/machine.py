@@ -16,7 +16,7 @@ from zoo_builder.engine import num_cores
 
 FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "asimd", "sve")
 """What tells how wide vectors are and whether a product and a sum are one instruction."""
-PEAK_TURNS = 1_000_000
+PEAK_TURNS = 10_000_000
 
 
 def machine() -> dict[str, Any]:
