@@ -178,6 +178,33 @@ static void at_step(Memory *m, const Job *job, int64_t t) {
     m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+// All lanes of (batch, axis) at `from` as a tile, for a SIZE that is a power of two: even and odd places are parted until
+// the bits of a number's place have turned so far that those of its lane come last.
+INLINE void turned(REAL *tile, const REAL *from, const int SIZE) {
+    M even, odd;
+    for (int i = 0; i < WIDTH; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+    for (int64_t l = 0; l < LANES; l += WIDTH) {
+        V now[16], next[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < SIZE; i++) memcpy(&now[i], from + l * SIZE + i * WIDTH, sizeof(V));
+#pragma GCC unroll 4
+        for (int k = 1; k < SIZE; k *= 2) {
+#pragma GCC unroll 8
+            for (int i = 0; i < SIZE / 2; i++) {
+                next[i] = __builtin_shuffle(now[2 * i], now[2 * i + 1], even);
+                next[SIZE / 2 + i] = __builtin_shuffle(now[2 * i], now[2 * i + 1], odd);
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < SIZE; i++) now[i] = next[i];
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < SIZE; i++) store(tile + i * LANES + l, now[i]);
+    }
+}
+#endif
+
+
 // (batch, axis) at `from` <-> tile (axis, lane); lanes without a sequence are zero.
 static void to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
     if (lanes < LANES) memset(tile, 0, size * LANES * sizeof(REAL));
@@ -185,6 +212,14 @@ static void to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
         memcpy(tile, from, lanes * sizeof(REAL));
         return;
     }
+#if defined(__GNUC__) && !defined(__clang__)
+    if (lanes == LANES) switch (size) {
+        case 2: turned(tile, from, 2); return;
+        case 4: turned(tile, from, 4); return;
+        case 8: turned(tile, from, 8); return;
+        case 16: turned(tile, from, 16); return;
+    }
+#endif
     for (int64_t r = 0; r < size; r++)
         for (int64_t l = 0; l < lanes; l++) tile[r * LANES + l] = from[l * size + r];
 }
