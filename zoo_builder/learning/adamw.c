@@ -44,27 +44,35 @@ static int all_finite(const float *values, int64_t count) {
     return all == 0;
 }
 
+// Pointers as arguments, each its own memory, so that the compiler sees that the loop can be done many at a time.
+static void moments_and_params(int64_t count, const float *restrict g, float factor, float b1, float b2, float c2,
+                               float kept, float size, float root, float epsilon, const float *restrict old_first,
+                               const float *restrict old_second, const float *restrict old_row, float *restrict first,
+                               float *restrict second, float *restrict row) {
+    for (int64_t i = 0; i < count; i++) {
+        float slope = g[i] * factor;
+        first[i] = old_first[i] + b1 * (slope - old_first[i]);
+        second[i] = old_second[i] * b2 + c2 * (slope * slope);
+        row[i] = old_row[i] * kept - first[i] / (sqrtf(second[i]) * root + epsilon) * size;
+    }
+}
+
 static int move(const Update *u, int64_t model) {
     int64_t count = u->parameters, done = 0;
     double length = norm(u, model), clip = u->clip[model];
     float factor = clip > 0 && clip / (length + 1e-6) < 1 ? (float)(clip / (length + 1e-6)) : 1.0f;
     double rate = u->learning_rate[model] * u->rate[model];
     float size = (float)(rate / u->number_first), kept = (float)(1 - rate * u->weight_decay[model]);
-    float root = (float)u->root_second, epsilon = (float)u->epsilon;
-    float b1 = (float)(1 - u->beta1), b2 = (float)u->beta2, c2 = (float)(1 - u->beta2);
     float *restrict first = u->moved, *restrict second = first + count, *restrict row = second + count;
     const float *restrict old_first = u->first + model * count, *restrict old_second = u->second + model * count;
     const float *restrict old_row = u->row + model * count;
     for (int64_t t = 0; t < u->tensors; t++) {
+        const int64_t own = u->size[t];
         const float *restrict g = u->gradient[t] + model * u->gradient_stride[t];
-        for (int64_t i = 0; i < u->size[t]; i++) {
-            int64_t p = done + i;
-            float slope = g[i] * factor;
-            first[p] = old_first[p] + b1 * (slope - old_first[p]);
-            second[p] = old_second[p] * b2 + c2 * (slope * slope);
-            row[p] = old_row[p] * kept - first[p] / (sqrtf(second[p]) * root + epsilon) * size;
-        }
-        done += u->size[t];
+        moments_and_params(own, g, factor, (float)(1 - u->beta1), (float)u->beta2, (float)(1 - u->beta2), kept, size,
+                           (float)u->root_second, (float)u->epsilon, old_first + done, old_second + done,
+                           old_row + done, first + done, second + done, row + done);
+        done += own;
     }
     if (u->lower)
         for (int64_t p = 0; p < count; p++) row[p] = row[p] < u->lower[p] ? u->lower[p] : row[p];

@@ -20,6 +20,10 @@ Share = Ref | tuple[Matrix, Ref] | tuple[str, tuple[Ref | Matrix, ...], tuple[fl
 """Part of a gradient: a tile as it is, a transposed matrix times a tile, or a map of tiles."""
 
 
+WITH_PRODUCTS = ("sigmoid", "tanh")
+"""Maps whose gradient can be taken of a product of two tiles in one pass."""
+
+
 @dataclass
 class Backward:
     """Collects the shares of every value's gradient until all its readers are done, then writes their sum."""
@@ -38,6 +42,8 @@ class Backward:
 
     def through(self, operation: Operation, derivatives: Mapping[str, Callable[[Backward, Map, Ref], None]]) -> None:
         """One operation, all of whose readers are done."""
+        if isinstance(operation, Map) and operation.function in WITH_PRODUCTS and self._through_product(operation):
+            return
         dy = self.gradient(operation.out)
         if dy is None:
             return
@@ -54,6 +60,19 @@ class Backward:
             self.weights.append(WeightGradient(operation.bias, dy, None))
         if operation.addend is not None:
             self.add(operation.addend, dy)
+
+    def _through_product(self, operation: Map) -> bool:
+        """Whether the gradient of its result is one product of tiles, so that both can be done in one pass."""
+        shares = self.shares.get(operation.out.value, [])
+        whole = Ref(operation.out.value, 0, self.builder.rows[operation.out.value])
+        if operation.out != whole or len(shares) != 1 or shares[0][0] != whole:
+            return False
+        share = shares[0][1]
+        if isinstance(share, Ref) or len(share) != 3 or share[0] != "mul":
+            return False
+        (argument,) = operation.reads
+        self.add(argument, (f"{operation.function}_grad_of_product", (*share[1], operation.out), ()))
+        return True
 
     def gradient(self, of: Ref) -> Ref | None:
         """Where the gradient of some rows of a value is, None if nothing depends on the value."""

@@ -13,7 +13,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared")
+FLAGS = (
+    "-O3",
+    "-funroll-loops",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+)
 TIMEOUT = 300
 
 

@@ -125,7 +125,8 @@ class Engine:
     def _place(self, program: Program, back: Adjoint | None, layout: Layout) -> None:
         job = self._job
         for space in ("record", "input", "ring", "carry", "scratch", "sums"):
-            setattr(job, f"{space}_rows", layout.sizes[space])
+            # Odd, or the same rows of neighbouring steps would crowd into the same few places of the cache.
+            setattr(job, f"{space}_rows", layout.sizes[space] | 1)
         states = list(program.states.items())
         inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
         job.num_states, job.num_inputs = len(states), len(inputs)

@@ -117,18 +117,28 @@ INLINE V totals_of_16(const V *sum) {
     for (int i = 0; i < 2; i++) c[i] = fold(b[2 * i], b[2 * i + 1], 4);
     return fold(c[0], c[1], 2);
 }
+INLINE V totals_of_8(const V *sum) {  // twice
+    V a[4], b[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) a[i] = fold(sum[2 * i], sum[2 * i + 1], 16);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) b[i] = fold(a[2 * i], a[2 * i + 1], 8);
+    V c = fold(b[0], b[1], 4);
+    return fold(c, c, 2);
+}
 INLINE void totals(const int count, const V *sum, REAL *out) {
-    V rest[16];
-    if (count > 16) {
-        store(out, totals_of_16(sum));
+    V some[16];
+    int done = count > 8 ? 16 : 0;
+    if (done) {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) rest[i] = i + 16 < count ? sum[i + 16] : (V){0};
-        store(out + 16, totals_of_16(rest));
-        return;
+        for (int i = 0; i < 16; i++) some[i] = i < count ? sum[i] : (V){0};
+        store(out, totals_of_16(some));
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) rest[i] = i < count ? sum[i] : (V){0};
-    store(out, totals_of_16(rest));
+    if (count > done) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) some[i] = done + i < count ? sum[done + i] : (V){0};
+        store(out + done, totals_of_8(some));
+    }
 }
 #else
 INLINE void totals(const int count, const V *sum, REAL *out) {
