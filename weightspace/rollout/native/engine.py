@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -156,36 +157,52 @@ class Engine:
         """
         slices = range(0, call.batch, self.lanes)
         if call.models >= threads or len(slices) == 1:
-            share = -(-call.models // threads)
-            shares = [(call, first, min(first + share, call.models)) for first in range(0, call.models, share)]
-            _at_once([partial(self._run, *own, 0, call.batch) for own in shares])
+            # Small pieces, so that a thread that has to wait for a core leaves its share to the others.
+            size = call.models if threads == 1 else max(1, call.models // (8 * threads))
+            starts = range(0, call.models, size)
+            pieces = [(call, at, min(at + size, call.models), 0, call.batch) for at in starts]
+            _at_once(partial(self._run, iter(pieces)), min(threads, len(pieces)))
             return
         parts = [call.apart() for _ in slices]
         pairs = zip(parts, slices, strict=True)
-        work = [partial(self._run, own, 0, call.models, at, min(at + self.lanes, call.batch)) for own, at in pairs]
-        _at_once(work, threads)
+        pieces = [(own, 0, call.models, at, min(at + self.lanes, call.batch)) for own, at in pairs]
+        _at_once(partial(self._run, iter(pieces)), min(threads, len(pieces)))
         call.add(parts)
 
-    def _run(self, call: Call, first: int, last: int, low: int, high: int) -> None:
-        """The models from `first` to before `last`, and of each the sequences from `low` to before `high`."""
-        job = Job.from_buffer_copy(self._job)
-        kept = call.fill(job)
-        job.ring_steps = min(self.ring, max(1, call.time))
+    def _run(self, pieces: Iterator[tuple[Call, int, int, int, int]]) -> None:
+        """Pieces until there are none left: of a call, models and sequences, each from one number to before another."""
+        workspace: torch.Tensor | None = None
         size_of = self.library.workspace_size
         size_of.restype = INT
-        workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)
-        start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
-        self.library.run_models(ctypes.byref(job), INT(first), INT(last), INT(low), INT(high), start)
-        del kept
+        for call, *ends in pieces:
+            job = Job.from_buffer_copy(self._job)
+            kept = call.fill(job)
+            job.ring_steps = min(self.ring, max(1, call.time))
+            if workspace is None:
+                # All pieces are of the same length of time, which is what its size depends on.
+                workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)
+            start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
+            self.library.run_models(ctypes.byref(job), *map(INT, ends), start)
+            del kept
 
 
-def _at_once(work: Sequence[Callable[[], None]], threads: int | None = None) -> None:
-    if len(work) == 1:
-        work[0]()
-        return
-    with ThreadPoolExecutor(threads or len(work)) as pool:
-        for done in [pool.submit(one) for one in work]:
-            done.result()
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # Kept, because a thread that has just been made often waits for the core of the one that made it.
+    return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _at_once(work: Callable[[], None], threads: int) -> None:
+    """Do the same work here and in `threads` - 1 more threads."""
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        # One that has not begun would find nothing left to do.
+        if not other.cancel():
+            other.result()
 
 
 def _numbers(rows: Iterable[Any], columns: int | None = None) -> np.ndarray:
