@@ -221,6 +221,31 @@ def test_extreme_numbers_go_through_as_in_torch():
         torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+def test_data_that_do_not_fit_are_refused_before_c_reads_them():
+    family = LSTM(input_size=3, hidden_size=4, output_size=2)
+    params, x = stack(family, 2), torch.zeros(2, 5, 3, 3, dtype=torch.float64)
+    start, small = x.new_zeros(2, 3, 0), {name: tensor[..., :1] for name, tensor in params.items()}
+    state = {name: x.new_zeros(2, 3, 4) for name in family.spec.states}
+    for wrong in (
+        lambda: rollout(family, {k: v.float() for k, v in params.items()}, x, method="native"),
+        lambda: rollout(family, {k: v[:1] for k, v in params.items()}, x, method="native"),
+        lambda: rollout(family, small, x, method="native"),
+        lambda: rollout(family, params, x, method="native", state={k: v[:, :2] for k, v in state.items()}),
+        lambda: rollout(family, params, x, method="native", state={k: v.float() for k, v in state.items()}),
+    ):
+        with pytest.raises(ValueError, match=r"was expected|smaller than their family"):
+            wrong()
+    target, weight = torch.zeros(2, 5, 3, 1, dtype=torch.int64), torch.ones(2, 5)
+    for own in (
+        Criterion("cross_entropy", target[:1], weight, 2),
+        Criterion("cross_entropy", target, weight[:, :4], 2),
+        Criterion("cross_entropy", target, weight, 1),
+        Criterion("squared_error", x[..., :1], weight),
+    ):
+        with pytest.raises(ValueError, match="was expected"):
+            losses_and_gradients(family, params, family.spec.trained, x, start, own, method="native")
+
+
 def test_python_and_c_number_things_alike():
     text = (Path(compiler.__file__).parent / "engine.c").read_text()
     for name, expected in (("Opcode", layout.OPCODES), ("Space", layout.SPACES)):

@@ -162,7 +162,7 @@ class _Lessons:
         self._family, self._streams = family, streams
         self._fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
         settings = (own["learning_rate"], own["weight_decay"], own["clip"])
-        fused = method == "native" and native.why_not(family) is None
+        fused = method == "native" and streams.device.type == "cpu" and native.why_not(family) is None
         self.optimiser = StackedAdamW(family.spec, params, *settings, fused=fused)
         self._examination: Examination | None = None
         if learner.exams is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.native.adjoint import Adjoint, adjoint, pruned
@@ -117,6 +118,7 @@ class Engine:
         self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
         self._array("terms", _numbers(encoder.terms, 4))
         self._array("pieces", _numbers(encoder.pieces, 6))
+        self._extents = encoder.extents()
         self._array("constants", np.array(encoder.constants))
         job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
         # The room for gradients also serves to put a matrix together.
@@ -131,6 +133,7 @@ class Engine:
         states = list(program.states.items())
         inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
         job.num_states, job.num_inputs = len(states), len(inputs)
+        self._state_rows, self._input_rows = [ref.rows for _, ref in states], [ref.rows for ref in inputs]
         self._array("state_at", _numbers(layout.at(ref)[1] for _, ref in states))
         self._array("state_rows", _numbers(ref.rows for _, ref in states))
         self._array("carry_at", _numbers(layout.at(back.carry[name])[1] if back else 0 for name, _ in states))
@@ -155,6 +158,7 @@ class Engine:
 
         Results do not depend on the number of threads: gradients of slices are always added in their order.
         """
+        self._refuse_misfits(call)
         slices = range(0, call.batch, self.lanes)
         if call.models >= threads or len(slices) == 1:
             # Small pieces, so that a thread that has to wait for a core leaves its share to the others.
@@ -168,6 +172,30 @@ class Engine:
         pieces = [(own, 0, call.models, at, min(at + self.lanes, call.batch)) for own, at in pairs]
         _at_once(partial(self._run, iter(pieces)), min(threads, len(pieces)))
         call.add(parts)
+
+    def _refuse_misfits(self, call: Call) -> None:
+        """Raise ValueError unless all data are as large as the engine takes them to be: it reads what it is told to."""
+        lead = (call.models, call.time, call.batch)
+        expected: list[tuple[Tensor, tuple[int, ...]]] = [(tensor, (call.models,)) for tensor in call.tensors]
+        expected += [(x, (*lead, rows)) for x, rows in zip(call.inputs, self._input_rows, strict=True)]
+        starts = zip(call.initial, self._state_rows, strict=True)
+        expected += [(state, (call.models, call.batch, rows)) for state, rows in starts]
+        for tensor, shape in expected:
+            if tuple(tensor.shape[: len(shape)]) != shape or tensor.dtype != self.dtype:
+                found = f"{tuple(tensor.shape)} of {tensor.dtype}"
+                raise ValueError(f"A native rollout was given {found} where {shape} of {self.dtype} was expected.")
+        for number, needed in self._extents.items():
+            own = call.tensors[number]
+            if own.numel() < call.models * needed:
+                raise ValueError(f"Params of shape {tuple(own.shape)} are smaller than their family declares.")
+        if call.target is not None and call.weight is not None:
+            scored, answers = call.weight.shape[1], self._job.output_rows // call.classes
+            if call.loss == "squared_error":
+                answers = self._job.output_rows
+            wanted = (call.models, scored, call.batch, answers)
+            shapes = (tuple(call.target.shape), len(call.weight))
+            if shapes != (wanted, call.models) or scored > call.time:
+                raise ValueError(f"A criterion has targets of shape {shapes[0]}; {wanted} was expected.")
 
     def _run(self, pieces: Iterator[tuple[Call, int, int, int, int]]) -> None:
         """Pieces until there are none left: of a call, models and sequences, each from one number to before another."""

@@ -213,6 +213,16 @@ class Encoder:
             row += piece.rows
         return first, len(matrix.pieces)
 
+    def extents(self) -> dict[int, int]:
+        """How many numbers of each tensor of a model are reached, by the number of the tensor."""
+        found: dict[int, int] = {}
+        for own in (*self.matrices.values(), *self.vectors.values()):
+            for tensor, offset, row_stride, col_stride, _, rows in self.pieces[own[2] : own[2] + own[3]]:
+                last = offset + (rows - 1) * row_stride + (own[1] - 1) * col_stride
+                if tensor >= 0:
+                    found[tensor] = max(found.get(tensor, 0), last + 1)
+        return found
+
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
         """What the engine does for the gradients of matrices and biases, as rows of numbers."""
         rows = []
