@@ -23,7 +23,7 @@ from zoo_builder.engine import run_shards
 from zoo_builder.executor import ROLLOUTS, build_identity
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.recipe import read_recipe
-from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_config
+from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_configs
 from zoo_builder.stacks import chunk_size
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def _refuse_other_models(plan: Plan, shard: Shard, family: Family, table: pa.Tab
     """Raise ValueError unless the models of a shard are those that this version makes of the recipe."""
     ids, cohort = shard.model_ids, shard.cohort
     values = cohort.values(plan.seed, ids)
-    configs = [None if cohort.task is None else canonical(own_config(cohort.task, values, i)) for i in range(len(ids))]
+    task, count = cohort.task, len(ids)
+    configs = [None] * count if task is None else [canonical(own) for own in own_configs(task, values, count)]
     expected = [(ids[i], step, configs[i]) for i in range(len(ids)) for step in plan.snapshots]
     found = zip(*(table[name].to_pylist() for name in ("model_id", "step", "task_config")), strict=True)
     if family != cohort.family or list(found) != expected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Method, Streams, rollout
+from weightspace.rollout import Method, Streams
+from weightspace.rollout.forward import last_outputs
 from weightspace.spec import Params
 from weightspace.store import ShardContent, canonical
 from zoo_builder import labels
-from zoo_builder.learning import Learned
+from zoo_builder.learning import Learned, Learner
 from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
 from zoo_builder.stacks import chunk_size, models_together, padded, padded_params
-from zoo_builder.tasks import Task
+from zoo_builder.tasks import Batch, Task
+from zoo_builder.tasks.noise import draw_noise
 
 COLUMNS = {
     "model_id": pa.string(),
@@ -107,11 +110,11 @@ def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, de
     values, settings = cohort.values(plan.seed, own_ids), cohort.settings(plan.seed, own_ids)
     rollouts = []
     if cohort.task is not None and plan.recipe["rollouts"] is not None:
+        streams = Streams(plan.seed, own_ids, "rollouts", device)
+        given = _held_out(cohort, values, streams, plan.recipe["rollouts"]["sequences"])
         for place in range(len(learned.steps)):
             params = padded_params(learned.params, place, len(own_ids), device)
-            streams = Streams(plan.seed, own_ids, "rollouts", device)
-            sequences = plan.recipe["rollouts"]["sequences"]
-            pair = _held_out(cohort.family, params, cohort.task, values, streams, sequences, method)
+            pair = _rolled_out(cohort.family, params, *given, method)
             rollouts.append((pair[0][:count].cpu(), pair[1][:count].cpu()))
     measured = [
         found | {name: record[:, place] for name, record in learned.records.items()}
@@ -164,75 +167,73 @@ def _joined(parts: Sequence[Learned]) -> Learned:
     return Learned(parts[0].steps, params, torch.cat([part.diverged_step for part in parts]), records)
 
 
-@torch.no_grad()
 def _held_out(
-    family: Family,
-    params: Params,
-    task: Task,
-    values: Mapping[str, Tensor],
-    streams: Streams,
-    sequences: int,
-    method: Method,
+    cohort: Cohort, values: Mapping[str, Tensor], streams: Streams, sequences: int
+) -> tuple[Batch, dict[str, Tensor]]:
+    """Held-out sequences and the noise that models are given with them, the same at every snapshot."""
+    assert cohort.task is not None
+    batch = cohort.task.sample(values, streams, sequences, "test")
+    return batch, draw_noise(cohort.family.spec, streams, batch.x.shape[1], sequences)
+
+
+@torch.no_grad()
+def _rolled_out(
+    family: Family, params: Params, batch: Batch, noise: Mapping[str, Tensor], method: Method
 ) -> tuple[Tensor, Tensor]:
-    """Held-out inputs and the outputs on them, both (models, sequences, time, ...)."""
-    batch = task.sample(values, streams, sequences, "test")
-    time = batch.x.shape[1]
-    noise = {
-        name: streams.normal(time, sequences, family.spec.axes[axis].size) for name, axis in family.spec.noise.items()
-    }
-    outputs = rollout(family, params, batch.x, batch.start, method=method, noise=noise).outputs
+    """Inputs and the outputs on them, both (models, sequences, time, ...)."""
+    num_steps = batch.x.shape[1]
+    outputs = last_outputs(family, params, batch.x, batch.start, noise, num_steps, method=method)
     return batch.x.transpose(1, 2).contiguous(), outputs.transpose(1, 2).contiguous()
 
 
 def _table(plan: Plan, shard: Shard, chunk: Chunk, offset: int) -> pa.Table:
-    rows = []
+    cohort, num_models, steps = shard.cohort, len(chunk.model_ids), chunk.learned.steps
     share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
-    split_task = out_of_task(shard.cohort, chunk.values, share, len(chunk.model_ids))
-    for model, model_id in enumerate(chunk.model_ids):
-        shared = {
-            "model_id": model_id,
-            "seed": plan.seed,
-            "shard": shard.index,
-            "split": shard.cohort.splits[shard.first + offset + model],
-            "split_task": split_task[model],
-            **_configs(shard.cohort, chunk, model),
-        }
-        rows += [shared | _snapshot(chunk.learned, model, step) for step in chunk.learned.steps]
-    columns = {
-        name: pa.array([row[name] for row in rows], type=kind) for name, kind in COLUMNS.items() if name != "row"
-    }
-    first = offset * len(chunk.learned.steps)
-    columns["row"] = pa.array(range(first, first + len(rows)), type=pa.int64())
-    for name in label_columns(plan):
-        columns[name] = label_column(chunk.measured, name, len(chunk.model_ids))
-    return pa.table(columns)
-
-
-def _configs(cohort: Cohort, chunk: Chunk, model: int) -> dict[str, Any]:
-    """What one model has in common at all snapshots."""
-    learner, task = cohort.learner, cohort.task
-    learning_config = {"class": type(learner).__name__, **own_config(learner, chunk.settings, model)}
-    return {
+    of_cohort = {
         "family": type(cohort.family).__name__,
         "family_config": canonical(cohort.family.config),
-        "task": None if task is None else type(task).__name__,
-        "task_config": None if task is None else canonical(own_config(task, chunk.values, model)),
-        "learning_config": canonical(learning_config),
+        "task": None if cohort.task is None else type(cohort.task).__name__,
         "hidden_size": hidden_size(cohort.family),
         "num_parameters": cohort.family.spec.num_parameters,
         "split_size": cohort.split_size,
         "fold_family": cohort.fold_family,
+        "seed": plan.seed,
+        "shard": shard.index,
     }
+    first = shard.first + offset
+    of_models = {
+        "model_id": chunk.model_ids,
+        "task_config": [None] * num_models if cohort.task is None else _configs(cohort.task, chunk.values, num_models),
+        "learning_config": _configs(cohort.learner, chunk.settings, num_models, type(cohort.learner).__name__),
+        "split": cohort.splits[first : first + num_models],
+        "split_task": out_of_task(cohort, chunk.values, share, num_models),
+    }
+    rows: dict[str, Sequence[Any]] = {name: [value] * (num_models * len(steps)) for name, value in of_cohort.items()}
+    rows |= {name: [value for value in own for _ in steps] for name, own in of_models.items()}
+    rows |= _states(chunk.learned, num_models)
+    rows["row"] = range(offset * len(steps), (offset + num_models) * len(steps))
+    columns = {name: pa.array(rows[name], type=kind) for name, kind in COLUMNS.items()}
+    for name in label_columns(plan):
+        columns[name] = label_column(chunk.measured, name, num_models)
+    return pa.table(columns)
 
 
-def _snapshot(learned: Learned, model: int, step: int) -> dict[str, Any]:
-    diverged_step = int(learned.diverged_step[model])
-    diverged = 0 <= diverged_step <= step
-    return {
-        "step": step,
-        "status": "diverged" if diverged else "untrained" if step == 0 else "ok",
-        "diverged_step": diverged_step if diverged_step >= 0 else None,
-    }
+def _configs(instance: Task | Learner, values: Mapping[str, Tensor], num_models: int, name: str = "") -> list[str]:
+    """The fields of a task or learner as JSON, with the model's own values for each model, and its class if given."""
+    lead = {"class": name} if name else {}
+    return [canonical({**lead, **own}) for own in own_configs(instance, values, num_models)]
+
+
+def _states(learned: Learned, num_models: int) -> dict[str, list[Any]]:
+    """Step, status and where learning diverged, by model, then snapshot."""
+    found: dict[str, list[Any]] = {"step": [], "status": [], "diverged_step": []}
+    for diverged_step in learned.diverged_step[:num_models].tolist():
+        for step in learned.steps:
+            diverged = 0 <= diverged_step <= step
+            found["step"].append(step)
+            found["status"].append("diverged" if diverged else "untrained" if step == 0 else "ok")
+            found["diverged_step"].append(diverged_step if diverged_step >= 0 else None)
+    return found
 
 
 def label_column(measured: Sequence[Mapping[str, Tensor]], name: str, num_models: int) -> pa.Array:
@@ -244,9 +245,15 @@ def label_column(measured: Sequence[Mapping[str, Tensor]], name: str, num_models
 
 def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:
     """Every column of the zoo that a label measures or a learner records, sorted by name."""
-    measured = labels.columns(plan.recipe["labels"], [cohort.family.effective_spec for cohort in plan.cohorts])
+    measured = _measured_columns(tuple(plan.recipe["labels"]), tuple(cohort.family for cohort in plan.cohorts))
     recorded = {column.name: column for cohort in plan.cohorts for column in cohort.learner.columns}
     return dict(sorted((measured | recorded).items()))
+
+
+@lru_cache(maxsize=8)
+def _measured_columns(names: tuple[str, ...], families: tuple[Family, ...]) -> dict[str, labels.LabelColumn]:
+    # All shards of a plan have the same ones.
+    return labels.columns(names, [family.effective_spec for family in families])
 
 
 def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_models: int) -> list[str]:
@@ -261,11 +268,16 @@ def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_
     return ["out" if extreme else "in" for extreme in out.tolist()]
 
 
-def own_config(instance: Any, values: Mapping[str, Tensor], model: int) -> dict[str, Any]:
-    """The fields of a task or learner with one model's own values put in."""
-    config = instance.config
-    for key, tensor in values.items():
-        group, _, option = key.rpartition(".")
-        fields = config[group] if group else config
-        fields[option] = type(fields[option])(tensor[model].item())
-    return config
+def own_configs(instance: Any, values: Mapping[str, Tensor], num_models: int) -> list[dict[str, Any]]:
+    """For each model the fields of a task or learner with the model's own values put in."""
+    shared = instance.config
+    own = {key: tensor.tolist() for key, tensor in values.items()}
+    found = []
+    for model in range(num_models):
+        config = {name: dict(field) if isinstance(field, dict) else field for name, field in shared.items()}
+        for key, numbers in own.items():
+            group, _, option = key.rpartition(".")
+            fields = config[group] if group else config
+            fields[option] = type(fields[option])(numbers[model])
+        found.append(config)
+    return found

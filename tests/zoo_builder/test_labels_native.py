@@ -24,6 +24,10 @@ TASK = DelayedRecall(num_steps=8, delay=1)
 SMALL = Elman(input_size=1, hidden_size=4, output_size=2)
 
 
+def wide(params):
+    return {name: value.double() for name, value in params.items()}
+
+
 def agree(found, expected, tolerance=1e-8):
     assert found.keys() == expected.keys()
     for name, column in expected.items():
@@ -37,7 +41,7 @@ def agree(found, expected, tolerance=1e-8):
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)
 def test_every_label_is_the_same_natively_as_by_torch(family):
     assert native.why_not(family, torch.float64) is None
-    params = fresh_params(family, 0, IDS)
+    params = wide(fresh_params(family, 0, IDS))
     found, expected = (
         labels.measure(GENERAL, family, params, None, {}, 0, IDS, method=method) for method in ("native", "stacked")
     )
@@ -47,7 +51,7 @@ def test_every_label_is_the_same_natively_as_by_torch(family):
 @pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
 def test_scores_and_losses_are_the_same_natively_as_by_torch(task):
     family = GRU(input_size=task.input_size, hidden_size=5, output_size=task.output_size)
-    params = fresh_params(family, 0, IDS)
+    params = wide(fresh_params(family, 0, IDS))
     names = ["Performance", "LengthGeneralisation", "Dynamics"]
     found, expected = (
         labels.measure(names, family, params, task, {}, 0, IDS, method=method) for method in ("native", "stacked")

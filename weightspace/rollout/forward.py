@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Method, rollout
+from weightspace.rollout.criterion import Criterion
 from weightspace.spec import Params, State
 
 
@@ -29,6 +30,25 @@ def last_outputs(
 
         return native_outputs(family, params, x, start, noise, num_steps)
     return rollout(family, params, x, start, method=method, noise=noise).outputs[:, -num_steps:]
+
+
+@torch.no_grad()
+def answered(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    start: Tensor,
+    noise: Mapping[str, Tensor],
+    criterion: Criterion,
+) -> tuple[Tensor, Tensor]:
+    """Share of right answers and loss (models,), float64, by a cross-entropy criterion, of native rollouts.
+
+    NaN where an output at a step that counts is not finite. See `rollout` for shapes.
+    """
+    from weightspace.rollout.native.forward import native_verdicts
+
+    nats, right, asked, strange = native_verdicts(family, params, x, start, noise, criterion).unbind(1)
+    return right / asked + strange, nats / x.shape[2] + strange
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,22 @@ from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.rollout.forward import is_native
 from weightspace.spec import Params, State
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured along driven trajectories; natively, growth and states are in the precision of the inputs."""
+
+    growth: Tensor
+    """Log of how much each step stretched a unit tangent vector (models, window, lane), nats."""
+    covariance: Tensor
+    """Of the states (models, state, state) over lanes and time, up to a factor that keeps it within range."""
+    mean_jacobian: Tensor
+    """(models, to state, from state), over lanes and the steps with Jacobians; without these, anything."""
+    log_norms: Tensor
+    """Mean over lanes of log ||J(k-1) ... J(0)||_F, (models, k), k = 1 to the number of steps with Jacobians."""
+    visited: Tensor | None
+    """States before each step (models, window, lane, state), if wanted."""
 
 
 def tangent_rollout(
@@ -135,34 +152,17 @@ def _stacked(states: list[State]) -> State:
     return {name: torch.stack([state[name] for state in states], dim=1) for name in states[0]}
 
 
-def log_product_norms(jacobians: Tensor, max_lag: int, *, method: Method = "stacked") -> Tensor:
-    """Mean over starts and lanes of log ||J(t+k-1) ... J(t)||_F, (models, lag), lags k = 1 to max_lag.
+def log_product_norms(jacobians: Tensor) -> Tensor:
+    """Mean over lanes of log ||J(k-1) ... J(0)||_F, (models, k), k = 1 to the number of steps.
 
     Jacobians are (models, time, lane, to state, from state).
     """
-    if method == "native" and _has_chains(jacobians):
-        from weightspace.rollout.native.chain import native_log_norms
-
-        return native_log_norms(jacobians, max_lag)
-    num_starts = jacobians.shape[1] - max_lag + 1
-    norms = []
-    # One start at a time: what fits in the cache costs a fraction of what does not.
-    for start in range(num_starts):
-        product = jacobians[:, start]
-        found = [torch.linalg.matrix_norm(product)]
-        for lag in range(1, max_lag):
-            product = jacobians[:, start + lag] @ product
-            found.append(torch.linalg.matrix_norm(product))
-        norms.append(torch.stack(found, dim=1).log())
-    return torch.stack(norms).mean((0, 3))
-
-
-def _has_chains(jacobians: Tensor) -> bool:
-    from weightspace.rollout.native import NoNative
-    from weightspace.rollout.native.chain import chain_library
-
-    try:
-        chain_library()
-    except NoNative:
-        return False
-    return jacobians.device.type == "cpu" and jacobians.dtype == torch.float64
+    product, total, norms = None, jacobians.new_zeros(()), []
+    for step in jacobians.unbind(1):
+        product = step if product is None else step @ product
+        length = torch.linalg.matrix_norm(product)
+        total = total + length.log()
+        norms.append(total.mean(1))
+        # At length 1 a product neither leaves the range of numbers nor, unless it is nothing, becomes nothing.
+        product = product / torch.where(length > 0, length, 1)[..., None, None]
+    return torch.stack(norms, dim=1)

@@ -19,7 +19,7 @@ from zoo_builder.tasks import Task
 
 __all__ = ["Driven", "Inputs", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
-MODELS_TOGETHER: dict[Method, int] = {"native": 32, "stacked": 64, "sequential": 64}
+MODELS_TOGETHER: dict[Method, int] = {"native": 64, "stacked": 32, "sequential": 32}
 """How many models are measured at once on the CPU: enough to hide what a call costs, few enough for its caches."""
 CUDA_BYTES = 4 * 2**30
 """What the Jacobians, or the states of a rollout, of all models that are measured together may take on CUDA."""

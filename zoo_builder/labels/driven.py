@@ -11,11 +11,20 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Method, Streams
-from weightspace.rollout.forward import is_native, last_outputs, last_states
-from weightspace.rollout.tangents import flatten, jacobians, push, tangent_rollout, unflatten
+from weightspace.rollout.forward import answered, is_native, last_outputs, last_states
+from weightspace.rollout.tangents import (
+    Measured,
+    flatten,
+    jacobians,
+    log_product_norms,
+    push,
+    tangent_rollout,
+    unflatten,
+)
 from weightspace.spec import Params, State
 from zoo_builder.labels.inputs import LANES, SEQUENCES, Inputs
 from zoo_builder.tasks import Batch, Split, Task
+from zoo_builder.tasks.categorical import counts_right_answers
 
 __all__ = ["DRIVE", "JACOBIANS", "JACOBIAN_STEPS", "LANES", "SEQUENCES", "WARM_UP", "WINDOW", "Driven", "Trajectory"]
 
@@ -23,12 +32,8 @@ WARM_UP, TANGENT_WARM_UP = 48, 16
 """Steps from the initial state that no label reads, and how many more align tangent vectors."""
 WINDOW = 48
 """Steps after the warm-up that labels read."""
-JACOBIAN_STEPS = 14
-"""First steps of the window along which whole Jacobians are kept."""
-SEGMENT = 8
-"""Steps that a native rollout carries a tangent vector before it is scaled to length 1 again."""
-SMALLEST, LARGEST = 1e-100, 1e100
-"""Between these, squares of what a tangent vector becomes on the way keep their digits."""
+JACOBIAN_STEPS = 12
+"""First steps of the window along which whole Jacobians are taken."""
 
 _DRIVEN = (
     f"{LANES} trajectories driven by held-out sequences of the model's own task (standard normal inputs where there is "
@@ -53,11 +58,13 @@ class Trajectory:
 
 
 class Driven:
-    """A stack of models in float64 with everything labels read of them, computed when first asked for.
+    """A stack of models with everything labels read of them, computed when first asked for.
 
-    Inputs come from the streams "labels/..." of each model; those of an earlier snapshot may be given. Models with
-    non-finite params take part as zeros and are marked in `finite`. A single model is doubled, because the arithmetic
-    of a stack of one differs in the last bits.
+    By torch everything is in float64. Natively, what models answer and what is measured along their trajectories is in
+    the precision of their params, in which they learned; all else is in float64. Inputs come from the streams
+    "labels/..." of each model; those of an earlier snapshot may be given. Models with non-finite params take part as
+    zeros and are marked in `finite`. A single model is doubled, because the arithmetic of a stack of one differs in the
+    last bits.
     """
 
     def __init__(
@@ -73,17 +80,25 @@ class Driven:
     ) -> None:
         self.num_models = len(model_ids)
         repeat = 2 if self.num_models == 1 else 1
-        wide = {k: torch.cat([v] * repeat).detach().to(torch.float64) for k, v in params.items()}
+        wide = {k: torch.cat([v] * repeat).detach() for k, v in params.items()}
         self.family, self.task, self.seed = family, task, seed
         self.model_ids = tuple(model_ids) * repeat
         self.values = {name: torch.cat([value] * repeat) for name, value in values.items()}
         first = next(iter(wide.values()))
         self.device = first.device
         self.method: Method = "native" if is_native(family, first, method) else "stacked"
+        self.dtype = first.dtype if self.method == "native" else torch.float64
         self.finite = torch.stack([v.flatten(1).isfinite().all(1) for v in wide.values()]).all(0)
-        self.params = {name: torch.where(_like(self.finite, v), v, 0) for name, v in wide.items()}
+        if not bool(self.finite.all()):
+            wide = {name: torch.where(_like(self.finite, v), v, 0) for name, v in wide.items()}
+        self.own_params = {name: value.to(self.dtype) for name, value in wide.items()}
         num_steps = WARM_UP + TANGENT_WARM_UP + WINDOW
         self.inputs = inputs or Inputs(family, task, self.values, seed, self.model_ids, self.device, num_steps)
+
+    @cached_property
+    def params(self) -> Params:
+        """The params (models, ...) in float64."""
+        return {name: value.double() for name, value in self.own_params.items()}
 
     @cached_property
     def effective(self) -> Params:
@@ -95,70 +110,82 @@ class Driven:
         return self.inputs.streams(purpose)
 
     def answers(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
-        """Batches of sequences of the task with the models' outputs at the scored steps, float64.
-
-        Outputs are (models, scored, batch, output).
-        """
-        for batch, x, start, noise in self.inputs.batches(split):
+        """Batches of sequences of the task with the models' outputs (models, scored, batch, output)."""
+        for batch, noise in self.inputs.batches(split):
+            given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
             scored = batch.target.shape[1]
-            yield batch, last_outputs(self.family, self.params, x, start, noise, scored, method=self.method)
+            yield batch, last_outputs(self.family, self.own_params, *given, scored, method=self.method)
+
+    def judgements(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """Score and loss (models,), float64, on batches of sequences of the task."""
+        assert self.task is not None
+        if self.method != "native" or not counts_right_answers(self.task):
+            for batch, outputs in self.answers(split):
+                yield self.task.score(outputs, batch), self.task.loss(outputs, batch)
+            return
+        for batch, noise in self.inputs.batches(split):
+            criterion = self.task.criterion(batch)
+            assert criterion is not None
+            given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
+            yield answered(self.family, self.own_params, *given, criterion)
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype)
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What is averaged along the driven trajectories."""
+        if self.method == "native":
+            return self._natively(self.dtype, JACOBIAN_STEPS)
+        driven = self.trajectory
+        return Measured(
+            growth=driven.log_growth,
+            covariance=_covariance(driven.before.flatten(1, 2)),
+            mean_jacobian=self.jacobians.mean((1, 2)),
+            log_norms=log_product_norms(self.jacobians),
+            visited=driven.before,
+        )
 
     @cached_property
     def trajectory(self) -> Trajectory:
-        """The driven trajectories."""
+        """The driven trajectories, float64."""
+        x, start, noise = _double(self.inputs.drive)
+        if is_native(self.family, x, self.method):
+            found = self._natively(torch.float64, 0, want_states=True)
+            assert found.visited is not None
+            before, growth = found.visited, found.growth
+        else:
+            before, growth = self._carried(x, start, noise)
+        late = {name: value[:, -WINDOW:] for name, value in noise.items()}
+        return Trajectory(x=x[:, -WINDOW:], noise=late, before=before, log_growth=growth)
+
+    def _natively(self, dtype: torch.dtype, num_jacobians: int, *, want_states: bool = False) -> Measured:
+        from weightspace.rollout.native.drive import Steps, native_drive
+
+        steps = Steps(WARM_UP, TANGENT_WARM_UP, WINDOW, num_jacobians)
+        params = self.own_params if dtype == self.dtype else self.params
         x, start, noise = self.inputs.drive
+        given = (x.to(dtype), start.to(dtype), {name: value.to(dtype) for name, value in noise.items()})
+        tangent = {name: value.to(dtype) for name, value in self._random_tangent().items()}
+        return native_drive(self.family, params, *given, tangent, steps, want_states=want_states)
+
+    def _carried(self, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """States before each step of the window (models, time, lane, state), and log growth (models, time, lane)."""
+        early = {name: value[:, :WARM_UP] for name, value in noise.items()}
         state = torch.func.vmap(self.family.initial_state)(self.params, start)
-        state = self._early(state, x[:, :WARM_UP], {k: v[:, :WARM_UP] for k, v in noise.items()})
-        late = {name: value[:, WARM_UP:] for name, value in noise.items()}
-        tangent, _ = _unit(self._random_tangent())
-        segment = SEGMENT if self.method == "native" else 1
-        visited, growth, safe = self._carried(slice(None), state, tangent, x[:, WARM_UP:], late, segment)
-        if segment > 1 and not bool(safe.all()):
-            # Who leaves the range of numbers within a segment is carried again, scaled at every step.
-            rest = (~safe).nonzero()[:, 0]
-            own = [{name: value[rest] for name, value in part.items()} for part in (state, tangent, late)]
-            visited[rest], growth[rest], _ = self._carried(rest, own[0], own[1], x[rest, WARM_UP:], own[2], 1)
-        return Trajectory(
-            x=x[:, -WINDOW:],
-            noise={name: value[:, -WINDOW:] for name, value in noise.items()},
-            before=visited[:, -WINDOW - 1 : -1],
-            log_growth=growth[:, -WINDOW:],
-        )
-
-    def _early(self, state: State, x: Tensor, noise: Mapping[str, Tensor]) -> State:
-        """States (models, lane, axis) after these inputs."""
-        after = last_states(self.family, self.params, x, state, noise, 1, method=self.method)
-        return {name: value[:, 0] for name, value in after.items()}
-
-    def _carried(
-        self,
-        models: slice | Tensor,
-        state: State,
-        tangent: State,
-        x: Tensor,
-        noise: Mapping[str, Tensor],
-        segment: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """States (models, 1 + time, lane, state) from the first on, log growth (models, time, lane), and who is safe.
-
-        Safe are models whose tangent vectors stay within the range of numbers between one scaling and the next.
-        """
-        params = {name: value[models] for name, value in self.params.items()}
-        visited, growth = [flatten(self.family, state)[:, None]], []
-        safe = x.new_ones(len(x), dtype=torch.bool)
-        for first in range(0, x.shape[1], segment):
-            part = slice(first, first + segment)
-            own_noise = {name: value[:, part] for name, value in noise.items()}
+        after = last_states(self.family, self.params, x[:, :WARM_UP], state, early, 1, method=self.method)
+        state, tangent = {name: value[:, 0] for name, value in after.items()}, self._random_tangent()
+        visited, growth = [], []
+        for t in range(WARM_UP, x.shape[1]):
+            visited.append(flatten(self.family, state))
+            now = {name: value[:, t : t + 1] for name, value in noise.items()}
             states, moved = tangent_rollout(
-                self.family, params, x[:, part], state, tangent, own_noise, method=self.method
+                self.family, self.params, x[:, t : t + 1], state, tangent, now, method=self.method
             )
-            state, last = ({name: value[:, -1] for name, value in run.items()} for run in (states, moved))
-            visited.append(flatten(self.family, states))
-            tangent, _ = _unit(last)
-            found, is_safe = _log_growth(moved)
-            growth.append(found)
-            safe &= is_safe
-        return torch.cat(visited, dim=1), torch.cat(growth, dim=1), safe
+            state = {name: value[:, 0] for name, value in states.items()}
+            tangent, length = _unit({name: value[:, 0] for name, value in moved.items()})
+            growth.append(length.log())
+        return torch.stack(visited[-WINDOW:], dim=1), torch.stack(growth[-WINDOW:], dim=1)
 
     @cached_property
     def jacobians(self) -> Tensor:
@@ -177,16 +204,12 @@ class Driven:
 
     @cached_property
     def mean_jacobian(self) -> Tensor:
-        """The mean of the Jacobians over time and lanes, (models, to state, from state)."""
-        if self.method == "native":
-            # As they lie in memory.
-            return self.jacobians.transpose(-1, -2).flatten(1, 2).mean(1).transpose(-1, -2)
-        return self.jacobians.mean((1, 2))
+        """The mean of the Jacobians over time and lanes, (models, to state, from state), float64."""
+        return self.measured.mean_jacobian if self.dtype == torch.float64 else self.jacobians.mean((1, 2))
 
     def _random_tangent(self) -> State:
-        """One random direction (models, lane, axis) per trajectory."""
-        draws = self.streams("tangent").normal(LANES, self.family.spec.state_size, dtype=torch.float64)
-        return unflatten(self.family, draws)
+        """One random direction (models, lane, axis) of length 1 per trajectory."""
+        return _unit(unflatten(self.family, self.inputs.directions))[0]
 
     def step(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """States (models, point, state) one step on; all states of a model are side by side in the order of the spec.
@@ -227,13 +250,19 @@ def _unit(tangent: State) -> tuple[State, Tensor]:
     return {name: value / safe[..., None] for name, value in tangent.items()}, length
 
 
-def _log_growth(moved: State) -> tuple[Tensor, Tensor]:
-    """Log of how much each step stretched unit tangents (models, time, lane, axis), and whose numbers are safe."""
-    size = torch.stack([torch.maximum(-value.amin(-1), value.amax(-1)) for value in moved.values()]).amax(0)
-    safe = ((size == 0) | ((size >= SMALLEST) & (size <= LARGEST))).flatten(1).all(1)
-    logs = _length(moved).log()
-    before = torch.cat([torch.zeros_like(logs[:, :1]), logs[:, :-1]], dim=1)
-    return torch.where(logs == -torch.inf, logs, logs - before), safe
+def _covariance(states: Tensor) -> Tensor:
+    """The covariance (models, state, state) of states (models, sample, state), up to a factor."""
+    centred = states - states.mean(1, keepdim=True)
+    # Scaled to 1, or states that are minute or huge leave the range of float64 when squared.
+    flat = centred.flatten(1)
+    largest = torch.maximum(-flat.amin(1), flat.amax(1))
+    centred = centred / torch.where(largest > 0, largest, 1)[:, None, None]
+    return centred.transpose(1, 2) @ centred / centred.shape[1]
+
+
+def _double(given: tuple[Tensor, Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    x, start, noise = given
+    return x.double(), start.double(), {name: value.double() for name, value in noise.items()}
 
 
 def _like(flags: Tensor, tensor: Tensor) -> Tensor:

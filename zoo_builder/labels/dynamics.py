@@ -34,12 +34,13 @@ class Dynamics(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         found = {
-            "largest_lyapunov": driven.trajectory.log_growth.mean((1, 2)),
-            "spectral_radius": spectral_radius(driven.mean_jacobian),
+            "largest_lyapunov": driven.measured.growth.double().mean((1, 2)),
+            "spectral_radius": spectral_radius(driven.measured.mean_jacobian, driven.method),
         }
         for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
             tensor = driven.effective[name]
-            found[f"{prefix}_spectral_radius"] = spectral_radius(tensor if row is None else tensor[:, row])
+            matrices = tensor if row is None else tensor[:, row]
+            found[f"{prefix}_spectral_radius"] = spectral_radius(matrices, driven.method)
         return found
 
 

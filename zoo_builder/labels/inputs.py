@@ -15,15 +15,15 @@ from zoo_builder.tasks.noise import draw_noise
 
 LANES = 32
 """Number of trajectories of each model; they start at evenly spread places of a sequence."""
-SEQUENCES: dict[Split, int] = {"test": 512, "train": 256}
+SEQUENCES: dict[Split, int] = {"test": 256, "train": 256}
 """Sequences of each split on which a task is scored."""
-SEQUENCES_TOGETHER = 128
+SEQUENCES_TOGETHER = 256
 """How many of them are rolled at once."""
 KEPT = 2**23
 """Numbers of inputs that are kept for the next snapshot; larger ones are drawn again, and come out the same."""
 
 
-Given = tuple[Batch, Tensor, Tensor, dict[str, Tensor]]
+Given = tuple[Batch, dict[str, Tensor]]
 
 
 class Inputs:
@@ -48,17 +48,16 @@ class Inputs:
         return Streams(self.seed, self.model_ids, f"labels/{purpose}", self.device)
 
     def batches(self, split: Split) -> Iterator[Given]:
-        """Batches of sequences of the task, and what models are given of each: inputs, starts and noise, float64."""
+        """Batches of sequences of the task, and the noise that models are given with each."""
         if split in self._kept:
             yield from self._kept[split]
             return
         drawn: list[Given] = []
-        for given in self._drawn(split):
-            batch, _, _, noise = given
+        for batch, noise in self._drawn(split):
             size = batch.x.numel() + batch.target.numel() + sum(value.numel() for value in noise.values())
             if size * (SEQUENCES[split] // SEQUENCES_TOGETHER) <= KEPT:
-                drawn.append(given)
-            yield given
+                drawn.append((batch, noise))
+            yield batch, noise
         if drawn:
             self._kept[split] = drawn
 
@@ -67,12 +66,11 @@ class Inputs:
         streams = self.streams(f"answers/{split}")
         for _ in range(SEQUENCES[split] // SEQUENCES_TOGETHER):
             batch = self.task.sample(self.values, streams, SEQUENCES_TOGETHER, split)
-            noise = draw_noise(self.family.spec, streams, *batch.x.shape[1:3])
-            yield batch, batch.x.double(), batch.start.double(), double(noise)
+            yield batch, draw_noise(self.family.spec, streams, *batch.x.shape[1:3])
 
     @cached_property
     def drive(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Inputs (models, time, lane, input), starts (models, lane, start) and noise of all steps, float64."""
+        """Inputs (models, time, lane, input), starts (models, lane, start) and noise of all steps."""
         streams, num_steps = self.streams("driven"), self.num_steps
         if self.task is None:
             x = streams.normal(num_steps, LANES, self.family.input_size)
@@ -85,9 +83,9 @@ class Inputs:
             offsets = [lane * length // LANES for lane in range(LANES)]
             x = torch.stack([whole[:, at : at + num_steps, lane] for lane, at in enumerate(offsets)], dim=2)
             start = batch.start[:, :LANES]
-        return x.double(), start.double(), double(draw_noise(self.family.spec, streams, num_steps, LANES))
+        return x, start, draw_noise(self.family.spec, streams, num_steps, LANES)
 
-
-def double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers in float64."""
-    return {name: tensor.double() for name, tensor in tensors.items()}
+    @cached_property
+    def directions(self) -> Tensor:
+        """One random direction (models, lane, state) per trajectory, float64."""
+        return self.streams("tangent").normal(LANES, self.family.spec.state_size, dtype=torch.float64)

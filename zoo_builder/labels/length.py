@@ -41,9 +41,9 @@ class LengthGeneralisation(Label):
                 )
             }
         other = Driven(
-            driven.family, driven.params, longer, driven.values, driven.seed, driven.model_ids, driven.method
+            driven.family, driven.own_params, longer, driven.values, driven.seed, driven.model_ids, driven.method
         )
-        scores = [longer.score(outputs, batch) for batch, outputs in other.answers("test")]
+        scores = [score for score, _ in other.judgements("test")]
         return {"longer_score": torch.stack(scores).mean(0)}
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.rollout.tangents import log_product_norms
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import JACOBIANS, Driven
+from zoo_builder.labels.driven import JACOBIAN_STEPS, JACOBIANS, Driven
 
-MAX_LAG = 12
+MAX_LAG = JACOBIAN_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,8 @@ class Memory(Label):
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         line = (
-            f"the least-squares line through mean log ||J(t+k-1) ... J(t)||_F against the lag k = 1 to {MAX_LAG}, mean "
-            f"over starts t, with the {JACOBIANS}"
+            f"the least-squares line through log ||J(k) ... J(1)||_F against the lag k = 1 to {MAX_LAG}, mean over "
+            f"trajectories, with the {JACOBIANS}"
         )
         source = "Jacobian products as in Vogt et al., Frontiers in Applied Mathematics and Statistics 2022"
         return (
@@ -46,7 +45,7 @@ class Memory(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         lags = torch.arange(1, MAX_LAG + 1, dtype=torch.float64, device=driven.device)
-        norms = log_product_norms(driven.jacobians, MAX_LAG, method=driven.method)
+        norms = driven.measured.log_norms
         centred = lags - lags.mean()
         offset = norms - norms.mean(1, keepdim=True)
         # Row by row: the last bits of a matrix-vector product depend on how many rows it has.

@@ -44,11 +44,8 @@ class Performance(Label):
         if driven.task is None:
             missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device)
             return {"score": missing, "loss": missing, "generalisation_gap": missing}
-        scores, losses = [], []
-        for batch, outputs in driven.answers("test"):
-            scores.append(driven.task.score(outputs, batch))
-            losses.append(driven.task.loss(outputs, batch))
-        trained_on = [driven.task.score(outputs, batch) for batch, outputs in driven.answers("train")]
+        scores, losses = zip(*driven.judgements("test"), strict=True)
+        trained_on = [score for score, _ in driven.judgements("train")]
         score = _mean(scores)
         return {"score": score, "loss": _mean(losses), "generalisation_gap": _mean(trained_on) - score}
 

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightspace.rollout import Method
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
-from zoo_builder.labels.spectra import effective_rank, finite_only, matrix_ranks, participation_ratio, stable_rank
+from zoo_builder.labels.spectra import (
+    effective_rank,
+    finite_only,
+    matrix_ranks,
+    nonzero,
+    participation_ratio,
+    singular_values,
+    stable_rank,
+)
 
 FORMULAS = {
     "effective_rank": "exp(entropy of s / sum s)",
@@ -45,25 +54,19 @@ class Rank(Label):
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        found = _prefixed("state", _state_ranks(driven.trajectory.before.flatten(1, 2)))
-        found |= _prefixed("jacobian", matrix_ranks(driven.mean_jacobian))
+        found = _prefixed("state", _state_ranks(driven.measured.covariance, driven.method))
+        found |= _prefixed("jacobian", matrix_ranks(driven.measured.mean_jacobian, driven.method))
         for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
             tensor = driven.effective[name]
-            found |= _prefixed(prefix, matrix_ranks(tensor if row is None else tensor[:, row]))
+            found |= _prefixed(prefix, matrix_ranks(tensor if row is None else tensor[:, row], driven.method))
         return found
 
 
-def _state_ranks(states: Tensor) -> dict[str, Tensor]:
-    """The three ranks (models,) of the covariance of states (models, sample, state), over the state size."""
-    usable, finite = finite_only(states)
-    centred = usable - usable.mean(1, keepdim=True)
-    # Scaled to 1, or states that are minute or huge leave the range of float64 when squared.
-    flat = centred.flatten(1)
-    largest = torch.maximum(-flat.amin(1), flat.amax(1))
-    centred /= largest[:, None, None].clamp(min=torch.finfo(centred.dtype).tiny)
-    covariance = centred.transpose(1, 2) @ centred / centred.shape[1]
-    values = torch.linalg.eigvalsh(covariance).flip(-1)
-    values = torch.where(values > values[:, :1] * 1e-12, values, 0)
+def _state_ranks(covariance: Tensor, method: Method) -> dict[str, Tensor]:
+    """The three ranks (models,) of covariances (models, state, state), over the state size."""
+    usable, finite = finite_only(covariance)
+    # The eigenvalues of a matrix without negative ones are its singular values.
+    values = nonzero(singular_values(usable, method))
     kinds = {"effective_rank": effective_rank, "stable_rank": stable_rank, "participation_ratio": participation_ratio}
     return {k: torch.where(finite, rank(values) / values.shape[-1], torch.nan) for k, rank in kinds.items()}
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightspace.rollout import Method
+
+SIDE_BY_SIDE = 24
+"""Size up to which matrices are faster taken side by side than one by one."""
+
 
 def effective_rank(weights: Tensor) -> Tensor:
     """exp of the entropy of weights (..., n) >= 0 normalised to sum 1 (Roy and Vetterli 2007); NaN if all are 0."""
@@ -24,12 +29,10 @@ def participation_ratio(squares: Tensor) -> Tensor:
     return share.sum(-1) ** 2 / share.square().sum(-1)
 
 
-def matrix_ranks(matrices: Tensor) -> dict[str, Tensor]:
+def matrix_ranks(matrices: Tensor, method: Method = "stacked") -> dict[str, Tensor]:
     """The three ranks (models,) of matrices (models, to, from), each over the smaller size; NaN where not finite."""
     usable, finite = finite_only(matrices)
-    values = torch.linalg.svdvals(usable)
-    # What rounding leaves of a zero is no rank.
-    values = torch.where(values > values[:, :1] * 1e-12, values, 0)
+    values = nonzero(singular_values(usable, method))
     size = values.shape[-1]
     ranks = {
         "effective_rank": effective_rank(values),
@@ -39,10 +42,30 @@ def matrix_ranks(matrices: Tensor) -> dict[str, Tensor]:
     return {name: torch.where(finite, rank / size, torch.nan) for name, rank in ranks.items()}
 
 
-def spectral_radius(matrices: Tensor) -> Tensor:
+def nonzero(values: Tensor) -> Tensor:
+    """Singular values (models, value), largest first, without what rounding leaves of a zero: that is no rank."""
+    return torch.where(values > values[:, :1] * 1e-12, values, 0)
+
+
+def singular_values(matrices: Tensor, method: Method) -> Tensor:
+    """Singular values (models, value), largest first, of finite matrices (models, row, col)."""
+    if method == "native" and min(matrices.shape[1:]) <= SIDE_BY_SIDE:
+        from weightspace.rollout.native.matrices import native_singular_values
+
+        return native_singular_values(matrices)
+    return torch.linalg.svdvals(matrices)
+
+
+def spectral_radius(matrices: Tensor, method: Method = "stacked") -> Tensor:
     """Largest absolute eigenvalue (models,) of square matrices (models, n, n); NaN where not finite."""
     usable, finite = finite_only(matrices)
-    return torch.where(finite, eigenvalues(usable).abs().amax(-1), torch.nan)
+    if method == "native" and matrices.shape[1] <= SIDE_BY_SIDE:
+        from weightspace.rollout.native.matrices import native_spectral_radii
+
+        radius = native_spectral_radii(usable)
+    else:
+        radius = eigenvalues(usable).abs().amax(-1)
+    return torch.where(finite, radius, torch.nan)
 
 
 def eigenvalues(matrices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,26 @@ from torch import Tensor
 
 from weightspace.rollout.criterion import Criterion
 from zoo_builder.tasks.base import Batch, Task
+
+Score = Callable[..., Tensor]
+
+
+def share_of_right(score: Score) -> Score:
+    """Says of a score that it is the share of right answers among those that the task's criterion asks for.
+
+    A fast rollout may then count them itself. A task that overrides its score says nothing of the kind, unless it
+    declares it again.
+    """
+    score.is_share_of_right = True  # type: ignore[attr-defined]
+    return score
+
+
+def counts_right_answers(task: Task) -> bool:
+    """Whether a task's loss is its criterion and its score the share of right answers among what that asks for."""
+    own = type(task)
+    # Who overrides one of the two alone may mean something else by it.
+    made_in = {next(base for base in own.__mro__ if name in vars(base)) for name in ("criterion", "score")}
+    return own.loss is Task.loss and len(made_in) == 1 and getattr(own.score, "is_share_of_right", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +43,19 @@ class Categorical(Task):
         """Mean cross-entropy in nats."""
         return Criterion("cross_entropy", batch.target[..., None], batch.shares, self.output_size)
 
+    @share_of_right
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Share of right answers (models,) among the scored ones of outputs (models, time, batch, output)."""
+        """Share of right answers (models,) among the scored ones of outputs (models, time, batch, output).
+
+        NaN where an output at a step that counts is not finite.
+        """
         scored = outputs[:, -batch.target.shape[1] :]
         right = (scored.argmax(-1) == batch.target).to(torch.float64)
         # NaN is the extreme of all that it is among, and extremes are found faster than each number is looked at.
-        finite = scored.amax((1, 2, 3)).isfinite() & scored.amin((1, 2, 3)).isfinite()
-        return torch.where(finite, mean_over_scored(right, batch), torch.nan)
+        finite = scored.amax((2, 3)).isfinite() & scored.amin((2, 3)).isfinite()
+        if batch.weight is not None:
+            finite |= batch.weight == 0
+        return torch.where(finite.all(1), mean_over_scored(right, batch), torch.nan)
 
 
 def mean_over_scored(per_position: Tensor, batch: Batch) -> Tensor:

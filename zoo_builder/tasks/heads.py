@@ -13,7 +13,7 @@ from torch import Tensor
 from weightspace.rollout import Streams
 from weightspace.rollout.criterion import NOT_ASKED, Criterion
 from zoo_builder.tasks.base import Batch, Split
-from zoo_builder.tasks.categorical import Categorical
+from zoo_builder.tasks.categorical import Categorical, share_of_right
 
 CLASSES = 2
 
@@ -89,6 +89,7 @@ class Heads(Categorical):
         """Cross-entropy in nats, mean over sequences, summed over the heads that are asked."""
         return Criterion("cross_entropy", batch.target, batch.shares, CLASSES)
 
+    @share_of_right
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Share of right answers (models,), mean over sequences and the heads that are asked."""
         last, target = outputs[:, -1], batch.target[:, 0]

@@ -21,12 +21,14 @@ DTYPES = (torch.float32, torch.float64)
 
 def why_not_here() -> str | None:
     """Why nothing can be run natively on this machine, None if the engine is there, compiled now if need be."""
-    from weightspace.rollout.native.chain import chain_library
+    from weightspace.rollout.native.drive import drive_library
     from weightspace.rollout.native.engine import LANES, engine_library
+    from weightspace.rollout.native.matrices import matrices_library
 
     try:
-        chain_library()
+        matrices_library()
         for dtype in DTYPES:
+            drive_library(dtype)
             for lanes in LANES:
                 engine_library(dtype, lanes)
     except NoNative as error:

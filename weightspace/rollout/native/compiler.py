@@ -34,7 +34,7 @@ class NoNative(RuntimeError):
 def library(source: str, *defines: str) -> ctypes.CDLL:
     """A C file, compiled with macros such as `LANES=16`; NoNative with the reason if that fails.
 
-    A name without a folder is that of a file beside this one. Headers lie beside the file that includes them.
+    A name without a folder is that of a file beside this one. What a file includes lies beside it.
     """
     path = _cached(Path(__file__).parent / source, defines)
     try:
@@ -67,7 +67,7 @@ def version() -> str:
 
 def _cached(source: Path, defines: tuple[str, ...]) -> Path:
     command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
-    content = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    content = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.[ch]"))))
     machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
     name = hashlib.sha256(content + machine.encode()).hexdigest()[:32] + ".so"
     for folder in (cache(), Path(tempfile.gettempdir()) / f"weightspace-{os.getuid()}"):

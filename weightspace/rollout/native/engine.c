@@ -2,6 +2,7 @@
 //
 // What is run is data: lists of instructions over tiles (row, lane) that Python derives from the family's own step and
 // readout (see program.py and layout.py, whose numbers the enums here must match; a test compares them).
+#include "answers.h"
 #include "kernels.h"
 
 enum Opcode {
@@ -53,6 +54,7 @@ typedef struct {
     const REAL *target_value;    // (models, scored, batch, output)
     const REAL *weight;          // (models, scored): what one sequence at one step counts
     double *losses;              // (models)
+    double *verdicts;            // (models, 4), see answers.h: on the shown steps, if wanted
     const REAL *output_gradient; // (models, time, batch, output)
     const REAL *const *state_gradient;
     REAL *const *gradient;       // per tensor, or null
@@ -323,7 +325,18 @@ static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64
                 job->initial[s] + model * job->initial_stride[s] + first * job->state_rows[s], job->state_rows[s], lanes);
 }
 
+// The answers of one shown step, judged; steps that count for nothing are not even read out.
+static void judge_step(const Job *job, Memory *m, int64_t model, int64_t shown, int64_t first, int64_t lanes,
+                       Verdict *verdict) {
+    REAL weight = job->weight[model * job->scored + shown];
+    if (weight == 0) return;
+    int64_t heads = job->output_rows / job->classes, place = (model * job->scored + shown) * job->batch + first;
+    run(job, m, job->readout, job->num_readout);
+    judge(at(m, job->output_at), heads, job->classes, job->target_class + place * heads, weight, lanes, verdict);
+}
+
 static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
+    Verdict verdict = {0};
     for (int64_t t = 0; t < job->time; t++) {
         int64_t shown = t - job->time + job->shown_steps, place = (model * job->shown_steps + shown) * job->batch + first;
         at_step(m, job, t);
@@ -336,7 +349,9 @@ static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int
             run(job, m, job->readout, job->num_readout);
             from_tile(job->outputs + place * job->output_rows, at(m, job->output_at), job->output_rows, lanes);
         }
+        if (job->verdicts) judge_step(job, m, model, shown, first, lanes, &verdict);
     }
+    if (job->verdicts) pronounce(&verdict, job->verdicts + 4 * model);
 }
 
 // The gradient of the loss with respect to the outputs at step t, in its place; false where it is nothing.

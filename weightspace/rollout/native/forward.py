@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
+from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.native.engine import Engine, Wanted, engine, jacobian_engine, lanes_for, tangent_engine
 from weightspace.rollout.native.function import computed_tensors, first_states, in_one_piece
 from weightspace.rollout.native.job import Call
@@ -24,6 +25,25 @@ def native_outputs(
     call.shown_steps = num_steps
     _run(engine(family, x.dtype, lanes_for(x.shape[2]), Wanted()), call)
     return call.outputs
+
+
+def native_verdicts(
+    family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], criterion: Criterion
+) -> Tensor:
+    """How a cross-entropy criterion's questions are answered, (models, 4), float64; see `rollout` for other shapes.
+
+    For each model: nats, right answers and questions, all weighted and summed, and NaN instead of 0 if some output
+    at a step that counts is not finite. Outputs are not kept.
+    """
+    state = first_states(family, params, start)
+    call = _call(family, params, x, noise, [state[name] for name in family.spec.states])
+    call.loss, call.classes = criterion.kind, criterion.classes
+    call.target = criterion.target.contiguous()
+    call.weight = criterion.weight.to(x.dtype).contiguous()
+    call.shown_steps = call.target.shape[1]
+    call.verdicts = torch.zeros(len(x), 4, dtype=torch.float64)
+    _run(engine(family, x.dtype, lanes_for(x.shape[2]), Wanted()), call)
+    return call.verdicts
 
 
 def native_states(

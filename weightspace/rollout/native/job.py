@@ -30,7 +30,8 @@ _FIELDS: list[tuple[str, Any]] = [
     *((name, POINTER) for name in ("outputs", "states")),
     ("shown_steps", INT),
     *((name, INT) for name in ("loss_kind", "scored", "classes", "want_gradients")),
-    *((name, POINTER) for name in ("target_class", "target_value", "weight", "losses", "output_gradient")),
+    *((name, POINTER) for name in ("target_class", "target_value", "weight", "losses", "verdicts")),
+    ("output_gradient", POINTER),
     *((name, POINTER) for name in ("state_gradient", "gradient", "gradient_stride")),
     *((name, POINTER) for name in ("input_gradient", "initial_gradient")),
 ]
@@ -61,6 +62,8 @@ class Call:
     target: Tensor | None = None
     weight: Tensor | None = None
     losses: Tensor | None = None
+    verdicts: Tensor | None = None
+    """Room for how the shown steps are answered, (models, 4), float64: see answers.h."""
     output_gradient: Tensor | None = None
     state_gradient: Sequence[Tensor | None] | None = None
     gradients: Sequence[Tensor | None] | None = None
@@ -73,12 +76,14 @@ class Call:
             None if self.gradients is None else [None if g is None else torch.zeros_like(g) for g in self.gradients]
         )
         losses = None if self.losses is None else torch.zeros_like(self.losses)
-        return dataclasses.replace(self, gradients=gradients, losses=losses)
+        verdicts = None if self.verdicts is None else torch.zeros_like(self.verdicts)
+        return dataclasses.replace(self, gradients=gradients, losses=losses, verdicts=verdicts)
 
     def add(self, parts: Sequence[Call]) -> None:
         """Add the sums of the parts, in their order."""
         for part in parts:
-            own = [(self.losses, part.losses), *zip(self.gradients or [], part.gradients or [], strict=True)]
+            own = [(self.losses, part.losses), (self.verdicts, part.verdicts)]
+            own += zip(self.gradients or [], part.gradients or [], strict=True)
             for total, more in own:
                 if total is not None and more is not None:
                     total += more
@@ -106,6 +111,7 @@ class Call:
             ("outputs", self.outputs),
             ("weight", self.weight),
             ("losses", self.losses),
+            ("verdicts", self.verdicts),
             ("output_gradient", self.output_gradient),
         ):
             setattr(job, name, None if single is None else single.data_ptr())

@@ -1,0 +1,125 @@
+"""Driven trajectories measured natively: states, tangent growth, mean Jacobians and norms of their products."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout.native.compiler import library
+from weightspace.rollout.native.engine import Engine, Wanted, _at_once, traced
+from weightspace.rollout.native.forward import _call
+from weightspace.rollout.native.function import first_states
+from weightspace.rollout.native.job import INT, POINTER, Call, Job
+from weightspace.rollout.native.tangent import with_jacobian, with_tangents
+from weightspace.rollout.tangents import Measured
+from weightspace.spec import Params, State
+
+LANES = 32
+_NUMBERS = ("plain", "warm_up", "aligning", "window", "jacobians", "size")
+_ARRAYS = ("visited", "growth", "covariance", "mean_jacobian", "log_norms")
+
+
+class _Drive(ctypes.Structure):
+    _fields_ = [*((name, INT) for name in _NUMBERS), *((name, POINTER) for name in _ARRAYS)]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long trajectories are driven: without tangent vectors, with them, measured, and with Jacobians."""
+
+    warm_up: int
+    aligning: int
+    window: int
+    jacobians: int
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.warm_up + self.aligning + self.window
+
+
+def drive_library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled drive.c for one dtype; NoNative if it cannot be had."""
+    is_double = dtype == torch.float64
+    real = "double" if is_double else "float"
+    return library("drive.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={LANES}")
+
+
+@functools.lru_cache(maxsize=256)
+def _engine(family: Family, dtype: torch.dtype, jacobian: bool) -> Engine:
+    """The engine of a family's states and one tangent vector, with the Jacobian of each step as output, if wanted."""
+    own = traced(family, dtype)
+    builder = own.builder.copy()
+    program = with_tangents(own.program, builder, 1)
+    if jacobian:
+        turned = with_jacobian(own.program, builder)
+        program = dataclasses.replace(program, rows=builder.rows, output=turned.output, readout=turned.readout)
+    made = Engine(dataclasses.replace(own, program=program, builder=builder), dtype, LANES, Wanted())
+    made.library = drive_library(dtype)
+    return made
+
+
+def native_drive(
+    family: Family,
+    params: Params,
+    x: Tensor,
+    start: Tensor,
+    noise: Mapping[str, Tensor],
+    tangent: State,
+    steps: Steps,
+    *,
+    want_states: bool = False,
+) -> Measured:
+    """Drive models by inputs (models, time, lane, input), LANES lanes, from their initial states.
+
+    `tangent` (models, lane, axis) is of length 1 and joins in after the warm-up, at every step scaled to 1 again.
+    """
+    if tuple(x.shape[1:3]) != (steps.total, LANES):
+        raise ValueError(f"A drive takes {steps.total} steps of {LANES} lanes; inputs have {tuple(x.shape[1:3])}.")
+    state = first_states(family, params, start)
+    names = list(family.spec.states)
+    call = _call(family, params, x, noise, [state[name] for name in names] + [tangent[name] for name in names])
+    models, size = len(x), family.spec.state_size
+    found = Measured(
+        growth=x.new_empty(models, steps.window, LANES),
+        covariance=torch.empty(models, size, size, dtype=torch.float64),
+        mean_jacobian=torch.empty(models, size, size, dtype=torch.float64),
+        log_norms=torch.empty(models, steps.jacobians, dtype=torch.float64),
+        visited=x.new_empty(models, steps.window, LANES, size) if want_states else None,
+    )
+    own = _Drive(len(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
+    for name in _ARRAYS:
+        tensor = getattr(found, name)
+        setattr(own, name, None if tensor is None else tensor.data_ptr())
+    _run(_engine(family, x.dtype, steps.jacobians > 0), call, own, torch.get_num_threads())
+    return dataclasses.replace(found, mean_jacobian=found.mean_jacobian.transpose(1, 2))
+
+
+def _run(engine: Engine, call: Call, drive: _Drive, threads: int) -> None:
+    """Do it, shared out among threads by models."""
+    engine._refuse_misfits(call)
+    size = max(1, call.models // (8 * threads)) if threads > 1 else call.models
+    pieces = iter([(at, min(at + size, call.models)) for at in range(0, call.models, size)])
+
+    def work() -> None:
+        job = Job.from_buffer_copy(engine._job)
+        kept = call.fill(job)
+        job.ring_steps = 1
+        needed = [engine.library.workspace_size, engine.library.drive_room]
+        for function in needed:
+            function.restype = INT
+        sizes = (needed[0](ctypes.byref(job)), needed[1](ctypes.byref(drive)))
+        rooms = [torch.empty(size + 64, dtype=engine.dtype) for size in sizes]
+        starts = [POINTER(-(-room.data_ptr() // 64) * 64) for room in rooms]
+        for ends in pieces:
+            engine.library.drive_models(ctypes.byref(job), ctypes.byref(drive), *map(INT, ends), *starts)
+        del kept
+
+    _at_once(work, threads)
