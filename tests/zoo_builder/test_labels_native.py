@@ -1,5 +1,6 @@
 """Labels measured by native rollouts against those of torch, whatever the label and the family."""
 
+import dataclasses
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from weightspace.rollout import native
 from zoo_builder import labels, tasks
 from zoo_builder.labels import Driven, driven
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.tasks.categorical import counts_right_answers
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 IDS = ["a", "b", "c"]
@@ -55,6 +57,59 @@ def test_scores_and_losses_are_the_same_natively_as_by_torch(task):
     names = ["Performance", "LengthGeneralisation", "Dynamics"]
     found, expected = (
         labels.measure(names, family, params, task, {}, 0, IDS, method=method) for method in ("native", "stacked")
+    )
+    agree(found, expected)
+
+
+@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+def test_labels_of_models_in_float32_are_those_of_float64_to_single_precision(family):
+    params = fresh_params(family, 0, IDS)
+    in_single = ["Rank", "Memory", "Dynamics"]
+    in_double = [name for name in GENERAL if name not in (*in_single, "Performance", "LengthGeneralisation")]
+    for names, tolerance in ((in_single, 1e-5), (in_double, 1e-8)):
+        found, expected = (
+            labels.measure(names, family, params, None, {}, 0, IDS, method=method) for method in ("native", "stacked")
+        )
+        agree(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
+def test_scores_and_losses_of_models_in_float32_are_those_of_float64_but_for_answers_that_rounding_decides(task):
+    family = GRU(input_size=task.input_size, hidden_size=5, output_size=task.output_size)
+    params = fresh_params(family, 0, IDS)
+    found, expected = (
+        labels.measure(["Performance"], family, params, task, {}, 0, IDS, method=method)
+        for method in ("native", "stacked")
+    )
+    agree({"loss": found["loss"]}, {"loss": expected["loss"]}, 1e-5)
+    # One answer of the sequences that are scored at one step only; see test_native_answers for which ones may differ.
+    agree({"score": found["score"]}, {"score": expected["score"]}, 1 / 256)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lenient(DelayedRecall):
+    """A task with another score, but the criterion that it has inherited."""
+
+    def score(self, outputs, batch):
+        return 0.5 + super().score(outputs, batch) / 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Impatient(DelayedRecall):
+    """A task with another criterion, but the score that it has inherited."""
+
+    def criterion(self, batch):
+        return dataclasses.replace(super().criterion(batch), weight=batch.shares * (torch.arange(8) == 7))
+
+
+@pytest.mark.parametrize("kind", [Lenient, Impatient])
+def test_a_task_that_overrides_score_or_criterion_is_judged_by_what_it_says(kind):
+    params, task = wide(fresh_params(SMALL, 0, IDS)), kind(num_steps=8, delay=1)
+    assert counts_right_answers(TASK)
+    assert not counts_right_answers(task)
+    found, expected = (
+        labels.measure(["Performance"], SMALL, params, task, {}, 0, IDS, method=method)
+        for method in ("native", "stacked")
     )
     agree(found, expected)
 

@@ -200,6 +200,19 @@ def test_every_image_is_either_for_training_or_for_testing():
     assert digits.bincount().min() > 20
 
 
+def test_no_test_image_comes_twice_before_all_have_come():
+    task = TiledDigits(tile_size=8)
+    images, digits = _images("test", torch.device("cpu"))
+    batch = task.sample({}, streams(), 2 * len(images), "test")
+    expected = sorted(map(tuple, (images / 8 - 1).tolist()))
+    for m in range(3):
+        for half in (slice(0, len(images)), slice(len(images), None)):
+            assert sorted(map(tuple, batch.x[m, 0, half].tolist())) == expected
+            assert torch.equal(batch.target[m, 0, half].bincount(), digits.bincount())
+    # Each model begins at a place of its own.
+    assert len({tuple(batch.x[m, 0, 0].tolist()) for m in range(3)}) == 3
+
+
 def test_each_model_has_its_own_angle():
     task = TiledDigits()
     turned = task.sample({"angle": angles(0.0, 180.0, 0.0)}, Streams(0, ["a", "a", "a"], "train"), 3, "train").x
