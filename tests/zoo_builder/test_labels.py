@@ -130,3 +130,13 @@ def test_trajectories_are_driven_by_held_out_sequences_from_evenly_spread_places
     first, second = batch.x[0, :, 3, 0], batch.x[0, :, LANES + 3, 0]
     assert torch.equal(x[0, : LANES - 3, 3, 0], first[3:].double())
     assert torch.equal(x[0, LANES - 3 : 2 * LANES - 3, 3, 0], second.double())
+
+
+def test_tangents_start_as_random_corners_of_length_one_each_models_own():
+    family = Elman(input_size=1, hidden_size=40, output_size=2)
+    directions = drive(family).inputs.directions
+    assert directions.shape == (5, LANES, 40)
+    torch.testing.assert_close(directions.norm(dim=-1), torch.ones(5, LANES, dtype=torch.float64))
+    assert len({tuple(row) for row in directions.flatten(0, 1).tolist()}) == 5 * LANES
+    # Signs are fair: four standard errors of the mean of 6,400 of them.
+    assert directions.sign().mean().abs() < 4 / 6400**0.5

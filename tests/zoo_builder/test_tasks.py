@@ -44,6 +44,12 @@ def test_a_batch_has_the_declared_shapes(task):
 
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_a_task_says_whether_sequences_to_test_on_are_others(task):
+    to_train, to_test = (task.sample({}, streams(), 9, split) for split in ("train", "test"))
+    assert torch.equal(to_train.x, to_test.x) != task.splits_differ
+
+
+@pytest.mark.parametrize("task", EXAMPLES, ids=str)
 def test_a_models_sequences_do_not_depend_on_its_neighbours(task):
     together = task.sample({}, streams(), 5, "train")
     again = task.sample({}, streams(), 5, "train")

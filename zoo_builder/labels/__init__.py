@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,9 +38,14 @@ def load(name: str, fields: Mapping[str, Any]) -> Label:
 
 def columns(names: Iterable[str], specs: Iterable[WeightSpec]) -> dict[str, LabelColumn]:
     """What the labels `names` store for families with these effective specs, by column name, sorted."""
-    labels = [load(name, {}) for name in names]
-    found = {column.name: column for spec in specs for label in labels for column in label.columns(spec)}
+    found = {column.name: column for spec in specs for label in _loaded(tuple(names)) for column in label.columns(spec)}
     return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=64)
+def _loaded(names: tuple[str, ...]) -> tuple[Label, ...]:
+    # They are asked for again with every stack of models.
+    return tuple(load(name, {}) for name in names)
 
 
 def measure(
@@ -59,7 +65,7 @@ def measure(
     models' own values of the task's varying fields. A model's labels depend on its own params and values, on `seed`
     and on its id alone. `given`, empty at first, lets calls for several snapshots of the same models share inputs.
     """
-    labels = [load(name, {}) for name in names]
+    labels = _loaded(tuple(names))
     expected = columns(names, [family.effective_spec])
     pieces = []
     together = _models_together(family, task, next(iter(params.values())).device, method)

@@ -103,6 +103,8 @@ class Driven:
     @cached_property
     def effective(self) -> Params:
         """What the functions really use (models, ...), in the terms of `family.effective_spec`."""
+        if type(self.family).effective is Family.effective:
+            return self.params
         return torch.func.vmap(self.family.effective)(self.params)
 
     def streams(self, purpose: str) -> Streams:
@@ -166,7 +168,7 @@ class Driven:
         params = self.own_params if dtype == self.dtype else self.params
         x, start, noise = self.inputs.drive
         given = (x.to(dtype), start.to(dtype), {name: value.to(dtype) for name, value in noise.items()})
-        tangent = {name: value.to(dtype) for name, value in self._random_tangent().items()}
+        tangent = unflatten(self.family, self.inputs.directions.to(dtype))
         return native_drive(self.family, params, *given, tangent, steps, want_states=want_states)
 
     def _carried(self, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -174,7 +176,8 @@ class Driven:
         early = {name: value[:, :WARM_UP] for name, value in noise.items()}
         state = torch.func.vmap(self.family.initial_state)(self.params, start)
         after = last_states(self.family, self.params, x[:, :WARM_UP], state, early, 1, method=self.method)
-        state, tangent = {name: value[:, 0] for name, value in after.items()}, self._random_tangent()
+        state = {name: value[:, 0] for name, value in after.items()}
+        tangent = unflatten(self.family, self.inputs.directions)
         visited, growth = [], []
         for t in range(WARM_UP, x.shape[1]):
             visited.append(flatten(self.family, state))
@@ -206,10 +209,6 @@ class Driven:
     def mean_jacobian(self) -> Tensor:
         """The mean of the Jacobians over time and lanes, (models, to state, from state), float64."""
         return self.measured.mean_jacobian if self.dtype == torch.float64 else self.jacobians.mean((1, 2))
-
-    def _random_tangent(self) -> State:
-        """One random direction (models, lane, axis) of length 1 per trajectory."""
-        return _unit(unflatten(self.family, self.inputs.directions))[0]
 
     def step(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """States (models, point, state) one step on; all states of a model are side by side in the order of the spec.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -79,13 +80,19 @@ class Inputs:
             length = self.task.num_steps
             pieces = -(-num_steps // length) + 1
             batch = self.task.sample(self.values, streams, pieces * LANES, "test")
-            whole = batch.x.unflatten(2, (pieces, LANES)).transpose(1, 2).flatten(1, 2)
-            offsets = [lane * length // LANES for lane in range(LANES)]
-            x = torch.stack([whole[:, at : at + num_steps, lane] for lane, at in enumerate(offsets)], dim=2)
+            lanes = torch.arange(LANES, device=self.device)
+            # Lane l reads its first sequence from step l / LANES of its length on, then its second one, and so on.
+            moment = lanes * length // LANES + torch.arange(num_steps, device=self.device)[:, None]
+            sequence = moment // length * LANES + lanes
+            place = moment % length * (pieces * LANES) + sequence
+            x = batch.x.flatten(1, 2).index_select(1, place.flatten()).unflatten(1, (num_steps, LANES))
             start = batch.start[:, :LANES]
         return x, start, draw_noise(self.family.spec, streams, num_steps, LANES)
 
     @cached_property
     def directions(self) -> Tensor:
-        """One random direction (models, lane, state) per trajectory, float64."""
-        return self.streams("tangent").normal(LANES, self.family.spec.state_size, dtype=torch.float64)
+        """One random direction (models, lane, state) of length 1 per trajectory, float64: a corner of a cube."""
+        size = self.family.spec.state_size
+        words = self.streams("tangent").bits(LANES, -(-size // 32))
+        signs = words[..., None] >> torch.arange(32, device=self.device) & 1
+        return (2.0 * signs.flatten(2)[..., :size].double() - 1) / math.sqrt(size)

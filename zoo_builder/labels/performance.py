@@ -35,7 +35,8 @@ class Performance(Label):
             LabelColumn(
                 name="generalisation_gap",
                 unit="task score",
-                definition=f"Score on {SEQUENCES['train']} sequences drawn as in training minus the score {held_out}.",
+                definition=f"Score on {SEQUENCES['train']} sequences drawn as in training minus the score {held_out}. "
+                "Null where a task draws both alike, so that they differ by chance alone.",
                 source="the task's definition",
             ),
         )
@@ -45,9 +46,10 @@ class Performance(Label):
             missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device)
             return {"score": missing, "loss": missing, "generalisation_gap": missing}
         scores, losses = zip(*driven.judgements("test"), strict=True)
-        trained_on = [score for score, _ in driven.judgements("train")]
-        score = _mean(scores)
-        return {"score": score, "loss": _mean(losses), "generalisation_gap": _mean(trained_on) - score}
+        score, gap = _mean(scores), torch.full_like(scores[0], torch.nan)
+        if driven.task.splits_differ:
+            gap = _mean([own for own, _ in driven.judgements("train")]) - score
+        return {"score": score, "loss": _mean(losses), "generalisation_gap": gap}
 
 
 def _mean(batches: Sequence[Tensor]) -> Tensor:

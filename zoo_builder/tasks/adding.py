@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Adding(Continuous):
     """
 
     num_steps: int = 20
+
+    splits_differ: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:

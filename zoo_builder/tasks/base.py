@@ -56,6 +56,9 @@ class Task(ABC):
     """Whether outputs are the log-odds of classes or values."""
     classes_per_head: ClassVar[int | None] = None
     """Where outputs are the log-odds of several heads side by side: how many each head has. None: there is one head."""
+    splits_differ: ClassVar[bool] = True
+    """Whether other sequences come under "test" than under "train". False: both are drawn alike, so that there is
+    nothing by which training sequences could go better."""
     difficulty: ClassVar[tuple[str, int] | None] = None
     """The varying field, a whole number, that makes the task harder as it grows, and its least value, where a
     curriculum begins. None: the task has no levels."""

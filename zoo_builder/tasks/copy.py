@@ -31,6 +31,7 @@ class Copy(Categorical):
     max_delay: int = 20
     delay: int = 10
 
+    splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("delay",)
     difficulty: ClassVar[tuple[str, int] | None] = ("delay", 1)
 

@@ -25,6 +25,7 @@ class DelayedRecall(Categorical):
     num_steps: int = 24
     delay: int = 4
 
+    splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("delay",)
     difficulty: ClassVar[tuple[str, int] | None] = ("delay", 0)
 
@@ -44,8 +45,8 @@ class DelayedRecall(Categorical):
         delay = self._delays(values, streams)
         coins = _coins(streams, self.num_steps, batch_size)
         asked = torch.arange(self.num_steps, device=streams.device) - delay[:, None]
-        target = coins.gather(1, asked.clamp(min=0)[..., None].expand(-1, -1, batch_size))
-        x = (2 * coins - 1).to(torch.float32)[..., None]
+        target = coins.gather(1, asked.clamp(min=0)[..., None].expand(-1, -1, batch_size)).long()
+        x = coins.to(torch.float32).mul_(2).sub_(1)[..., None]
         weight = (asked >= 0).to(torch.float32)
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=target, weight=weight)
 
@@ -66,8 +67,9 @@ class DelayedRecall(Categorical):
 
 
 def _coins(streams: Streams, num_steps: int, batch_size: int) -> Tensor:
-    """Fair draws (models, time, batch) of 0 or 1, int64, thirty-two from each random word."""
+    """Fair draws (models, time, batch) of 0 or 1, uint8, thirty-two from each random word."""
     count = num_steps * batch_size
     words = streams.bits(-(-count // 32))
-    bits = words[..., None] >> torch.arange(32, device=streams.device) & 1
+    octets = (words[..., None] >> torch.arange(0, 32, 8, device=streams.device) & 0xFF).to(torch.uint8)
+    bits = octets[..., None] >> torch.arange(8, dtype=torch.uint8, device=streams.device) & 1
     return bits.flatten(1)[:, :count].reshape(len(streams), num_steps, batch_size)

@@ -45,6 +45,7 @@ class FormalLanguage(Categorical):
     max_n: int = 9
     length: int = 42
 
+    splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = OFFSETS
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class Heads(Categorical):
     heads: Literal["single", "many", "sliding"] = "single"
     window: int = 3
 
+    splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("n",)
     difficulty: ClassVar[tuple[str, int] | None] = ("n", 2)
     classes_per_head: ClassVar[int | None] = CLASSES

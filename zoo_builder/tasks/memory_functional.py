@@ -28,6 +28,7 @@ class MemoryFunctional(Continuous):
     num_steps: int = 32
     decay: float = 0.5
 
+    splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("decay",)
 
     def __post_init__(self) -> None:

@@ -120,7 +120,8 @@ def _images(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     pixels, digits = load_digits(return_X_y=True)
     order = sorted(range(len(pixels)), key=lambda i: derive(0, f"image-{i}", "TiledDigits/split"))
     num_test = round(TEST_SHARE * len(order))
-    chosen = sorted(order[:num_test] if split == "test" else order[num_test:])
+    # Those to test on stay shuffled, because a model is tested on neighbours.
+    chosen = order[:num_test] if split == "test" else sorted(order[num_test:])
     return (
         torch.tensor(pixels[chosen], dtype=torch.float32, device=device),
         torch.tensor(digits[chosen], dtype=torch.int64, device=device),

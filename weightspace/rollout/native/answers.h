@@ -1,6 +1,6 @@
 // How sequences are answered, judged while their outputs still lie in cache: cross-entropy and right answers.
 #pragma once
-#include "vector.h"
+#include "masks.h"
 
 // Of the sequences of a slice: nats and what was asked by lane; right answers and questions, weighted.
 typedef struct {
@@ -10,7 +10,7 @@ typedef struct {
 
 // The outputs (class, lane) of one head, target by lane: -1 where nothing is asked, -2 where there is no sequence.
 INLINE void judge_head(const REAL *tile, int64_t classes, const REAL *wanted, REAL weight, Verdict *verdict) {
-    V right = {0}, asked = {0};
+    int64_t right = 0, asked = 0;
     for (int64_t v = 0; v < PER_ROW; v++) {
         const REAL *o = tile + v * WIDTH;
         V want = load(wanted + v * WIDTH), top = load(o), answer = {0}, strange = top - top, sum = {0}, log_odds = {0};
@@ -25,16 +25,14 @@ INLINE void judge_head(const REAL *tile, int64_t classes, const REAL *wanted, RE
             log_odds = pick(want == splat((REAL)k), x, log_odds);
             sum += v_exp(x);
         }
-        V count = pick(want < (V){0}, (V){0}, splat(1));
-        verdict->nats[v] += pick(count == (V){0}, (V){0}, (v_log_of_sum(sum) - log_odds) * weight);
+        M is_asked = want >= (V){0};
+        verdict->nats[v] += pick(is_asked, (v_log_of_sum(sum) - log_odds) * weight, (V){0});
         verdict->strange[v] += pick(want == splat(-2), (V){0}, strange);
-        right += pick(want == answer, count, (V){0});
-        asked += count;
+        right += count_true(want == answer);
+        asked += count_true(is_asked);
     }
-    double numbers[2] = {0};
-    for (int i = 0; i < WIDTH; i++) numbers[0] += right[i], numbers[1] += asked[i];
-    verdict->right += weight * numbers[0];
-    verdict->asked += weight * numbers[1];
+    verdict->right += (double)weight * (double)right;
+    verdict->asked += (double)weight * (double)asked;
 }
 
 // The outputs (head and class, lane) of one step; target (lanes, head).
@@ -42,7 +40,10 @@ static void judge(const REAL *tile, int64_t heads, int64_t classes, const int64_
                   Verdict *verdict) {
     for (int64_t h = 0; h < heads; h++, tile += classes * LANES) {
         REAL wanted[LANES] __attribute__((aligned(VECTOR_BYTES)));
-        for (int64_t l = 0; l < LANES; l++) wanted[l] = l < lanes ? (REAL)(int32_t)target[l * heads + h] : -2;
+        if (heads == 1 && lanes == LANES)  // as most are
+            for (int64_t l = 0; l < LANES; l++) wanted[l] = (REAL)(int32_t)target[l];
+        else
+            for (int64_t l = 0; l < LANES; l++) wanted[l] = l < lanes ? (REAL)(int32_t)target[l * heads + h] : -2;
         judge_head(tile, classes, wanted, weight, verdict);
     }
 }

@@ -74,9 +74,7 @@ static V to_unit(REAL *rows, int64_t count) {
         for (int i = 0; i < 4; i++) sum[i] += load(rows + (r + i) * LANES) * load(rows + (r + i) * LANES);
     for (; r < count; r++) sum[0] += load(rows + r * LANES) * load(rows + r * LANES);
     squares = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    int safe = 1;
-    for (int i = 0; i < WIDTH; i++) safe &= squares[i] > 1 / SAFE && squares[i] < SAFE;
-    if (!safe) {
+    if (count_true((squares > splat(1 / SAFE)) & (squares < splat(SAFE))) < WIDTH) {
         for (int i = 0; i < WIDTH; i++) logs[i] = (REAL)lane_to_unit(rows + i, count);
         return logs;
     }
@@ -196,17 +194,18 @@ static void visit(const Job *job, const Memory *m, int64_t step, REAL *sum, REAL
     }
 }
 
-// Tangent vectors lie side by side over all states: gathered, scaled to length 1, put back.
+// Tangent vectors lie side by side over all states: gathered, if these are several, scaled to length 1, put back.
 static void scale_tangents(const Job *job, const Memory *m, const Drive *drive, const Room *room, REAL *growth) {
-    REAL *to = room->next;
-    for (int64_t s = job->num_states / 2; s < job->num_states; to += job->state_rows[s++] * LANES)
+    int64_t half = job->num_states / 2;
+    REAL *rows = half == 1 ? m->base[RECORD] + job->state_at[1] * LANES : room->next, *to = rows;
+    for (int64_t s = half; half > 1 && s < job->num_states; to += job->state_rows[s++] * LANES)
         memcpy(to, m->base[RECORD] + job->state_at[s] * LANES, job->state_rows[s] * LANES * sizeof(REAL));
     for (int v = 0; v < PER_ROW; v++) {
-        V logs = to_unit(room->next + v * WIDTH, drive->size);
-        for (int i = 0; growth && i < WIDTH; i++) growth[v * WIDTH + i] = logs[i];
+        V logs = to_unit(rows + v * WIDTH, drive->size);
+        if (growth) memcpy(growth + v * WIDTH, &logs, sizeof(V));
     }
-    to = room->next;
-    for (int64_t s = job->num_states / 2; s < job->num_states; to += job->state_rows[s++] * LANES)
+    to = rows;
+    for (int64_t s = half; half > 1 && s < job->num_states; to += job->state_rows[s++] * LANES)
         memcpy(m->base[RECORD] + job->state_at[s] * LANES, to, job->state_rows[s] * LANES * sizeof(REAL));
 }
 

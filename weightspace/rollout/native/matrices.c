@@ -1,16 +1,11 @@
 // Singular values and spectral radii of many small matrices: as many side by side as a vector holds, one in each lane.
 // No lane's arithmetic depends on its neighbours.
-#include "vector.h"
+#include "masks.h"
 
 enum { MAX_SWEEPS = 40, SQUARINGS = 32, ROW = WIDTH };
 #define ORTHOGONAL 1e-14
 
 INLINE V magnitude(V x) { return pick(x < (V){0}, -x, x); }
-INLINE int any(M which) {
-    int found = 0;
-    for (int i = 0; i < WIDTH; i++) found |= which[i] != 0;
-    return found;
-}
 
 // Matrices (count, rows, cols) from `first` on as (col, row, lane), and what is beyond the last as zeros; each over its
 // largest number, which is returned.
@@ -43,7 +38,7 @@ INLINE V dot(int64_t rows, const double *a, const double *b) {
 INLINE int orthogonalise(int64_t rows, double *a, double *b, V *square_a, V *square_b) {
     V product = dot(rows, a, b), zero = {0};
     M turns = product * product > (ORTHOGONAL * ORTHOGONAL) * (*square_a * *square_b);
-    if (!any(turns)) return 0;
+    if (count_true(turns) == 0) return 0;
     V half = (*square_b - *square_a) / (2 * product);
     V tangent = 1 / (magnitude(half) + v_sqrt(1 + half * half));
     tangent = pick(turns, pick(half < zero, -tangent, tangent), zero);
