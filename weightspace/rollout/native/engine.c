@@ -19,7 +19,8 @@ typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows
 // `packed` and `gradient` say where it lies there (gradient -1: not wanted); `sums`, of a vector whose gradient is summed
 // up tile by tile, where in SUMS (-1: not so).
 typedef struct { int64_t rows, cols, first_piece, num_pieces, packed, transposed, gradient, sums; } Matrix;
-typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;  // matrix -1 - n: the bias gradient of vector n
+// matrix -1 - n: the gradient of the bias n. Jobs with the same dy follow one another and have as many rows.
+typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;
 
 typedef struct {
     // Program.
@@ -264,41 +265,56 @@ static void add_gradients(const Job *job, const Memory *m, int64_t model) {
             for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
                 if (p->tensor < 0 || !job->gradient[p->tensor]) continue;
                 REAL *to = job->gradient[p->tensor] + model * job->gradient_stride[p->tensor] + p->offset;
-                const REAL *from = m->slice_gradient + matrix->gradient + p->first_row * matrix->cols;
+                const REAL *from = m->slice_gradient + matrix->gradient + p->first_row;
                 for (int64_t r = 0; r < p->rows; r++)
                     for (int64_t k = 0; k < matrix->cols; k++)
-                        to[r * p->row_stride + k * p->col_stride] += from[r * matrix->cols + k];
+                        to[r * p->row_stride + k * p->col_stride] += from[k * matrix->rows + r];
             }
         }
 }
 
+#define EACH_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < PER_ROW; v++)
+
 // The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
-static void cross_entropy(REAL *tile, int64_t heads, int64_t classes, const int64_t *target, REAL weight, int64_t lanes,
-                          REAL *loss) {
+INLINE void cross_entropy_of(const int64_t classes, REAL *tile, int64_t heads, const int64_t *target, REAL weight,
+                             int64_t lanes, REAL *loss) {
     for (int64_t h = 0; h < heads; h++, tile += classes * LANES) {
         REAL wanted[LANES] __attribute__((aligned(VECTOR_BYTES)));
         for (int64_t l = 0; l < lanes; l++) wanted[l] = (REAL)(int32_t)target[l * heads + h];
         for (int64_t l = lanes; l < LANES; l++) wanted[l] = -1;
-        for (int64_t i = 0; i < LANES; i += WIDTH) {
-            REAL *o = tile + i;
+        V want[PER_ROW], count[PER_ROW], top[PER_ROW], sum[PER_ROW], right[PER_ROW];
+        EACH_VECTOR {
             // Where there is no right answer, nothing counts.
-            V want = load(wanted + i), count = pick(want < (V){0}, (V){0}, splat(weight));
-            V top = load(o), sum = {0}, right = {0};
-            for (int64_t k = 1; k < classes; k++) top = larger(load(o + k * LANES), top);
-            for (int64_t k = 0; k < classes; k++) {
-                V x = load(o + k * LANES) - top, e = v_exp(x);
-                right = pick(want == splat((REAL)k), x, right);
-                sum += e;
-                store(o + k * LANES, e);
-            }
-            V scale = count / sum;
-            for (int64_t k = 0; k < classes; k++) {
-                V g = load(o + k * LANES) * scale - pick(want == splat((REAL)k), count, (V){0});
-                store(o + k * LANES, pick(count == (V){0}, (V){0}, g));
-            }
-            store(loss + i, load(loss + i) + pick(count == (V){0}, (V){0}, (v_log_of_sum(sum) - right) * count));
+            want[v] = load(wanted + v * WIDTH);
+            count[v] = pick(want[v] < (V){0}, (V){0}, splat(weight));
+            top[v] = load(tile + v * WIDTH);
+            sum[v] = right[v] = (V){0};
         }
+        for (int64_t k = 1; k < classes; k++)
+            EACH_VECTOR top[v] = larger(load(tile + k * LANES + v * WIDTH), top[v]);
+        for (int64_t k = 0; k < classes; k++)
+            EACH_VECTOR {
+                V x = load(tile + k * LANES + v * WIDTH) - top[v], e = v_exp_of_negative(x);
+                right[v] = pick(want[v] == splat((REAL)k), x, right[v]);
+                sum[v] += e;
+                store(tile + k * LANES + v * WIDTH, e);
+            }
+        EACH_VECTOR {
+            V scale = count[v] / sum[v], own = (v_log_of_sum(sum[v]) - right[v]) * count[v];
+            store(loss + v * WIDTH, load(loss + v * WIDTH) + pick(count[v] == (V){0}, (V){0}, own));
+            sum[v] = scale;
+        }
+        for (int64_t k = 0; k < classes; k++)
+            EACH_VECTOR {
+                V g = load(tile + k * LANES + v * WIDTH) * sum[v] - pick(want[v] == splat((REAL)k), count[v], (V){0});
+                store(tile + k * LANES + v * WIDTH, pick(count[v] == (V){0}, (V){0}, g));
+            }
     }
+}
+
+static void cross_entropy(REAL *tile, int64_t heads, int64_t classes, const int64_t *target, REAL weight, int64_t lanes,
+                          REAL *loss) {
+    cross_entropy_of(classes, tile, heads, target, weight, lanes, loss);
 }
 
 static void squared_error(REAL *tile, int64_t size, const REAL *target, REAL weight, int64_t lanes, REAL *loss) {
@@ -359,6 +375,9 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
     int64_t place = (model * job->scored + scored) * job->batch + first;
     if (job->loss_kind == CROSS_ENTROPY) {
         int64_t heads = rows / job->classes;
+        // Answers are read backward in time, which the processor does not foresee.
+        for (int64_t i = 0; scored > 0 && i < lanes * heads; i += 8)
+            __builtin_prefetch(job->target_class + (place - job->batch) * heads + i);
         cross_entropy(tile, heads, job->classes, job->target_class + place * heads, weight, lanes, loss);
     } else {
         squared_error(tile, rows, job->target_value + place * rows, weight, lanes, loss);
@@ -367,20 +386,29 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
 }
 
 static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps) {
-    for (const WeightJob *j = job->jobs; j < job->jobs + job->num_jobs; j++) {
-        // Steps of one ring are neighbours in every space, the first at the lowest address.
-        at_step(m, job, first);
-        int64_t ring = job->ring_rows * LANES;
-        const REAL *dy = at(m, j->dy);
-        if (j->matrix < 0) {
-            const Matrix *vector = job->vectors - 1 - j->matrix;
-            bias_gradient(vector->rows, steps, dy, ring, m->slice_gradient + vector->gradient);
-            continue;
+    // Steps of one ring are neighbours in every space, the first at the lowest address.
+    at_step(m, job, first);
+    const int64_t ring = job->ring_rows * LANES;
+    const WeightJob *end = job->jobs + job->num_jobs;
+    for (const WeightJob *from = job->jobs, *to = from; from < end; from = to) {
+        // Jobs that read the same rows of dy are done together, so that a few rows stay in the nearest cache.
+        while (to < end && to->dy[0] == from->dy[0] && to->dy[1] == from->dy[1]) to++;
+        int64_t rows = from->matrix < 0 ? job->vectors[-1 - from->matrix].rows : job->matrices[from->matrix].rows;
+        for (int64_t r = 0; r < rows; r += G_ROWS) {
+            int64_t count = rows - r < G_ROWS ? rows - r : G_ROWS;
+            const REAL *dy = at(m, from->dy) + r * LANES;
+            for (const WeightJob *j = from; j < to; j++) {
+                if (j->matrix < 0) {
+                    REAL *gradient = m->slice_gradient + job->vectors[-1 - j->matrix].gradient;
+                    bias_gradient(count, steps, dy, ring, gradient + r);
+                    continue;
+                }
+                const Matrix *matrix = job->matrices + j->matrix;
+                int64_t stride = j->x[0] == RING ? job->ring_rows : j->x[0] == INPUT ? job->input_rows : job->record_rows;
+                weight_gradient(count, matrix->cols, steps, dy, ring, at(m, j->x), stride * LANES,
+                                m->slice_gradient + matrix->gradient + r, rows);
+            }
         }
-        const Matrix *matrix = job->matrices + j->matrix;
-        int64_t stride = j->x[0] == RING ? job->ring_rows : j->x[0] == INPUT ? job->input_rows : job->record_rows;
-        weight_gradient(matrix->rows, matrix->cols, steps, dy, ring, at(m, j->x), stride * LANES,
-                        m->slice_gradient + matrix->gradient);
     }
 }
 

@@ -28,7 +28,7 @@ from weightspace.rollout.native.trace import Traced, trace
 MAX_TERMS = 12
 LANES = (16, 32)
 """Slice widths."""
-RING_LANES = 512
+RING_LANES = 800
 """Lanes times steps after which gradients of weights are taken together."""
 
 
@@ -148,10 +148,10 @@ class Engine:
         if counted:
             setattr(self._job, f"num_{name}", len(array))
 
-    @property
-    def ring(self) -> int:
-        """Steps whose gradients of weights are taken together."""
-        return max(1, RING_LANES // self.lanes)
+    def ring_steps(self, time: int) -> int:
+        """Of so many steps, those whose gradients of weights are taken together: shares as equal as can be."""
+        shares = -(-time // (RING_LANES // self.lanes))
+        return -(-time // max(1, shares))
 
     def run(self, call: Call, threads: int = 1) -> None:
         """Do one call, shared out among threads by models, or by sequences where models are few.
@@ -205,7 +205,7 @@ class Engine:
         for call, *ends in pieces:
             job = Job.from_buffer_copy(self._job)
             kept = call.fill(job)
-            job.ring_steps = min(self.ring, max(1, call.time))
+            job.ring_steps = self.ring_steps(call.time)
             if workspace is None:
                 # All pieces are of the same length of time, which is what its size depends on.
                 workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)

@@ -224,9 +224,12 @@ class Encoder:
         return found
 
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
-        """What the engine does for the gradients of matrices and biases, as rows of numbers."""
-        rows = []
+        """What the engine does for the gradients of matrices and biases, as rows of numbers, those of one dy together."""
+        together: dict[Ref, list[WeightGradient]] = {}
         for one in weights:
+            together.setdefault(one.dy, []).append(one)
+        rows = []
+        for one in (one for own in together.values() for one in own):
             if one.x is None:
                 number = -1 - self.vector(one.matrix)
                 self._wanted(self.vectors[one.matrix])
