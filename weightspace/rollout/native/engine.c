@@ -234,25 +234,38 @@ static void from_tile(REAL *to, const REAL *tile, int64_t size, int64_t lanes) {
             for (int64_t r = first; r < size && r < first + 8; r++) to[l * size + r] = tile[r * LANES + l];
 }
 
-static void pack_model(const Job *job, const Memory *m, int64_t model) {
-    for (int64_t i = 0; i < job->num_matrices; i++) {
-        const Matrix *matrix = job->matrices + i;
-        REAL *dense = m->slice_gradient;  // free at this time and large enough
-        for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++)
+// Rows of a matrix as they lie in a tensor of a model.
+INLINE const REAL *piece_of(const Job *job, const Piece *p, int64_t model) {
+    return job->tensor[p->tensor] + model * job->tensor_stride[p->tensor] + p->offset;
+}
+
+static void pack_matrix(const Job *job, const Memory *m, int64_t model, const Matrix *matrix) {
+    const Piece *pieces = job->pieces + matrix->first_piece;
+    const REAL *from = m->slice_gradient;  // free at this time and large enough to put a matrix together
+    int64_t row_stride = matrix->cols, col_stride = 1;
+    if (matrix->num_pieces == 1 && pieces->tensor >= 0) {
+        from = piece_of(job, pieces, model), row_stride = pieces->row_stride, col_stride = pieces->col_stride;
+    } else {
+        for (const Piece *p = pieces; p < pieces + matrix->num_pieces; p++)
             for (int64_t r = 0; r < p->rows; r++) {
-                REAL *to = dense + (p->first_row + r) * matrix->cols;
-                const REAL *from = p->tensor < 0 ? 0 : job->tensor[p->tensor] + model * job->tensor_stride[p->tensor] + p->offset + r * p->row_stride;
-                for (int64_t k = 0; k < matrix->cols; k++) to[k] = from ? from[k * p->col_stride] : 0;
+                REAL *to = m->slice_gradient + (p->first_row + r) * matrix->cols;
+                const REAL *row = p->tensor < 0 ? 0 : piece_of(job, p, model) + r * p->row_stride;
+                for (int64_t k = 0; k < matrix->cols; k++) to[k] = row ? row[k * p->col_stride] : 0;
             }
-        if (matrix->transposed) pack(m->packed + matrix->packed, dense, matrix->cols, matrix->rows, 1, matrix->cols);
-        else pack(m->packed + matrix->packed, dense, matrix->rows, matrix->cols, matrix->cols, 1);
     }
+    REAL *to = m->packed + matrix->packed;
+    if (matrix->transposed) pack(to, from, matrix->cols, matrix->rows, col_stride, row_stride);
+    else pack(to, from, matrix->rows, matrix->cols, row_stride, col_stride);
+}
+
+static void pack_model(const Job *job, const Memory *m, int64_t model) {
+    for (int64_t i = 0; i < job->num_matrices; i++) pack_matrix(job, m, model, job->matrices + i);
     for (int64_t i = 0; i < job->num_vectors; i++) {
         const Matrix *vector = job->vectors + i;
         for (const Piece *p = job->pieces + vector->first_piece; p < job->pieces + vector->first_piece + vector->num_pieces; p++)
             for (int64_t r = 0; r < p->rows; r++)
                 m->base[VECTORS][vector->packed + p->first_row + r] =
-                    p->tensor < 0 ? 0 : job->tensor[p->tensor][model * job->tensor_stride[p->tensor] + p->offset + r * p->row_stride];
+                    p->tensor < 0 ? 0 : piece_of(job, p, model)[r * p->row_stride];
     }
 }
 

@@ -70,12 +70,16 @@ static void product(int64_t rows, int terms, const Term *term, const REAL *bias,
 
 // Weights (rows, cols) at `from` with two strides, in panel order.
 static void pack(REAL *to, const REAL *from, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
-    int64_t first = 0;
     for (int64_t panel = 0; panel < num_panels(rows); panel++) {
         int64_t count = panel_rows(rows, panel);
-        for (int64_t k = 0; k < cols; k++)
-            for (int64_t r = 0; r < count; r++) *to++ = from[(first + r) * row_stride + k * col_stride];
-        first += count;
+        if (row_stride == 1)
+            for (int64_t k = 0; k < cols; k++)
+                for (int64_t r = 0; r < count; r++) to[k * count + r] = from[k * col_stride + r];
+        else
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t k = 0; k < cols; k++) to[k * count + r] = from[r * row_stride + k * col_stride];
+        to += count * cols;
+        from += count * row_stride;
     }
 }
 
