@@ -6,8 +6,9 @@
 
 enum Opcode {
     PRODUCT, COPY, ZERO, ADD, SUB, MUL, DIV, FMA, AFFINE, SIGMOID, TANH, RELU, LEAKY_RELU, EXP, LOG, SQRT, SIN, COS,
-    SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, ABS_GRAD, GREATER_GRAD,
-    SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO, SUM_PRODUCT_INTO
+    SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, SPIKE, SPIKE_GRAD, ABS_GRAD,
+    GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
+    SUM_PRODUCT_INTO
 };
 enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, NUM_SPACES };
 enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
@@ -96,6 +97,8 @@ typedef struct {
     }                                                        \
     break;
 
+INLINE V squared(V x) { return x * x; }
+
 static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const REAL *b, const REAL *c, const double *k) {
     int64_t n = rows * LANES;
     REAL k0 = (REAL)k[0], k1 = (REAL)k[1];
@@ -126,6 +129,9 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
         case TANH_GRAD: EACH2(x - x * y * y)
         case RELU_GRAD: EACH2(pick(y > zero, x, zero))
         case LEAKY_RELU_GRAD: EACH2(pick(y > zero, x, x * k0))
+        case SPIKE: EACH(pick(x > zero, splat(1), zero))
+        // The surrogate: as steep as a fast sigmoid at y.
+        case SPIKE_GRAD: EACH2(x / squared(pick(y < zero, -y, y) * k0 + 1))
         case ABS_GRAD: EACH2(pick(y > zero, x, pick(y < zero, -x, zero)))
         // The share of the larger of y and z, halves where they are equal.
         case GREATER_GRAD: EACH3(pick(y > z, x, pick(y == z, x * (REAL)0.5, zero)))

@@ -271,6 +271,7 @@ SHARES: Mapping[str, Rule] = {
     "tanh": _of_result("tanh_grad"),
     "relu": _of_result("relu_grad"),
     "leaky_relu": _of_result("leaky_relu_grad"),
+    "spike": _of_argument("spike_grad"),
     "exp": _of_result("mul"),
     "log": _of_argument("div"),
     "abs": _of_argument("abs_grad"),
