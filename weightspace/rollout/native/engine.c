@@ -57,7 +57,7 @@ typedef struct {
     double *losses;              // (models)
     const REAL *output_gradient; // (models, time, batch, output)
     const REAL *const *state_gradient;
-    REAL *const *gradient;       // per tensor, or null
+    REAL *const *gradient;       // per tensor, or null; a model's own is overwritten
     const int64_t *gradient_stride;
     REAL *const *input_gradient; // per input, or null
     REAL *const *initial_gradient;
@@ -273,6 +273,12 @@ static void pack_model(const Job *job, const Memory *m, int64_t model) {
                 m->base[VECTORS][vector->packed + p->first_row + r] =
                     p->tensor < 0 ? 0 : piece_of(job, p, model)[r * p->row_stride];
     }
+}
+
+static void zero_gradients(const Job *job, int64_t model) {
+    for (int64_t i = 0; i < job->tensors; i++)
+        if (job->gradient[i])
+            memset(job->gradient[i] + model * job->gradient_stride[i], 0, job->gradient_stride[i] * sizeof(REAL));
 }
 
 // Adds what a slice gave to the gradients of a model, slice after slice, so that the sum does not depend on threads.
@@ -505,23 +511,27 @@ static void sum_up_vectors(const Job *job, const Memory *m) {
         }
 }
 
-// The models from `first` to before `last`, and of each the sequences from `low` to before `high`.
-void run_models(const Job *job, int64_t first, int64_t last, int64_t low, int64_t high, REAL *workspace) {
-    Memory m = carved(job, workspace);
-    for (int64_t model = first; model < last; model++) {
-        double loss = 0;
-        pack_model(job, &m, model);
-        for (int64_t sequence = low; sequence < high; sequence += LANES) {
-            int64_t lanes = high - sequence < LANES ? high - sequence : LANES;
-            start(job, &m, model, sequence, lanes);
-            forward(job, &m, model, sequence, lanes);
-            if (!job->want_gradients) continue;
-            loss += backward(job, &m, model, sequence, lanes);
-            sum_up_vectors(job, &m);
-            add_gradients(job, &m, model);
-        }
-        if (job->losses) job->losses[model] += loss;
+static void run_model(const Job *job, Memory *m, int64_t model, int64_t low, int64_t high) {
+    double loss = 0;
+    pack_model(job, m, model);
+    if (job->gradient) zero_gradients(job, model);
+    for (int64_t sequence = low; sequence < high; sequence += LANES) {
+        int64_t lanes = high - sequence < LANES ? high - sequence : LANES;
+        start(job, m, model, sequence, lanes);
+        forward(job, m, model, sequence, lanes);
+        if (!job->want_gradients) continue;
+        loss += backward(job, m, model, sequence, lanes);
+        sum_up_vectors(job, m);
+        add_gradients(job, m, model);
     }
+    if (job->losses) job->losses[model] = loss;
+}
+
+// Of every model that no other thread has taken from `next` first, the sequences from `low` to before `high`.
+void run_models(const Job *job, int64_t *next, int64_t low, int64_t high, REAL *workspace) {
+    Memory m = carved(job, workspace);
+    int64_t model;
+    while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < job->models) run_model(job, &m, model, low, high);
 }
 
 // What Python must agree on.

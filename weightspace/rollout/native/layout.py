@@ -224,7 +224,7 @@ class Encoder:
         return found
 
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
-        """What the engine does for the gradients of matrices and biases, as rows of numbers, those of one dy together."""
+        """What is done for gradients of matrices and biases, as rows of numbers, those of one dy together."""
         together: dict[Ref, list[WeightGradient]] = {}
         for one in weights:
             together.setdefault(one.dy, []).append(one)
