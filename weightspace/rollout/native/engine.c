@@ -67,6 +67,7 @@ typedef struct {
     REAL *base[NUM_SPACES];
     REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient;
     int64_t period;
+    Soon soon[2];
 } Memory;
 
 #define EACH(expression)                                     \
@@ -157,7 +158,7 @@ INLINE REAL *at(const Memory *m, const int64_t place[2]) {
     return m->base[place[0]] + (place[0] == VECTORS ? place[1] : place[1] * LANES);
 }
 
-static void run(const Job *job, const Memory *m, const Instruction *list, int64_t count) {
+static void run(const Job *job, Memory *m, const Instruction *list, int64_t count) {
     for (const Instruction *op = list; op < list + count; op++) {
         if (op->opcode != PRODUCT) {
             apply(op->opcode, op->rows, at(m, op->out), at(m, op->a), at(m, op->b), at(m, op->c),
@@ -170,7 +171,7 @@ static void run(const Job *job, const Memory *m, const Instruction *list, int64_
             term[i] = (Term){m->packed + job->matrices[spec[i].matrix].packed, at(m, spec[i].tile), spec[i].cols};
         // A product has its bias at b and its addend at c, if any.
         product(op->rows, (int)op->num_terms, term, op->b[0] < 0 ? 0 : at(m, op->b), op->c[0] < 0 ? 0 : at(m, op->c),
-                at(m, op->out));
+                at(m, op->out), m->soon);
     }
 }
 
@@ -183,6 +184,8 @@ static void at_step(Memory *m, const Job *job, int64_t t) {
     m->base[RING] = m->ring + t % job->ring_steps * job->ring_rows * LANES;
     m->base[CARRY] = m->carry + (t & 1) * job->carry_rows * LANES;
     m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
+    m->soon[0] = soon(m->base[RECORD], job->record_rows);
+    m->soon[1] = soon(m->base[INPUT], job->input_rows);
 }
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -444,6 +447,8 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
     memset(m->base[SUMS], 0, job->sums_rows * LANES * sizeof(REAL));
     for (int64_t t = job->time - 1; t >= 0; t--) {
         at_step(m, job, t);
+        m->soon[0] = soon(m->base[PREVIOUS], job->record_rows);
+        m->soon[1] = soon(m->ring + (t + job->ring_steps - 1) % job->ring_steps * job->ring_rows * LANES, job->ring_rows);
         for (int64_t s = 0; job->state_gradient && s < job->num_states; s++)
             if (job->state_gradient[s])
                 add_to_tile(m->base[CARRY] + job->carry_at[s] * LANES,

@@ -8,6 +8,16 @@ typedef struct {
     int64_t cols;
 } Term;
 
+// Memory from `next` to `last` that is needed soon. It is fetched by and by while products keep the processor busy.
+typedef struct {
+    const REAL *next, *last;
+} Soon;
+INLINE Soon soon(const REAL *from, int64_t rows) { return (Soon){from, from + (rows * LANES - 64 / sizeof(REAL))}; }
+INLINE void fetch_a_line(Soon *soon) {
+    __builtin_prefetch(soon->next);
+    soon->next = soon->next < soon->last ? soon->next + 64 / sizeof(REAL) : soon->last;
+}
+
 enum { MAX_TERMS = 12, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
 
 // How many rows the i-th of the panels of a matrix has: as equal as can be, never above ROWS_AT_ONCE.
@@ -19,7 +29,8 @@ INLINE int64_t panel_rows(int64_t rows, int64_t panel) {
 
 // out (ROWS, lane) = bias + addend + sum of weight (ROWS, cols) times tile (cols, lane).
 INLINE void panel_product(const int ROWS, int terms, const Term *term, const int64_t *done, const REAL *bias,
-                          const REAL *addend, REAL *out) {
+                          const REAL *addend, REAL *out, Soon *wanted) {
+    Soon one = wanted[0], other = wanted[1];
     V sum[ROWS_AT_ONCE][PER_ROW];
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; r++)
@@ -31,6 +42,8 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
     for (int i = 0; i < terms; i++) {
         const REAL *weight = term[i].packed + done[i], *tile = term[i].tile;
         for (int64_t k = 0; k < term[i].cols; k++, weight += ROWS, tile += LANES) {
+            fetch_a_line(&one);
+            fetch_a_line(&other);
             V x[PER_ROW];
 #pragma GCC unroll 8
             for (int v = 0; v < PER_ROW; v++) x[v] = load(tile + v * WIDTH);
@@ -40,6 +53,7 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
                 for (int v = 0; v < PER_ROW; v++) sum[r][v] += weight[r] * x[v];
         }
     }
+    wanted[0] = one, wanted[1] = other;
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
@@ -48,10 +62,11 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
 
 #define PANEL(n) \
     case n:      \
-        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, terms, term, done, bias, addend, out); \
+        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, terms, term, done, bias, addend, out, wanted); \
         break;
 
-static void product(int64_t rows, int terms, const Term *term, const REAL *bias, const REAL *addend, REAL *out) {
+static void product(int64_t rows, int terms, const Term *term, const REAL *bias, const REAL *addend, REAL *out,
+                    Soon *wanted) {
     int64_t done[MAX_TERMS] = {0};
     int64_t panels = num_panels(rows);
     for (int64_t panel = 0; panel < panels; panel++) {
