@@ -119,12 +119,10 @@ INLINE V v_tanh(V x) {
     return e / (e + 2);
 }
 #else
-// exp(x) in fewer operations than v_exp: wrong by 1e-7 times 1 + |x|, relative. x log2(e) = n + f with a whole number n,
-// and 2^f is nearly a polynomial (by 8e-8, relative). With AVX-512 any x will do, else |x| up to EXP_LARGEST.
+// 2^t in fewer operations than v_exp needs: t = n + f with a whole number n, and 2^f is nearly a polynomial (by 8e-8,
+// relative). What x log2(e) loses in t adds 1e-7 |x| to that.
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-#define QUICK_EXP_TAKES_ALL 1
-INLINE V quick_exp(V x) {
-    V t = x * (REAL)LOG2E;
+INLINE V quick_exp2(V t) {
     V f = (V)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF);  // 0 <= f < 1
     V p = splat(1.8775638775034914e-3f);
     p = p * f + 8.989371059378276e-3f;
@@ -135,24 +133,22 @@ INLINE V quick_exp(V x) {
     return (V)_mm512_scalef_ps((__m512)p, (__m512)t);
 }
 #else
-#define QUICK_EXP_TAKES_ALL 0
-INLINE V quick_exp(V x) {
-    V shifted = x * (REAL)LOG2E + (REAL)ROUNDER;
-    V f = x * (REAL)LOG2E - (shifted - (REAL)ROUNDER);  // |f| <= 1/2
+INLINE V quick_exp2(V t) {
+    t = at_least(at_most(t, 127), -126);
+    V shifted = t + (REAL)ROUNDER;
+    V f = t - (shifted - (REAL)ROUNDER);  // |f| <= 1/2
     V p = splat(1.327638149893627e-3f);
     p = p * f + 9.675540609422545e-3f;
     p = p * f + 5.550713553403449e-2f;
     p = p * f + 2.4022119741889622e-1f;
     p = p * f + 6.931469668934135e-1f;
     p = p * f + 1.0000000716491153f;
+    // The whole number stands in the lowest bits of `shifted`; moved up, it is added to the exponent.
     return (V)((M)p + ((M)shifted << MANTISSA));
 }
 #endif
-INLINE V in_range(V x) {
-    return QUICK_EXP_TAKES_ALL ? x : at_least(at_most(x, (REAL)EXP_LARGEST), -(REAL)(EXP_LARGEST - 1));
-}
-INLINE V v_exp_of_negative(V x) { return quick_exp(in_range(x)); }
-INLINE V v_sigmoid(V x) { return 1 / (1 + quick_exp(in_range(-x))); }
+INLINE V v_exp_of_negative(V x) { return quick_exp2(x * (REAL)LOG2E); }
+INLINE V v_sigmoid(V x) { return 1 / (1 + quick_exp2(x * -(REAL)LOG2E)); }
 // x P(x^2) / Q(x^2), nearest to tanh on |x| <= 7.75 (by 5e-9, relative); what is beyond is 1 but for 4e-7, which leaves
 // rounding no way above 1.
 INLINE V v_tanh(V x) {
