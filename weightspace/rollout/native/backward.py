@@ -37,7 +37,9 @@ class Backward:
     found: dict[int, Ref | None] = field(default_factory=dict)
 
     def add(self, to: Ref, share: Share) -> None:
-        """A share of the gradient of some rows."""
+        """A share of the gradient of some rows, unless gradients stop there."""
+        if to.stopped:
+            return
         self.shares.setdefault(to.value, []).append((to, share))
 
     def through(self, operation: Operation, derivatives: Mapping[str, Callable[[Backward, Map, Ref], None]]) -> None:

@@ -67,7 +67,7 @@ class Forward:
         """The operations that compute the tangents."""
         active = set(self.seeds)
         for operation in operations:
-            if any(ref.value in active for ref in operation.reads):
+            if any(ref.value in active and not ref.stopped for ref in operation.reads):
                 active.add(operation.out.value)
         for operation in operations:
             if operation.out.value in active:
@@ -93,6 +93,8 @@ class Forward:
 
     def of(self, ref: Ref) -> Ref | None:
         """The tangent of some rows of a value, None where it is 0."""
+        if ref.stopped:
+            return None
         seed = self.seeds.get(ref.value)
         if ref.value not in self.tangents and seed is not None:
             self.tangents[ref.value] = self._unit(ref.value, seed) if isinstance(seed, int) else seed
@@ -109,7 +111,7 @@ class Forward:
         terms, columns = [], []
         for matrix, tile in operation.terms:
             seed = self.seeds.get(tile.value)
-            if isinstance(seed, int):
+            if isinstance(seed, int) and not tile.stopped:
                 if tile.start <= seed < tile.start + tile.rows:
                     columns.append(_column(matrix, seed - tile.start))
             elif (tangent := self.of(tile)) is not None:
