@@ -10,10 +10,12 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse._common import parsing_settings
 
 from weightspace import plugins
 from weightspace.terminal import printable
@@ -141,19 +143,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         argv = plugins.take_option(argv)
-        # Set before anything is parsed: a class outside the list is refused before its module is imported.
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
-        if argv and argv[0] in TRAINING:
-            return _train(argv)
-        settings = vars(_parser().parse_args(argv))
-        command = settings.pop("command")
-        return COMMANDS[command](**vars(settings[command]))
+        # Before anything is parsed: a class outside the list is refused before its module is imported.
+        with _limited_imports():
+            if argv and argv[0] in TRAINING:
+                return _train(argv)
+            settings = vars(_parser().parse_args(argv))
+            command = settings.pop("command")
+            return COMMANDS[command](**vars(settings[command]))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _limited_imports() -> Iterator[None]:
+    """Refuse to import what no command may import, and leave the caller of `main` with the limits it had."""
+    # They are the whole process's, and jsonargparse itself can only add to them.
+    before = {name: parsing_settings[name] for name in ("import_path_verdicts", "import_paths_enforced")}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)
 
 
 def _parser() -> ArgumentParser:

@@ -131,6 +131,10 @@ def _concatenate(tracer: Tracer, node: fx.Node) -> Ref:
     return tracer.concatenate(tiles)
 
 
+def _detach(tracer: Tracer, node: fx.Node) -> Ref:
+    return tracer.tile(node.args[0]).stop()
+
+
 def _same(tracer: Tracer, node: fx.Node) -> Any:
     return tracer.known[node.args[0]]  # type: ignore[index]
 
@@ -155,6 +159,6 @@ RULES: Mapping[Any, Callable[[Tracer, fx.Node], Any]] = {
     aten.slice.Tensor: _slice,
     aten.cat.default: _concatenate,
     aten.clone.default: _same,
-    aten.detach.default: _same,
+    aten.detach.default: _detach,
     aten.pow.Tensor_Scalar: _square,
 }
