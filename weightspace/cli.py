@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from jsonargparse._common import parsing_settings
 
 from weightspace import plugins
 from weightspace.terminal import printable
@@ -161,13 +160,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _limited_imports() -> Iterator[None]:
     """Refuse to import what no command may import, and leave the caller of `main` with the limits it had."""
-    # They are the whole process's, and jsonargparse itself can only add to them.
-    before = {name: parsing_settings[name] for name in ("import_path_verdicts", "import_paths_enforced")}
+    own = _process_settings()
+    before = {name: own[name] for name in ("import_path_verdicts", "import_paths_enforced") if name in own}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
     try:
         yield
     finally:
-        parsing_settings.update(before)
+        own.update(before)
+
+
+def _process_settings() -> dict[str, Any]:
+    """What jsonargparse keeps for the whole process: from outside, limits can only be added to."""
+    try:
+        from jsonargparse._common import parsing_settings
+    except ImportError:
+        # A release that keeps them elsewhere: the caller is left with narrower limits than it had.
+        return {}
+    return parsing_settings
 
 
 def _parser() -> ArgumentParser:
