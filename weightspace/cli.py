@@ -161,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _limited_imports() -> Iterator[None]:
     """Refuse to import what no command may import, and leave the caller of `main` with the limits it had."""
     own = _process_settings()
-    before = {name: own[name] for name in ("import_path_verdicts", "import_paths_enforced") if name in own}
+    kept = ("import_path_verdicts", "import_paths_enforced")
+    before: dict[str, Any] = {name: own[name] for name in kept if name in own}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
     try:
         yield
