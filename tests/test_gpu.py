@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tests.weightspace.thresholds import decided
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
 from weightspace.datamodule import ZooDataModule
@@ -72,6 +73,7 @@ def on_cuda(tensors: dict) -> dict:
 def test_a_stack_on_cuda_does_what_its_models_do_one_by_one_on_the_cpu(family, dtype, tolerance):
     params = drawn(family, dtype=dtype)
     x = torch.randn(4, 8, 3, family.input_size, generator=generator(0, "m", "x"), dtype=dtype)
+    x, _ = decided(family, params, x, tolerance)
     outputs = rollout(family, on_cuda(params), x.to("cuda")).outputs
     expected = rollout(family, params, x, method="sequential").outputs
     torch.testing.assert_close(outputs.cpu(), expected, rtol=tolerance, atol=tolerance)

@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,19 +142,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         argv = plugins.take_option(argv)
-        # Set before anything is parsed: a class outside the list is refused before its module is imported.
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
-        if argv and argv[0] in TRAINING:
-            return _train(argv)
-        settings = vars(_parser().parse_args(argv))
-        command = settings.pop("command")
-        return COMMANDS[command](**vars(settings[command]))
+        # Before anything is parsed: a class outside the list is refused before its module is imported.
+        with _limited_imports():
+            if argv and argv[0] in TRAINING:
+                return _train(argv)
+            settings = vars(_parser().parse_args(argv))
+            command = settings.pop("command")
+            return COMMANDS[command](**vars(settings[command]))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _limited_imports() -> Iterator[None]:
+    """Refuse to import what no command may import, and leave the caller of `main` with the limits it had."""
+    own = _process_settings()
+    kept = ("import_path_verdicts", "import_paths_enforced")
+    before: dict[str, Any] = {name: own[name] for name in kept if name in own}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
+    try:
+        yield
+    finally:
+        own.update(before)
+
+
+def _process_settings() -> dict[str, Any]:
+    """What jsonargparse keeps for the whole process: from outside, limits can only be added to."""
+    try:
+        from jsonargparse._common import parsing_settings
+    except ImportError:
+        # A release that keeps them elsewhere: the caller is left with narrower limits than it had.
+        return {}
+    return parsing_settings
 
 
 def _parser() -> ArgumentParser:

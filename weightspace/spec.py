@@ -21,7 +21,7 @@ Charge = int | tuple[int, ...]
 
 NODE_KINDS = ("input", "hidden", "output", "factor")
 ROW_ROLES = ("drive", "gate", "timescale", "gain", "other")
-NONLINEARITIES = ("identity", "tanh", "relu", "gated", "product")
+NONLINEARITIES = ("identity", "tanh", "relu", "gated", "product", "spike")
 
 
 @dataclass(frozen=True, kw_only=True)

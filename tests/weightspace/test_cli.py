@@ -7,7 +7,7 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
-from jsonargparse._common import parsing_settings
+from jsonargparse import ArgumentParser
 
 from tests.weightspace.zoos import write_zoo
 from weightspace.cli import main
@@ -29,13 +29,6 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     return write_zoo(tmp_path_factory.mktemp("cli") / "zoo", models=10, held_out=True)
-
-
-@pytest.fixture(autouse=True)
-def own_import_policy(monkeypatch):
-    """The command allows imports for the rest of its process, which here is that of other tests too."""
-    for name in ("import_path_verdicts", "import_paths_enforced"):
-        monkeypatch.setitem(parsing_settings, name, parsing_settings[name])
 
 
 @pytest.fixture
@@ -89,6 +82,19 @@ def test_the_saved_config_alone_repeats_the_run_bit_for_bit(config, tmp_path):
     assert call("fit", "--config", "runs/version_0/config.yaml") == 0
     states = [torch.load(f"runs/version_{n}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for n in (0, 1)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Own:
+    """What a program that calls a command lets its own configs name."""
+
+
+def test_a_command_leaves_what_its_caller_may_import_as_it_was(tmp_path):
+    assert call("check", "families", "--name", "Elman") == 0
+    assert call("fit", "--config", tmp_path / "nowhere.yaml") == 2
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--own", type=Own)
+    made = parser.instantiate_classes(parser.parse_args([f"--own={__name__}.Own"]))
+    assert isinstance(made.own, Own)
 
 
 def test_a_run_in_a_named_folder_goes_on_there_and_is_not_written_over(config, tmp_path, capsys):

@@ -5,6 +5,7 @@ import difflib
 import pytest
 import torch
 
+from tests.weightspace.thresholds import Potentials
 from weightspace import checks, families
 from weightspace.families import Family
 from weightspace.families.cprnn import CPRNN
@@ -49,6 +50,15 @@ def test_gradients_of_trained_tensors_are_finite_and_reach_everything(family):
     for name, gradient in zip(params, torch.autograd.grad(loss, list(params.values())), strict=True):
         assert gradient.isfinite().all(), name
         assert gradient.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+def test_the_declaration_says_which_units_spike(family):
+    params = {name: value[None] for name, value in family.init(generator(0, "m", "init")).items()}
+    with Potentials() as seen:
+        rollout(family, params, torch.zeros(1, 2, 1, family.input_size))
+    spiking = [axis for axis in family.spec.axes.values() if axis.nonlinearity == "spike"]
+    assert bool(seen.nearest) == bool(spiking)
 
 
 def as_torch(family: Family, module: torch.nn.RNNBase, params: dict) -> None:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from jsonargparse._common import parsing_settings
 
 import probes.cli
 import zoo_builder.cli
@@ -39,11 +38,9 @@ def zoo(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def own_import_policy(monkeypatch):
+def nothing_allowed_yet(monkeypatch):
     """What a command allows is allowed for the rest of its process, which here is that of other tests too."""
     monkeypatch.setattr(plugins, "_allowed", {})
-    for name in ("import_path_verdicts", "import_paths_enforced"):
-        monkeypatch.setitem(parsing_settings, name, parsing_settings[name])
 
 
 def first(**fields):

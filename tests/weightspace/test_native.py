@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.families.lstm import LSTM
@@ -72,6 +73,7 @@ def test_native_equals_sequential_forward_and_gradient(example, dtype):
         x = torch.randn(2, time, batch, family.input_size, dtype=dtype, generator=draw)
         sizes = {name: family.spec.axes[axis].size for name, axis in family.spec.states.items()}
         initial = {k: torch.randn(2, batch, size, dtype=dtype, generator=draw) for k, size in sizes.items()}
+        x, initial = decided(family, params, x, TOLERANCE[dtype], initial)
         shapes = [family.output_size, *sizes.values()]
         weights = [torch.randn(2, time, batch, size, dtype=dtype, generator=draw) for size in shapes]
         found, expected = (everything(family, params, x, initial, weights, m) for m in ("native", "sequential"))
@@ -98,6 +100,7 @@ def test_a_declared_loss_gives_the_gradients_of_the_loss_it_declares(example, dt
     time, batch = 5, 19
     params = stack(example, 3, dtype, scale=0.5)
     x = torch.randn(3, time, batch, example.input_size, dtype=dtype, generator=generator(0, "m", "x"))
+    x, _ = decided(example, params, x, TOLERANCE[dtype])
     start = x.new_zeros(3, batch, 0)
     for criterion in criteria(example, dtype, time, batch):
         found, expected = (
@@ -221,6 +224,38 @@ def test_extreme_numbers_go_through_as_in_torch():
         torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sigmoid(Elman):
+    """A step that is nothing but a sigmoid."""
+
+    def step(self, params, state, x, noise):
+        return {"h.0": torch.sigmoid(F.linear(x, params["weight_ih.0"], params["bias.0"]))}
+
+
+SWITCHES = ["", "-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-avx -mno-fma"]
+needs_gcc = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("gcc"), reason="names gcc's switches for x86-64"
+)
+
+
+@needs_gcc
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_sigmoids_and_tanh_are_exact_to_a_few_digits_in_the_last_place_everywhere(switches, fresh, monkeypatch):
+    monkeypatch.setenv("CC", f"gcc {switches}")
+    x = torch.cat([torch.linspace(-20, 20, 100_001), torch.logspace(-30, 1, 1000), torch.tensor([-1e4, 1e4])])
+    for family, exact in ((Sigmoid, torch.sigmoid), (Elman, torch.tanh)):
+        own = family(input_size=1, hidden_size=1, output_size=1)
+        params = {name: torch.zeros(1, *own.spec.shape(name)) for name in own.spec.tensors}
+        params["weight_ih.0"] += 1
+        found = rollout(own, params, x[None, None, :, None], method="native").states["h.0"].flatten()
+        assert found.abs().max() <= 1
+        wrong = (found - exact(x.double())).abs()
+        assert wrong.max() < 5e-7
+        # In parts of what they are, too; the argument's own rounding counts as often as its size.
+        near = x.abs() <= 20
+        assert (wrong / exact(x.double()).abs())[near].max() < 2e-6
+
+
 def test_data_that_do_not_fit_are_refused_before_c_reads_them():
     family = LSTM(input_size=3, hidden_size=4, output_size=2)
     params, x = stack(family, 2), torch.zeros(2, 5, 3, 3, dtype=torch.float64)
@@ -291,8 +326,8 @@ def test_without_a_compiler_one_line_says_so_and_torch_takes_over(variable, valu
     assert re.search(reason, line)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("gcc"), reason="names gcc's switches for x86-64")
-@pytest.mark.parametrize("switches", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-avx -mno-fma"])
+@needs_gcc
+@pytest.mark.parametrize("switches", SWITCHES[1:])
 def test_narrower_vectors_give_the_same_answers(switches, fresh, monkeypatch):
     monkeypatch.setenv("CC", f"gcc {switches}")
     family = LSTM(input_size=3, hidden_size=17, output_size=4)

@@ -9,7 +9,6 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 import yaml
-from jsonargparse._common import parsing_settings
 
 import zoo_builder.cli
 from probes.cli import main as probes_main
@@ -73,8 +72,6 @@ def packages(tmp_path_factory):
 def nothing_allowed_yet(packages, monkeypatch):
     """What a command allows is allowed for the rest of its process, which here is that of other tests too."""
     monkeypatch.setattr(plugins, "_allowed", {})
-    for name in ("import_path_verdicts", "import_paths_enforced"):
-        monkeypatch.setitem(parsing_settings, name, parsing_settings[name])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 import safetensors
 import torch
 import yaml
-from jsonargparse._common import parsing_settings
 
 from tests.weightspace.zoos import write_zoo
 from weightspace.cli import main
@@ -22,13 +21,6 @@ from weightspace.objectives.supervised import Supervised
 from weightspace.store import open_zoo
 
 SIZES = {"embedding_dim": 5, "edge_dim": 4, "node_dim": 4, "product_dim": 2, "num_layers": 1}
-
-
-@pytest.fixture(autouse=True)
-def own_import_policy(monkeypatch):
-    """The command allows imports for the rest of its process, which here is that of other tests too."""
-    for name in ("import_path_verdicts", "import_paths_enforced"):
-        monkeypatch.setitem(parsing_settings, name, parsing_settings[name])
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 from tests.zoo_builder.linear_family import Linear
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
+from weightspace.families.lif import LIF
 from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.driven import WINDOW
@@ -35,6 +36,18 @@ def test_a_tangent_vector_that_vanishes_has_no_exponent():
     measured = labels.measure(["Dynamics"], family, params, None, {}, 0, ["a", "b"])
     assert measured["largest_lyapunov"].isnan().tolist() == [True, False]
     assert measured["spectral_radius"][0].item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["native", "stacked"])
+def test_the_exponent_of_a_network_that_spikes_is_that_of_its_surrogate_as_the_definition_says(method):
+    family = LIF(input_size=1, hidden_size=3, output_size=1, surrogate_slope=1.0)
+    params = {name: torch.zeros_like(value) for name, value in fresh_params(family, 0, ["a", "b"]).items()}
+    params["tau"] = torch.tensor([[50.0] * 3, [20.0] * 3])
+    measured = labels.measure(["Dynamics"], family, params, None, {}, 0, ["a", "b"], method=method)
+    # Nothing ever fires, and the true exponents are -1 / tau; the surrogate of the reset at v = 0 is 1 / (1 + 1)^2.
+    expected = torch.tensor([math.exp(-1 / 50), math.exp(-1 / 20)], dtype=torch.float64) - 0.25
+    torch.testing.assert_close(measured["largest_lyapunov"], expected.log(), rtol=1e-6, atol=0)
+    assert "surrogate" in labels.columns(["Dynamics"], [family.effective_spec])["largest_lyapunov"].definition
 
 
 def test_the_exponent_agrees_with_a_loop_that_starts_from_other_vectors():

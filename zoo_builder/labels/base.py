@@ -10,6 +10,9 @@ from torch import Tensor
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.driven import Driven
 
+SURROGATE = "Derivatives of spikes are those of the surrogate, not of the jump itself."
+"""What a definition must say wherever derivatives, of which a spike has none, decide on the number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelColumn:

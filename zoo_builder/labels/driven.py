@@ -40,7 +40,10 @@ _DRIVEN = (
     f"no task), one sequence after another with the state carried on, after {WARM_UP + TANGENT_WARM_UP} warm-up steps"
 )
 DRIVE = f"{WINDOW} steps of {_DRIVEN}"
-JACOBIANS = f"Jacobians dh(t+1)/dh(t) of the whole state at {JACOBIAN_STEPS} steps of {_DRIVEN}"
+JACOBIANS = (
+    f"Jacobians dh(t+1)/dh(t) of the whole state (spikes with their surrogate derivative) at {JACOBIAN_STEPS} steps of "
+    f"{_DRIVEN}"
+)
 
 
 @dataclass(frozen=True)

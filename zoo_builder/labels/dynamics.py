@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.base import SURROGATE, Label, LabelColumn, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
 from zoo_builder.labels.spectra import spectral_radius
 
@@ -22,7 +22,7 @@ class Dynamics(Label):
                 name="largest_lyapunov",
                 unit="nats per step",
                 definition=f"Mean log growth of a tangent vector carried along, rescaled at every step, on {DRIVE}. "
-                "Null where a vector vanishes: the exponent is then minus infinity.",
+                f"{SURROGATE} Null where a vector vanishes: the exponent is then minus infinity.",
                 source="Benettin, Galgani, Giorgilli and Strelcyn, Meccanica 1980",
             ),
             _radius("spectral_radius", f"the mean of the {JACOBIANS}"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn
+from zoo_builder.labels.base import SURROGATE, Label, LabelColumn
 from zoo_builder.labels.driven import Driven
 from zoo_builder.labels.spectra import eigenvalues, finite_only
 
@@ -41,7 +41,7 @@ class FixedPoints(Label):
                 name="fixed_points_stable_share",
                 unit="share of points",
                 definition="Share with all eigenvalues of the Jacobian below 1 in absolute value of the "
-                f"{how}. Null where none is found.",
+                f"{how}. {SURROGATE} Null where none is found.",
                 source=source,
             ),
         )

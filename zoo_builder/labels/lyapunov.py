@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn
+from zoo_builder.labels.base import SURROGATE, Label, LabelColumn
 from zoo_builder.labels.driven import DRIVE, WINDOW, Driven
 from zoo_builder.labels.spectra import finite_only
 
@@ -39,7 +39,7 @@ class LyapunovSpectrum(Label):
                 name=f"lyapunov_{place}",
                 unit="nats per step",
                 definition=f"Lyapunov exponent {place}, largest first, {how}. "
-                "Null where its direction or an earlier one vanishes.",
+                f"{SURROGATE} Null where its direction or an earlier one vanishes.",
                 source=source,
             )
             for place in range(1, min(MAX_STORED, spec.state_size) + 1)
@@ -49,7 +49,7 @@ class LyapunovSpectrum(Label):
             LabelColumn(
                 name="num_positive_lyapunov",
                 unit="exponents",
-                definition=f"Number of exponents above 0 {among}.",
+                definition=f"Number of exponents above 0 {among}. {SURROGATE}",
                 source=source,
             )
         )
@@ -58,7 +58,7 @@ class LyapunovSpectrum(Label):
                 name="kaplan_yorke_dimension",
                 unit="dimensions",
                 definition="j + (l(1) + ... + l(j)) / |l(j+1)|, j the largest for which the sum is not negative, "
-                f"{among}; the state size if no sum is negative, null if that takes more exponents.",
+                f"{among}; the state size if no sum is negative, null if that takes more exponents. {SURROGATE}",
                 source="Kaplan and Yorke, Functional Differential Equations and Approximation of Fixed Points, 1979",
             )
         )

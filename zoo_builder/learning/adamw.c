@@ -13,7 +13,6 @@ typedef struct {
     const unsigned char *learning;    // (models)
     float *row, *first, *second;      // (models, parameters), changed in place
     unsigned char *fails;             // (models): those that learned until now and cannot go on
-    float *moved;                     // room for one row three times
     double number_first, root_second, beta1, beta2, epsilon;
 } Update;
 
@@ -57,13 +56,13 @@ static void moments_and_params(int64_t count, const float *restrict g, float fac
     }
 }
 
-static int move(const Update *u, int64_t model) {
+static int move(const Update *u, int64_t model, float *room) {
     int64_t count = u->parameters, done = 0;
     double length = norm(u, model), clip = u->clip[model];
     float factor = clip > 0 && clip / (length + 1e-6) < 1 ? (float)(clip / (length + 1e-6)) : 1.0f;
     double rate = u->learning_rate[model] * u->rate[model];
     float size = (float)(rate / u->number_first), kept = (float)(1 - rate * u->weight_decay[model]);
-    float *restrict first = u->moved, *restrict second = first + count, *restrict row = second + count;
+    float *restrict first = room, *restrict second = first + count, *restrict row = second + count;
     const float *restrict old_first = u->first + model * count, *restrict old_second = u->second + model * count;
     const float *restrict old_row = u->row + model * count;
     for (int64_t t = 0; t < u->tensors; t++) {
@@ -84,7 +83,9 @@ static int move(const Update *u, int64_t model) {
     return 1;
 }
 
-void update(const Update *u) {
-    for (int64_t model = 0; model < u->models; model++)
-        u->fails[model] = u->learning[model] && !move(u, model);
+// Every model that no other thread has taken from `next` first; `room` holds one row three times.
+void update(const Update *u, int64_t *next, float *room) {
+    int64_t model;
+    while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < u->models)
+        u->fails[model] = u->learning[model] && !move(u, model, room);
 }

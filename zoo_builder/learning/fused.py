@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout.native.compiler import library
+from weightspace.rollout.native.threads import at_once
 
 SOURCE = str(Path(__file__).parent / "adamw.c")
 _DOUBLES = ("losses", "learning_rate", "weight_decay", "clip", "rate")
@@ -19,7 +20,7 @@ class _Update(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("models", "parameters", "tensors")),
         *((name, ctypes.c_void_p) for name in ("size", "gradient", "gradient_stride", "lower", *_DOUBLES, "learning")),
-        *((name, ctypes.c_void_p) for name in ("row", "first", "second", "fails", "moved")),
+        *((name, ctypes.c_void_p) for name in ("row", "first", "second", "fails")),
         *((name, ctypes.c_double) for name in ("number_first", "root_second", "beta1", "beta2", "epsilon")),
     ]
 
@@ -45,7 +46,7 @@ def fused_update(
     sizes = (ctypes.c_int64 * len(own))(*(gradient.shape[1] for gradient in own))
     pointers = (ctypes.c_void_p * len(own))(*(gradient.data_ptr() for gradient in own))
     strides = (ctypes.c_int64 * len(own))(*(gradient.stride(0) for gradient in own))
-    moved, fails = row.new_empty(3 * parameters), torch.zeros(models, dtype=torch.bool)
+    fails, next_model, update = torch.zeros(models, dtype=torch.bool), ctypes.c_int64(0), library(SOURCE).update
     wide = {name: columns[name].to(torch.float64).flatten().expand(models).contiguous() for name in _DOUBLES}
     call = _Update(models, parameters, len(own), **numbers)
     call.size, call.gradient = ctypes.addressof(sizes), ctypes.addressof(pointers)
@@ -54,6 +55,11 @@ def fused_update(
     for name, tensor in (*wide.items(), ("learning", learning), ("row", row), ("first", first), ("second", second)):
         assert tensor.is_contiguous()
         setattr(call, name, tensor.data_ptr())
-    call.fails, call.moved = fails.data_ptr(), moved.data_ptr()
-    library(SOURCE).update(ctypes.byref(call))
+    call.fails = fails.data_ptr()
+
+    def some() -> None:
+        room = row.new_empty(3 * parameters)
+        update(ctypes.byref(call), ctypes.byref(next_model), ctypes.c_void_p(room.data_ptr()))
+
+    at_once([some] * min(torch.get_num_threads(), models))
     return fails

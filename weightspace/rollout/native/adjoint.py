@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightspace.rollout.native.backward import Backward
-from weightspace.rollout.native.derivatives import DERIVATIVES
 from weightspace.rollout.native.program import (
     BackwardOperation,
     Builder,
@@ -43,17 +42,17 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
     carry, next_carry = ({name: builder.value(ref.rows) for name, ref in program.states.items()} for _ in range(2))
     output = builder.value(program.output.rows)
     kept = {ref.value for ref in carry.values()}
-    readout, step = Backward(builder, kept), Backward(builder, kept)
+    readout, step = (Backward(builder=builder, passing=kept) for _ in range(2))
     readout.add(program.output, output)
     for name, ref in program.states.items():
         readout.add(ref, carry[name])
         step.add(ref, carry[name])
     for operation in reversed(program.readout):
-        readout.through(operation, DERIVATIVES)
+        readout.through(operation)
     for name, ref in program.states.items():
         readout.finish(ref.value, carry[name])
     for operation in reversed(program.step):
-        step.through(operation, DERIVATIVES)
+        step.through(operation)
     inputs = {}
     for name, ref in program.inputs.items():
         if name.startswith("state."):

@@ -23,7 +23,7 @@ INLINE void judge_head(const REAL *tile, int64_t classes, const REAL *wanted, RE
         for (int64_t k = 0; k < classes; k++) {
             V x = load(o + k * LANES) - top;
             log_odds = pick(want == splat((REAL)k), x, log_odds);
-            sum += v_exp(x);
+            sum += v_exp_of_negative(x);
         }
         M is_asked = want >= (V){0};
         verdict->nats[v] += pick(is_asked, (v_log_of_sum(sum) - log_odds) * weight, (V){0});

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from weightspace.rollout.native.derivatives import PARTIALS, Derivation, Share
 from weightspace.rollout.native.program import (
     BackwardOperation,
-    Builder,
     Map,
     Matrix,
     Operation,
     Product,
     Ref,
+    SumInto,
     WeightGradient,
 )
 
-Share = Ref | tuple[Matrix, Ref] | tuple[str, tuple[Ref | Matrix, ...], tuple[float, ...]]
-"""Part of a gradient: a tile as it is, a transposed matrix times a tile, or a map of tiles."""
-
+Term = tuple[Matrix, Ref]
+"""Part of a gradient, too: a transposed matrix times a tile."""
 
 WITH_PRODUCTS = ("sigmoid", "tanh")
 """Maps whose gradient can be taken of a product of two tiles in one pass."""
 
 
-@dataclass
-class Backward:
+@dataclass(kw_only=True)
+class Backward(Derivation):
     """Collects the shares of every value's gradient until all its readers are done, then writes their sum."""
 
-    builder: Builder
     passing: set[int]
     """Values that are overwritten before the gradients of weights are taken."""
     operations: list[BackwardOperation] = field(default_factory=list)
     weights: list[WeightGradient] = field(default_factory=list)
-    shares: dict[int, list[tuple[Ref, Share]]] = field(default_factory=dict)
+    shares: dict[int, list[tuple[Ref, Share | Term]]] = field(default_factory=dict)
     found: dict[int, Ref | None] = field(default_factory=dict)
 
-    def add(self, to: Ref, share: Share) -> None:
-        """A share of the gradient of some rows."""
+    def add(self, to: Ref, share: Share | Term) -> None:
+        """A share of the gradient of some rows, unless gradients stop there."""
+        if to.stopped:
+            return
         self.shares.setdefault(to.value, []).append((to, share))
 
-    def through(self, operation: Operation, derivatives: Mapping[str, Callable[[Backward, Map, Ref], None]]) -> None:
+    def through(self, operation: Operation) -> None:
         """One operation, all of whose readers are done."""
         if isinstance(operation, Map) and operation.function in WITH_PRODUCTS and self._through_product(operation):
             return
@@ -48,11 +49,10 @@ class Backward:
         if dy is None:
             return
         if isinstance(operation, Map):
-            derivatives[operation.function](self, operation, dy)
+            self._through_map(operation, dy)
             return
         if dy.value in self.passing:
-            dy, passing = self.builder.value(dy.rows), dy
-            self.operations.append(Map(dy, "copy", (passing,)))
+            dy = self.emit("copy", (dy,))
         for matrix, tile in operation.terms:
             self.add(tile, (matrix, dy))
             self.weights.append(WeightGradient(matrix, dy, tile))
@@ -60,6 +60,16 @@ class Backward:
             self.weights.append(WeightGradient(operation.bias, dy, None))
         if operation.addend is not None:
             self.add(operation.addend, dy)
+
+    def _through_map(self, operation: Map, dy: Ref) -> None:
+        for arg, partial in zip(operation.args, PARTIALS[operation.function], strict=True):
+            share = partial(self, operation, dy)
+            if isinstance(arg, Ref):
+                self.add(arg, share)
+            else:
+                assert isinstance(share, Ref) or share[0] == "mul"
+                factors = (share,) if isinstance(share, Ref) else share[1]
+                self.operations.append(SumInto(arg, *(tile for tile in factors if isinstance(tile, Ref))))
 
     def _through_product(self, operation: Map) -> bool:
         """Whether the gradient of its result is one product of tiles, so that both can be done in one pass."""
@@ -98,8 +108,8 @@ class Backward:
         if shares != [(Ref(value, 0, out.rows), out)]:
             self._write(out, shares)
 
-    def _write(self, out: Ref, shares: Sequence[tuple[Ref, Share]]) -> None:
-        ranges: dict[tuple[int, int], list[Share]] = {}
+    def _write(self, out: Ref, shares: Sequence[tuple[Ref, Share | Term]]) -> None:
+        ranges: dict[tuple[int, int], list[Share | Term]] = {}
         for to, share in shares:
             ranges.setdefault((to.start, to.rows), []).append(share)
         if not _tile_exactly(ranges, out.rows):
@@ -108,39 +118,21 @@ class Backward:
         for (start, rows), own in ranges.items():
             self._sum(out.part(start, rows), own)
 
-    def _sum(self, out: Ref, shares: Sequence[Share]) -> None:
+    def _sum(self, out: Ref, shares: Sequence[Share | Term]) -> None:
         """out = the sum of shares; `out` itself may be one of them."""
         tiles = [share for share in shares if isinstance(share, Ref)]
         terms = tuple(share for share in shares if isinstance(share, tuple) and len(share) == 2)
         maps = [share for share in shares if isinstance(share, tuple) and len(share) == 3]
-        total: Ref | None = tiles[0] if tiles else None
-        steps: list[tuple[str, tuple[Ref | Matrix, ...], tuple[float, ...]]] = [
-            ("add", (tile,), ()) for tile in tiles[1:]
-        ]
-        steps += maps
-        for number, (function, args, constants) in enumerate(steps):
-            last = number == len(steps) - 1 and not terms
-            place = out if last else self.builder.value(out.rows)
-            total = self._accumulate(place, total, function, args, constants)
+        steps: list[Share] = [*tiles, *maps]
+        total: Ref | None = None
+        for number, share in enumerate(steps, 1):
+            total = self.accumulate(total, share, out if number == len(steps) and not terms else None)
         if terms:
             self.operations.append(Product(out, terms, addend=total, transposed=True))
-        elif not steps and total != out:
-            self.operations.append(Map(out, "copy", (total,)) if total is not None else Map(out, "zero"))
-
-    def _accumulate(
-        self, out: Ref, total: Ref | None, function: str, args: tuple[Ref | Matrix, ...], constants: tuple[float, ...]
-    ) -> Ref:
-        if total is None:
-            self.operations.append(Map(out, function, args, constants))
-        elif function == "add":
-            self.operations.append(Map(out, "add", (total, *args)))
-        elif function in ("mul", "mul_vector"):
-            self.operations.append(Map(out, "fma" if function == "mul" else "fma_vector", (*args, total)))
-        else:
-            new = self.builder.value(out.rows)
-            self.operations.append(Map(new, function, args, constants))
-            self.operations.append(Map(out, "add", (total, new)))
-        return out
+        elif total is None:
+            self.emit("zero", out=out)
+        elif total != out:
+            self.emit("copy", (total,), out=out)
 
 
 def _tile_exactly(ranges: Iterable[tuple[int, int]], rows: int) -> bool:

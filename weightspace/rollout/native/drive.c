@@ -176,8 +176,13 @@ static void covariance(const Drive *drive, const Room *room, double *out) {
         for (int64_t i = 0; i < drive->window * stride; i += WIDTH)
             store(room->path + i, load(room->path + i) / largest);
     memset(room->gram, 0, n * n * sizeof(REAL));
-    weight_gradient(n, n, drive->window, room->path, stride, room->path, stride, room->gram);
-    for (int64_t i = 0; i < n * n; i++) out[i] = (double)room->gram[i] / (double)samples;
+    for (int64_t r = 0; r < n; r += G_ROWS) {
+        int64_t rows = n - r < G_ROWS ? n - r : G_ROWS;
+        // The other half is the same.
+        weight_gradient(rows, r + rows, drive->window, room->path + r * LANES, stride, room->path, stride, room->gram + r, n);
+    }
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t c = 0; c <= r; c++) out[r * n + c] = out[c * n + r] = (double)room->gram[c * n + r] / (double)samples;
 }
 
 // The states before the step of this moment, all side by side, as rows of the path and in the sum over time.
@@ -230,12 +235,12 @@ static void drive_model(const Job *job, Memory *m, const Drive *drive, Room *roo
     }
 }
 
-// The models from `first` to before `last`; room is as drive_room says.
-void drive_models(const Job *job, const Drive *drive, int64_t first, int64_t last, REAL *workspace, REAL *room_at) {
+// Every model that no other thread has taken from `next` first; room is as drive_room says.
+void drive_models(const Job *job, const Drive *drive, int64_t *next, REAL *workspace, REAL *room_at) {
     Memory m = carved(job, workspace);
     Room room = rooms(drive, room_at);
-    int64_t matrix = drive->size * drive->size;
-    for (int64_t model = first; model < last; model++) {
+    int64_t matrix = drive->size * drive->size, model;
+    while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < job->models) {
         pack_model(job, &m, model);
         drive_model(job, &m, drive, &room, model);
         for (int64_t t = 0; drive->visited && t < drive->window; t++)
@@ -243,6 +248,6 @@ void drive_models(const Job *job, const Drive *drive, int64_t first, int64_t las
                       room.path + t * drive->size * LANES, drive->size, LANES);
         if (drive->jacobians)
             mean_over_lanes(matrix, room.mean, (double)(LANES * drive->jacobians), drive->mean_jacobian + model * matrix);
-        if (drive->covariance) covariance(drive, &room, drive->covariance + model * matrix);
+        covariance(drive, &room, drive->covariance + model * matrix);
     }
 }

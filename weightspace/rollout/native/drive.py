@@ -7,17 +7,20 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.native.compiler import library
-from weightspace.rollout.native.engine import Engine, Wanted, _at_once, traced
+from weightspace.rollout.native.engine import Engine, Wanted, traced
 from weightspace.rollout.native.forward import _call
 from weightspace.rollout.native.function import first_states
-from weightspace.rollout.native.job import INT, POINTER, Call, Job
+from weightspace.rollout.native.job import INT, POINTER, Call
 from weightspace.rollout.native.tangent import with_jacobian, with_tangents
+from weightspace.rollout.native.threads import at_once
 from weightspace.rollout.tangents import Measured
 from weightspace.spec import Params, State
 
@@ -104,22 +107,19 @@ def native_drive(
 
 def _run(engine: Engine, call: Call, drive: _Drive, threads: int) -> None:
     """Do it, shared out among threads by models."""
-    engine._refuse_misfits(call)
-    size = max(1, call.models // (8 * threads)) if threads > 1 else call.models
-    pieces = iter([(at, min(at + size, call.models)) for at in range(0, call.models, size)])
+    engine.refuse_misfits(call)
+    work = partial(_models, engine, call, drive, INT(0))
+    at_once([work] * max(1, min(threads, call.models)))
 
-    def work() -> None:
-        job = Job.from_buffer_copy(engine._job)
-        kept = call.fill(job)
-        job.ring_steps = 1
-        needed = [engine.library.workspace_size, engine.library.drive_room]
-        for function in needed:
-            function.restype = INT
-        sizes = (needed[0](ctypes.byref(job)), needed[1](ctypes.byref(drive)))
-        rooms = [torch.empty(size + 64, dtype=engine.dtype) for size in sizes]
-        starts = [POINTER(-(-room.data_ptr() // 64) * 64) for room in rooms]
-        for ends in pieces:
-            engine.library.drive_models(ctypes.byref(job), ctypes.byref(drive), *map(INT, ends), *starts)
-        del kept
 
-    _at_once(work, threads)
+def _models(engine: Engine, call: Call, drive: _Drive, next_model: Any) -> None:
+    """Every model that no other thread takes first from a shared count."""
+    job, kept = engine.job(call)
+    sizes = []
+    for size_of, given in ((engine.library.workspace_size, job), (engine.library.drive_room, drive)):
+        size_of.restype = INT
+        sizes.append(size_of(ctypes.byref(given)))
+    rooms = [torch.empty(size + 64, dtype=engine.dtype) for size in sizes]
+    starts = [POINTER(-(-room.data_ptr() // 64) * 64) for room in rooms]
+    engine.library.drive_models(ctypes.byref(job), ctypes.byref(drive), ctypes.byref(next_model), *starts)
+    del kept

@@ -7,8 +7,9 @@
 
 enum Opcode {
     PRODUCT, COPY, ZERO, ADD, SUB, MUL, DIV, FMA, AFFINE, SIGMOID, TANH, RELU, LEAKY_RELU, EXP, LOG, SQRT, SIN, COS,
-    SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, ABS_GRAD, GREATER_GRAD,
-    SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO, SUM_PRODUCT_INTO
+    SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, SPIKE, SPIKE_GRAD, ABS_GRAD,
+    GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
+    SUM_PRODUCT_INTO
 };
 enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, NUM_SPACES };
 enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
@@ -20,7 +21,8 @@ typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows
 // `packed` and `gradient` say where it lies there (gradient -1: not wanted); `sums`, of a vector whose gradient is summed
 // up tile by tile, where in SUMS (-1: not so).
 typedef struct { int64_t rows, cols, first_piece, num_pieces, packed, transposed, gradient, sums; } Matrix;
-typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;  // matrix -1 - n: the bias gradient of vector n
+// matrix -1 - n: the gradient of the bias n. Jobs with the same dy follow one another and have as many rows.
+typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;
 
 typedef struct {
     // Program.
@@ -57,7 +59,7 @@ typedef struct {
     double *verdicts;            // (models, 4), see answers.h: on the shown steps, if wanted
     const REAL *output_gradient; // (models, time, batch, output)
     const REAL *const *state_gradient;
-    REAL *const *gradient;       // per tensor, or null
+    REAL *const *gradient;       // per tensor, or null; a model's own is overwritten
     const int64_t *gradient_stride;
     REAL *const *input_gradient; // per input, or null
     REAL *const *initial_gradient;
@@ -67,6 +69,7 @@ typedef struct {
     REAL *base[NUM_SPACES];
     REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient;
     int64_t period;
+    Soon soon[2];
 } Memory;
 
 #define EACH(expression)                                     \
@@ -96,6 +99,8 @@ typedef struct {
         }                                                    \
     }                                                        \
     break;
+
+INLINE V squared(V x) { return x * x; }
 
 static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const REAL *b, const REAL *c, const double *k) {
     int64_t n = rows * LANES;
@@ -127,6 +132,9 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
         case TANH_GRAD: EACH2(x - x * y * y)
         case RELU_GRAD: EACH2(pick(y > zero, x, zero))
         case LEAKY_RELU_GRAD: EACH2(pick(y > zero, x, x * k0))
+        case SPIKE: EACH(pick(x > zero, splat(1), zero))
+        // The surrogate: as steep as a fast sigmoid at y.
+        case SPIKE_GRAD: EACH2(x / squared(pick(y < zero, -y, y) * k0 + 1))
         case ABS_GRAD: EACH2(pick(y > zero, x, pick(y < zero, -x, zero)))
         // The share of the larger of y and z, halves where they are equal.
         case GREATER_GRAD: EACH3(pick(y > z, x, pick(y == z, x * (REAL)0.5, zero)))
@@ -152,7 +160,7 @@ INLINE REAL *at(const Memory *m, const int64_t place[2]) {
     return m->base[place[0]] + (place[0] == VECTORS ? place[1] : place[1] * LANES);
 }
 
-static void run(const Job *job, const Memory *m, const Instruction *list, int64_t count) {
+static void run(const Job *job, Memory *m, const Instruction *list, int64_t count) {
     for (const Instruction *op = list; op < list + count; op++) {
         if (op->opcode != PRODUCT) {
             apply(op->opcode, op->rows, at(m, op->out), at(m, op->a), at(m, op->b), at(m, op->c),
@@ -165,7 +173,7 @@ static void run(const Job *job, const Memory *m, const Instruction *list, int64_
             term[i] = (Term){m->packed + job->matrices[spec[i].matrix].packed, at(m, spec[i].tile), spec[i].cols};
         // A product has its bias at b and its addend at c, if any.
         product(op->rows, (int)op->num_terms, term, op->b[0] < 0 ? 0 : at(m, op->b), op->c[0] < 0 ? 0 : at(m, op->c),
-                at(m, op->out));
+                at(m, op->out), m->soon);
     }
 }
 
@@ -178,6 +186,8 @@ static void at_step(Memory *m, const Job *job, int64_t t) {
     m->base[RING] = m->ring + t % job->ring_steps * job->ring_rows * LANES;
     m->base[CARRY] = m->carry + (t & 1) * job->carry_rows * LANES;
     m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
+    m->soon[0] = soon(m->base[RECORD], job->record_rows);
+    m->soon[1] = soon(m->base[INPUT], job->input_rows);
 }
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -235,26 +245,45 @@ static void from_tile(REAL *to, const REAL *tile, int64_t size, int64_t lanes) {
             for (int64_t r = first; r < size && r < first + 8; r++) to[l * size + r] = tile[r * LANES + l];
 }
 
-static void pack_model(const Job *job, const Memory *m, int64_t model) {
-    for (int64_t i = 0; i < job->num_matrices; i++) {
-        const Matrix *matrix = job->matrices + i;
-        REAL *dense = m->slice_gradient;  // free at this time and large enough
-        for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++)
+// Rows of a matrix as they lie in a tensor of a model.
+INLINE const REAL *piece_of(const Job *job, const Piece *p, int64_t model) {
+    return job->tensor[p->tensor] + model * job->tensor_stride[p->tensor] + p->offset;
+}
+
+static void pack_matrix(const Job *job, const Memory *m, int64_t model, const Matrix *matrix) {
+    const Piece *pieces = job->pieces + matrix->first_piece;
+    const REAL *from = m->slice_gradient;  // free at this time and large enough to put a matrix together
+    int64_t row_stride = matrix->cols, col_stride = 1;
+    if (matrix->num_pieces == 1 && pieces->tensor >= 0) {
+        from = piece_of(job, pieces, model), row_stride = pieces->row_stride, col_stride = pieces->col_stride;
+    } else {
+        for (const Piece *p = pieces; p < pieces + matrix->num_pieces; p++)
             for (int64_t r = 0; r < p->rows; r++) {
-                REAL *to = dense + (p->first_row + r) * matrix->cols;
-                const REAL *from = p->tensor < 0 ? 0 : job->tensor[p->tensor] + model * job->tensor_stride[p->tensor] + p->offset + r * p->row_stride;
-                for (int64_t k = 0; k < matrix->cols; k++) to[k] = from ? from[k * p->col_stride] : 0;
+                REAL *to = m->slice_gradient + (p->first_row + r) * matrix->cols;
+                const REAL *row = p->tensor < 0 ? 0 : piece_of(job, p, model) + r * p->row_stride;
+                for (int64_t k = 0; k < matrix->cols; k++) to[k] = row ? row[k * p->col_stride] : 0;
             }
-        if (matrix->transposed) pack(m->packed + matrix->packed, dense, matrix->cols, matrix->rows, 1, matrix->cols);
-        else pack(m->packed + matrix->packed, dense, matrix->rows, matrix->cols, matrix->cols, 1);
     }
+    REAL *to = m->packed + matrix->packed;
+    if (matrix->transposed) pack(to, from, matrix->cols, matrix->rows, col_stride, row_stride);
+    else pack(to, from, matrix->rows, matrix->cols, row_stride, col_stride);
+}
+
+static void pack_model(const Job *job, const Memory *m, int64_t model) {
+    for (int64_t i = 0; i < job->num_matrices; i++) pack_matrix(job, m, model, job->matrices + i);
     for (int64_t i = 0; i < job->num_vectors; i++) {
         const Matrix *vector = job->vectors + i;
         for (const Piece *p = job->pieces + vector->first_piece; p < job->pieces + vector->first_piece + vector->num_pieces; p++)
             for (int64_t r = 0; r < p->rows; r++)
                 m->base[VECTORS][vector->packed + p->first_row + r] =
-                    p->tensor < 0 ? 0 : job->tensor[p->tensor][model * job->tensor_stride[p->tensor] + p->offset + r * p->row_stride];
+                    p->tensor < 0 ? 0 : piece_of(job, p, model)[r * p->row_stride];
     }
+}
+
+static void zero_gradients(const Job *job, int64_t model) {
+    for (int64_t i = 0; i < job->tensors; i++)
+        if (job->gradient[i])
+            memset(job->gradient[i] + model * job->gradient_stride[i], 0, job->gradient_stride[i] * sizeof(REAL));
 }
 
 // Adds what a slice gave to the gradients of a model, slice after slice, so that the sum does not depend on threads.
@@ -266,41 +295,56 @@ static void add_gradients(const Job *job, const Memory *m, int64_t model) {
             for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
                 if (p->tensor < 0 || !job->gradient[p->tensor]) continue;
                 REAL *to = job->gradient[p->tensor] + model * job->gradient_stride[p->tensor] + p->offset;
-                const REAL *from = m->slice_gradient + matrix->gradient + p->first_row * matrix->cols;
+                const REAL *from = m->slice_gradient + matrix->gradient + p->first_row;
                 for (int64_t r = 0; r < p->rows; r++)
                     for (int64_t k = 0; k < matrix->cols; k++)
-                        to[r * p->row_stride + k * p->col_stride] += from[r * matrix->cols + k];
+                        to[r * p->row_stride + k * p->col_stride] += from[k * matrix->rows + r];
             }
         }
 }
 
+#define EACH_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < PER_ROW; v++)
+
 // The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
-static void cross_entropy(REAL *tile, int64_t heads, int64_t classes, const int64_t *target, REAL weight, int64_t lanes,
-                          REAL *loss) {
+INLINE void cross_entropy_of(const int64_t classes, REAL *tile, int64_t heads, const int64_t *target, REAL weight,
+                             int64_t lanes, REAL *loss) {
     for (int64_t h = 0; h < heads; h++, tile += classes * LANES) {
         REAL wanted[LANES] __attribute__((aligned(VECTOR_BYTES)));
         for (int64_t l = 0; l < lanes; l++) wanted[l] = (REAL)(int32_t)target[l * heads + h];
         for (int64_t l = lanes; l < LANES; l++) wanted[l] = -1;
-        for (int64_t i = 0; i < LANES; i += WIDTH) {
-            REAL *o = tile + i;
+        V want[PER_ROW], count[PER_ROW], top[PER_ROW], sum[PER_ROW], right[PER_ROW];
+        EACH_VECTOR {
             // Where there is no right answer, nothing counts.
-            V want = load(wanted + i), count = pick(want < (V){0}, (V){0}, splat(weight));
-            V top = load(o), sum = {0}, right = {0};
-            for (int64_t k = 1; k < classes; k++) top = larger(load(o + k * LANES), top);
-            for (int64_t k = 0; k < classes; k++) {
-                V x = load(o + k * LANES) - top, e = v_exp(x);
-                right = pick(want == splat((REAL)k), x, right);
-                sum += e;
-                store(o + k * LANES, e);
-            }
-            V scale = count / sum;
-            for (int64_t k = 0; k < classes; k++) {
-                V g = load(o + k * LANES) * scale - pick(want == splat((REAL)k), count, (V){0});
-                store(o + k * LANES, pick(count == (V){0}, (V){0}, g));
-            }
-            store(loss + i, load(loss + i) + pick(count == (V){0}, (V){0}, (v_log_of_sum(sum) - right) * count));
+            want[v] = load(wanted + v * WIDTH);
+            count[v] = pick(want[v] < (V){0}, (V){0}, splat(weight));
+            top[v] = load(tile + v * WIDTH);
+            sum[v] = right[v] = (V){0};
         }
+        for (int64_t k = 1; k < classes; k++)
+            EACH_VECTOR top[v] = larger(load(tile + k * LANES + v * WIDTH), top[v]);
+        for (int64_t k = 0; k < classes; k++)
+            EACH_VECTOR {
+                V x = load(tile + k * LANES + v * WIDTH) - top[v], e = v_exp_of_negative(x);
+                right[v] = pick(want[v] == splat((REAL)k), x, right[v]);
+                sum[v] += e;
+                store(tile + k * LANES + v * WIDTH, e);
+            }
+        EACH_VECTOR {
+            V scale = count[v] / sum[v], own = (v_log_of_sum(sum[v]) - right[v]) * count[v];
+            store(loss + v * WIDTH, load(loss + v * WIDTH) + pick(count[v] == (V){0}, (V){0}, own));
+            sum[v] = scale;
+        }
+        for (int64_t k = 0; k < classes; k++)
+            EACH_VECTOR {
+                V g = load(tile + k * LANES + v * WIDTH) * sum[v] - pick(want[v] == splat((REAL)k), count[v], (V){0});
+                store(tile + k * LANES + v * WIDTH, pick(count[v] == (V){0}, (V){0}, g));
+            }
     }
+}
+
+static void cross_entropy(REAL *tile, int64_t heads, int64_t classes, const int64_t *target, REAL weight, int64_t lanes,
+                          REAL *loss) {
+    cross_entropy_of(classes, tile, heads, target, weight, lanes, loss);
 }
 
 static void squared_error(REAL *tile, int64_t size, const REAL *target, REAL weight, int64_t lanes, REAL *loss) {
@@ -374,6 +418,9 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
     int64_t place = (model * job->scored + scored) * job->batch + first;
     if (job->loss_kind == CROSS_ENTROPY) {
         int64_t heads = rows / job->classes;
+        // Answers are read backward in time, which the processor does not foresee.
+        for (int64_t i = 0; scored > 0 && i < lanes * heads; i += 8)
+            __builtin_prefetch(job->target_class + (place - job->batch) * heads + i);
         cross_entropy(tile, heads, job->classes, job->target_class + place * heads, weight, lanes, loss);
     } else {
         squared_error(tile, rows, job->target_value + place * rows, weight, lanes, loss);
@@ -382,20 +429,29 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
 }
 
 static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps) {
-    for (const WeightJob *j = job->jobs; j < job->jobs + job->num_jobs; j++) {
-        // Steps of one ring are neighbours in every space, the first at the lowest address.
-        at_step(m, job, first);
-        int64_t ring = job->ring_rows * LANES;
-        const REAL *dy = at(m, j->dy);
-        if (j->matrix < 0) {
-            const Matrix *vector = job->vectors - 1 - j->matrix;
-            bias_gradient(vector->rows, steps, dy, ring, m->slice_gradient + vector->gradient);
-            continue;
+    // Steps of one ring are neighbours in every space, the first at the lowest address.
+    at_step(m, job, first);
+    const int64_t ring = job->ring_rows * LANES;
+    const WeightJob *end = job->jobs + job->num_jobs;
+    for (const WeightJob *from = job->jobs, *to = from; from < end; from = to) {
+        // Jobs that read the same rows of dy are done together, so that a few rows stay in the nearest cache.
+        while (to < end && to->dy[0] == from->dy[0] && to->dy[1] == from->dy[1]) to++;
+        int64_t rows = from->matrix < 0 ? job->vectors[-1 - from->matrix].rows : job->matrices[from->matrix].rows;
+        for (int64_t r = 0; r < rows; r += G_ROWS) {
+            int64_t count = rows - r < G_ROWS ? rows - r : G_ROWS;
+            const REAL *dy = at(m, from->dy) + r * LANES;
+            for (const WeightJob *j = from; j < to; j++) {
+                if (j->matrix < 0) {
+                    REAL *gradient = m->slice_gradient + job->vectors[-1 - j->matrix].gradient;
+                    bias_gradient(count, steps, dy, ring, gradient + r);
+                    continue;
+                }
+                const Matrix *matrix = job->matrices + j->matrix;
+                int64_t stride = j->x[0] == RING ? job->ring_rows : j->x[0] == INPUT ? job->input_rows : job->record_rows;
+                weight_gradient(count, matrix->cols, steps, dy, ring, at(m, j->x), stride * LANES,
+                                m->slice_gradient + matrix->gradient + r, rows);
+            }
         }
-        const Matrix *matrix = job->matrices + j->matrix;
-        int64_t stride = j->x[0] == RING ? job->ring_rows : j->x[0] == INPUT ? job->input_rows : job->record_rows;
-        weight_gradient(matrix->rows, matrix->cols, steps, dy, ring, at(m, j->x), stride * LANES,
-                        m->slice_gradient + matrix->gradient);
     }
 }
 
@@ -406,6 +462,8 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
     memset(m->base[SUMS], 0, job->sums_rows * LANES * sizeof(REAL));
     for (int64_t t = job->time - 1; t >= 0; t--) {
         at_step(m, job, t);
+        m->soon[0] = soon(m->base[PREVIOUS], job->record_rows);
+        m->soon[1] = soon(m->ring + (t + job->ring_steps - 1) % job->ring_steps * job->ring_rows * LANES, job->ring_rows);
         for (int64_t s = 0; job->state_gradient && s < job->num_states; s++)
             if (job->state_gradient[s])
                 add_to_tile(m->base[CARRY] + job->carry_at[s] * LANES,
@@ -473,23 +531,27 @@ static void sum_up_vectors(const Job *job, const Memory *m) {
         }
 }
 
-// The models from `first` to before `last`, and of each the sequences from `low` to before `high`.
-void run_models(const Job *job, int64_t first, int64_t last, int64_t low, int64_t high, REAL *workspace) {
-    Memory m = carved(job, workspace);
-    for (int64_t model = first; model < last; model++) {
-        double loss = 0;
-        pack_model(job, &m, model);
-        for (int64_t sequence = low; sequence < high; sequence += LANES) {
-            int64_t lanes = high - sequence < LANES ? high - sequence : LANES;
-            start(job, &m, model, sequence, lanes);
-            forward(job, &m, model, sequence, lanes);
-            if (!job->want_gradients) continue;
-            loss += backward(job, &m, model, sequence, lanes);
-            sum_up_vectors(job, &m);
-            add_gradients(job, &m, model);
-        }
-        if (job->losses) job->losses[model] += loss;
+static void run_model(const Job *job, Memory *m, int64_t model, int64_t low, int64_t high) {
+    double loss = 0;
+    pack_model(job, m, model);
+    if (job->gradient) zero_gradients(job, model);
+    for (int64_t sequence = low; sequence < high; sequence += LANES) {
+        int64_t lanes = high - sequence < LANES ? high - sequence : LANES;
+        start(job, m, model, sequence, lanes);
+        forward(job, m, model, sequence, lanes);
+        if (!job->want_gradients) continue;
+        loss += backward(job, m, model, sequence, lanes);
+        sum_up_vectors(job, m);
+        add_gradients(job, m, model);
     }
+    if (job->losses) job->losses[model] = loss;
+}
+
+// Of every model that no other thread has taken from `next` first, the sequences from `low` to before `high`.
+void run_models(const Job *job, int64_t *next, int64_t low, int64_t high, REAL *workspace) {
+    Memory m = carved(job, workspace);
+    int64_t model;
+    while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < job->models) run_model(job, &m, model, low, high);
 }
 
 // What Python must agree on.

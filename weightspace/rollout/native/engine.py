@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,12 +21,13 @@ from weightspace.rollout.native.job import INT, Call, Job
 from weightspace.rollout.native.layout import OPCODES, SPACES, Encoder, Layout, laid_out
 from weightspace.rollout.native.program import Program
 from weightspace.rollout.native.tangent import with_jacobian, with_tangents
+from weightspace.rollout.native.threads import at_once
 from weightspace.rollout.native.trace import Traced, trace
 
 MAX_TERMS = 12
 LANES = (16, 32)
 """Slice widths."""
-RING_LANES = 512
+RING_LANES = 800
 """Lanes times steps after which gradients of weights are taken together."""
 
 
@@ -148,32 +147,30 @@ class Engine:
         if counted:
             setattr(self._job, f"num_{name}", len(array))
 
-    @property
-    def ring(self) -> int:
-        """Steps whose gradients of weights are taken together."""
-        return max(1, RING_LANES // self.lanes)
+    def ring_steps(self, time: int) -> int:
+        """Of so many steps, those whose gradients of weights are taken together: shares as equal as can be."""
+        shares = -(-time // (RING_LANES // self.lanes))
+        return -(-time // max(1, shares))
 
     def run(self, call: Call, threads: int = 1) -> None:
         """Do one call, shared out among threads by models, or by sequences where models are few.
 
         Results do not depend on the number of threads: gradients of slices are always added in their order.
         """
-        self._refuse_misfits(call)
+        self.refuse_misfits(call)
         slices = range(0, call.batch, self.lanes)
         if call.models >= threads or len(slices) == 1:
-            # Small pieces, so that a thread that has to wait for a core leaves its share to the others.
-            size = call.models if threads == 1 else max(1, call.models // (8 * threads))
-            starts = range(0, call.models, size)
-            pieces = [(call, at, min(at + size, call.models), 0, call.batch) for at in starts]
-            _at_once(partial(self._run, iter(pieces)), min(threads, len(pieces)))
+            # A thread that has to wait for a core leaves its models to the others.
+            work = partial(self._run, call, INT(0), 0, call.batch)
+            at_once([work] * min(threads, call.models))
             return
         parts = [call.apart() for _ in slices]
         pairs = zip(parts, slices, strict=True)
-        pieces = [(own, 0, call.models, at, min(at + self.lanes, call.batch)) for own, at in pairs]
-        _at_once(partial(self._run, iter(pieces)), min(threads, len(pieces)))
+        pieces = iter([partial(self._run, own, INT(0), at, min(at + self.lanes, call.batch)) for own, at in pairs])
+        at_once([partial(_all_of, pieces)] * min(threads, len(parts)))
         call.add(parts)
 
-    def _refuse_misfits(self, call: Call) -> None:
+    def refuse_misfits(self, call: Call) -> None:
         """Raise ValueError unless all data are as large as the engine takes them to be: it reads what it is told to."""
         lead = (call.models, call.time, call.batch)
         expected: list[tuple[Tensor, tuple[int, ...]]] = [(tensor, (call.models,)) for tensor in call.tensors]
@@ -197,40 +194,27 @@ class Engine:
             if shapes != (wanted, call.models) or scored > call.time:
                 raise ValueError(f"A criterion has targets of shape {shapes[0]}; {wanted} was expected.")
 
-    def _run(self, pieces: Iterator[tuple[Call, int, int, int, int]]) -> None:
-        """Pieces until there are none left: of a call, models and sequences, each from one number to before another."""
-        workspace: torch.Tensor | None = None
+    def job(self, call: Call) -> tuple[Job, list[Any]]:
+        """What C is given of a call, and what must live as long."""
+        job = Job.from_buffer_copy(self._job)
+        kept = call.fill(job)
+        job.ring_steps = self.ring_steps(call.time)
+        return job, kept
+
+    def _run(self, call: Call, next_model: Any, low: int, high: int) -> None:
+        """Of every model that no other thread takes first from a shared count, the sequences from low to high."""
+        job, kept = self.job(call)
         size_of = self.library.workspace_size
         size_of.restype = INT
-        for call, *ends in pieces:
-            job = Job.from_buffer_copy(self._job)
-            kept = call.fill(job)
-            job.ring_steps = min(self.ring, max(1, call.time))
-            if workspace is None:
-                # All pieces are of the same length of time, which is what its size depends on.
-                workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)
-            start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
-            self.library.run_models(ctypes.byref(job), *map(INT, ends), start)
-            del kept
+        workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)
+        start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
+        self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)
+        del kept
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    # Kept, because a thread that has just been made often waits for the core of the one that made it.
-    return ThreadPoolExecutor(threads)
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _at_once(work: Callable[[], None], threads: int) -> None:
-    """Do the same work here and in `threads` - 1 more threads."""
-    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        # One that has not begun would find nothing left to do.
-        if not other.cancel():
-            other.result()
+def _all_of(pieces: Iterator[Callable[[], None]]) -> None:
+    for piece in pieces:
+        piece()
 
 
 def _numbers(rows: Iterable[Any], columns: int | None = None) -> np.ndarray:

@@ -57,9 +57,9 @@ def descend(
         criterion.target.contiguous() if criterion.kind == "cross_entropy" else in_one_piece(criterion.target.to(dtype))
     )
     call.weight = in_one_piece(criterion.weight.to(dtype) / x.shape[2])
-    call.losses = torch.zeros(len(x), dtype=torch.float64)
-    call.gradients = [torch.zeros(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
-    call.initial_gradient = [torch.zeros_like(t.contiguous()) for t in starts] if wanted.initial else None
+    call.losses = torch.empty(len(x), dtype=torch.float64)
+    call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
+    call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
     engine(family, dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
     found = dict(zip(spec.tensors, call.gradients, strict=False))
     gradients = {name: found[name] for name in trained}
@@ -122,7 +122,7 @@ class _Native(torch.autograd.Function):
         call.output_gradient = None if gradients[0] is None else gradients[0].contiguous()
         call.state_gradient = [None if g is None else g.contiguous() for g in gradients[1:]]
         call.gradients, call.input_gradient, call.initial_gradient = (
-            [torch.zeros(t.shape, dtype=t.dtype) if need else None for t, need in zip(part, needs, strict=True)]
+            [torch.empty(t.shape, dtype=t.dtype) if need else None for t, need in zip(part, needs, strict=True)]
             for part, needs in ((tensors, of_tensors), (inputs, of_inputs), (initial, of_initial))
         )
         x = inputs[-1]

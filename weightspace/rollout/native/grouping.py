@@ -26,8 +26,8 @@ def arranged(
     found: dict[str, Ref] = {}
     for name, ref in states.items():
         place = _follow(ref, moved)
-        # Each state lies in a place of its own.
-        if place.rows != builder.rows[place.value] or place in found.values() or place in inputs.values():
+        # Each state lies in a place of its own, through which gradients pass.
+        if place != Ref(place.value, 0, builder.rows[place.value]) or place in (*found.values(), *inputs.values()):
             copy = builder.value(place.rows)
             step.append(Map(copy, "copy", (place,)))
             place = copy
@@ -74,7 +74,10 @@ def _joined(builder: Builder, group: Sequence[Product]) -> Product:
 
 
 def _follow(ref: Ref, moved: Mapping[int, Ref]) -> Ref:
-    return moved[ref.value].part(ref.start, ref.rows) if ref.value in moved else ref
+    if ref.value not in moved:
+        return ref
+    place = moved[ref.value].part(ref.start, ref.rows)
+    return place.stop() if ref.stopped else place
 
 
 def _moved(operation: Operation, moved: Mapping[int, Ref]) -> Operation:

@@ -73,20 +73,20 @@ class Call:
     def apart(self) -> Call:
         """The same call with sums of its own, for some of the sequences."""
         gradients = (
-            None if self.gradients is None else [None if g is None else torch.zeros_like(g) for g in self.gradients]
+            None if self.gradients is None else [None if g is None else torch.empty_like(g) for g in self.gradients]
         )
-        losses = None if self.losses is None else torch.zeros_like(self.losses)
+        losses = None if self.losses is None else torch.empty_like(self.losses)
         verdicts = None if self.verdicts is None else torch.zeros_like(self.verdicts)
         return dataclasses.replace(self, gradients=gradients, losses=losses, verdicts=verdicts)
 
     def add(self, parts: Sequence[Call]) -> None:
-        """Add the sums of the parts, in their order."""
-        for part in parts:
+        """Take the sum over parts of what each has, in their order."""
+        for number, part in enumerate(parts):
             own = [(self.losses, part.losses), (self.verdicts, part.verdicts)]
             own += zip(self.gradients or [], part.gradients or [], strict=True)
             for total, more in own:
                 if total is not None and more is not None:
-                    total += more
+                    total.copy_(total + more if number else more)
 
     def fill(self, job: Job) -> list[Any]:
         """Write the data into a job; what is returned must live as long as the job."""

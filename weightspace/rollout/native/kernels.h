@@ -8,6 +8,16 @@ typedef struct {
     int64_t cols;
 } Term;
 
+// Memory from `next` to `last` that is needed soon. It is fetched by and by while products keep the processor busy.
+typedef struct {
+    const REAL *next, *last;
+} Soon;
+INLINE Soon soon(const REAL *from, int64_t rows) { return (Soon){from, from + (rows * LANES - 64 / sizeof(REAL))}; }
+INLINE void fetch_a_line(Soon *soon) {
+    __builtin_prefetch(soon->next);
+    soon->next = soon->next < soon->last ? soon->next + 64 / sizeof(REAL) : soon->last;
+}
+
 enum { MAX_TERMS = 12, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
 
 // How many rows the i-th of the panels of a matrix has: as equal as can be, never above ROWS_AT_ONCE.
@@ -19,7 +29,8 @@ INLINE int64_t panel_rows(int64_t rows, int64_t panel) {
 
 // out (ROWS, lane) = bias + addend + sum of weight (ROWS, cols) times tile (cols, lane).
 INLINE void panel_product(const int ROWS, int terms, const Term *term, const int64_t *done, const REAL *bias,
-                          const REAL *addend, REAL *out) {
+                          const REAL *addend, REAL *out, Soon *wanted) {
+    Soon one = wanted[0], other = wanted[1];
     V sum[ROWS_AT_ONCE][PER_ROW];
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; r++)
@@ -31,6 +42,8 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
     for (int i = 0; i < terms; i++) {
         const REAL *weight = term[i].packed + done[i], *tile = term[i].tile;
         for (int64_t k = 0; k < term[i].cols; k++, weight += ROWS, tile += LANES) {
+            fetch_a_line(&one);
+            fetch_a_line(&other);
             V x[PER_ROW];
 #pragma GCC unroll 8
             for (int v = 0; v < PER_ROW; v++) x[v] = load(tile + v * WIDTH);
@@ -40,6 +53,7 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
                 for (int v = 0; v < PER_ROW; v++) sum[r][v] += weight[r] * x[v];
         }
     }
+    wanted[0] = one, wanted[1] = other;
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
@@ -48,10 +62,11 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
 
 #define PANEL(n) \
     case n:      \
-        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, terms, term, done, bias, addend, out); \
+        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, terms, term, done, bias, addend, out, wanted); \
         break;
 
-static void product(int64_t rows, int terms, const Term *term, const REAL *bias, const REAL *addend, REAL *out) {
+static void product(int64_t rows, int terms, const Term *term, const REAL *bias, const REAL *addend, REAL *out,
+                    Soon *wanted) {
     int64_t done[MAX_TERMS] = {0};
     int64_t panels = num_panels(rows);
     for (int64_t panel = 0; panel < panels; panel++) {
@@ -70,16 +85,20 @@ static void product(int64_t rows, int terms, const Term *term, const REAL *bias,
 
 // Weights (rows, cols) at `from` with two strides, in panel order.
 static void pack(REAL *to, const REAL *from, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
-    int64_t first = 0;
     for (int64_t panel = 0; panel < num_panels(rows); panel++) {
         int64_t count = panel_rows(rows, panel);
-        for (int64_t k = 0; k < cols; k++)
-            for (int64_t r = 0; r < count; r++) *to++ = from[(first + r) * row_stride + k * col_stride];
-        first += count;
+        if (row_stride == 1)
+            for (int64_t k = 0; k < cols; k++)
+                for (int64_t r = 0; r < count; r++) to[k * count + r] = from[k * col_stride + r];
+        else
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t k = 0; k < cols; k++) to[k * count + r] = from[r * row_stride + k * col_stride];
+        to += count * cols;
+        from += count * row_stride;
     }
 }
 
-// ---- gradients of weights: G (rows, cols) += sum over steps and lanes of dy (row, lane) times x (col, lane) ----
+// ---- gradients of weights: G (cols, rows) += sum over steps and lanes of x (col, lane) times dy (row, lane) ----
 
 // Sums of G_ROWS times G_COLS products are kept in registers at once.
 #if ACCUMULATORS >= 24
@@ -97,34 +116,38 @@ INLINE REAL total(V v) {
 }
 
 #if defined(__AVX512F__) && !REAL_IS_DOUBLE && defined(__GNUC__) && !defined(__clang__)
-// Sixteen vectors folded pairwise into one that holds the sum of each, in order.
+// Blocks of `width` numbers of a and of b, each added up to half a block: a's stands first, then b's.
 INLINE V fold(V a, V b, const int width) {
-    M low, high;
+    M stay, cross;
     for (int i = 0; i < WIDTH; i++) {
-        int block = i / (width / 2), lane = i % (width / 2);
-        low[i] = block * width + lane;
-        high[i] = block * width + lane + width / 2;
+        int is_second = i / (width / 2) % 2;
+        stay[i] = is_second ? i + WIDTH : i;
+        cross[i] = is_second ? i - width / 2 + WIDTH : i + width / 2;
     }
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    return __builtin_shuffle(a, b, stay) + __builtin_shuffle(a, b, cross);
 }
+// The totals of sixteen vectors, in order.
 INLINE V totals_of_16(const V *sum) {
     V a[8], b[4], c[2];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) a[i] = fold(sum[2 * i], sum[2 * i + 1], 16);
+    for (int i = 0; i < 8; i++) a[i] = fold(sum[i], sum[i + 8], 16);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) b[i] = fold(a[2 * i], a[2 * i + 1], 8);
+    for (int i = 0; i < 4; i++) b[i] = fold(a[i], a[i + 4], 8);
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) c[i] = fold(b[2 * i], b[2 * i + 1], 4);
+    for (int i = 0; i < 2; i++) c[i] = fold(b[i], b[i + 2], 4);
     return fold(c[0], c[1], 2);
 }
-INLINE V totals_of_8(const V *sum) {  // twice
+// The totals of eight vectors, in order, twice.
+INLINE V totals_of_8(const V *sum) {
     V a[4], b[2];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) a[i] = fold(sum[2 * i], sum[2 * i + 1], 16);
+    for (int i = 0; i < 4; i++) a[i] = fold(sum[i], sum[i + 4], 16);
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) b[i] = fold(a[2 * i], a[2 * i + 1], 8);
-    V c = fold(b[0], b[1], 4);
-    return fold(c, c, 2);
+    for (int i = 0; i < 2; i++) b[i] = fold(a[i], a[i + 2], 8);
+    V c = fold(b[0], b[1], 4), d = fold(c, c, 2);
+    M in_order;
+    for (int i = 0; i < WIDTH; i++) in_order[i] = 2 * i % WIDTH;
+    return __builtin_shuffle(d, in_order);
 }
 INLINE void totals(const int count, const V *sum, REAL *out) {
     V some[16];
@@ -147,7 +170,7 @@ INLINE void totals(const int count, const V *sum, REAL *out) {
 #endif
 
 INLINE void gradient_block(const int ROWS, const int COLS, int64_t steps, const REAL *dy, int64_t dy_stride,
-                           const REAL *x, int64_t x_stride, REAL *gradient, int64_t cols) {
+                           const REAL *x, int64_t x_stride, REAL *gradient, int64_t stride) {
     V sum[G_ROWS * G_COLS];
 #pragma GCC unroll 24
     for (int i = 0; i < ROWS * COLS; i++) sum[i] = (V){0};
@@ -159,48 +182,55 @@ INLINE void gradient_block(const int ROWS, const int COLS, int64_t steps, const 
             for (int c = 0; c < COLS; c++) b[c] = load(x + c * LANES + v * WIDTH);
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; r++) {
-                V a = load(dy + r * LANES + v * WIDTH);
+                V a = in_register(load(dy + r * LANES + v * WIDTH));
 #pragma GCC unroll 4
-                for (int c = 0; c < COLS; c++) sum[r * COLS + c] += a * b[c];
+                for (int c = 0; c < COLS; c++) sum[c * ROWS + r] += a * b[c];
             }
         }
     REAL out[32] __attribute__((aligned(VECTOR_BYTES)));
     totals(ROWS * COLS, sum, out);
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < COLS; c++) gradient[r * cols + c] += out[r * COLS + c];
+    for (int c = 0; c < COLS; c++)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) gradient[c * stride + r] += out[c * ROWS + r];
 }
 
 #define BLOCK(r, c)     \
     case r * 4 + c:     \
         if (r <= G_ROWS && c <= G_COLS) \
-            gradient_block(r <= G_ROWS ? r : 1, c <= G_COLS ? c : 1, steps, a, dy_stride, b, x_stride, g, cols); \
+            gradient_block(r <= G_ROWS ? r : 1, c <= G_COLS ? c : 1, steps, dy, dy_stride, at, x_stride, g, stride); \
         break;
 #define BLOCKS(r) BLOCK(r, 1) BLOCK(r, 2) BLOCK(r, 3)
 
+// The gradient of up to G_ROWS rows of a matrix that has `stride` of them.
 static void weight_gradient(int64_t rows, int64_t cols, int64_t steps, const REAL *dy, int64_t dy_stride, const REAL *x,
-                            int64_t x_stride, REAL *gradient) {
-    // The rows of one block stay in the nearest cache while all columns pass by.
-    for (int64_t r = 0; r < rows; r += G_ROWS)
-        for (int64_t c = 0; c < cols; c += G_COLS) {
-            int64_t height = rows - r < G_ROWS ? rows - r : G_ROWS, width = cols - c < G_COLS ? cols - c : G_COLS;
-            const REAL *a = dy + r * LANES, *b = x + c * LANES;
-            REAL *g = gradient + r * cols + c;
-            switch (height * 4 + width) {
-                BLOCKS(1) BLOCKS(2) BLOCKS(3) BLOCKS(4) BLOCKS(5) BLOCKS(6) BLOCKS(7) BLOCKS(8)
-            }
+                            int64_t x_stride, REAL *gradient, int64_t stride) {
+    for (int64_t c = 0; c < cols; c += G_COLS) {
+        const REAL *at = x + c * LANES;
+        REAL *g = gradient + c * stride;
+        switch (rows * 4 + (cols - c < G_COLS ? cols - c : G_COLS)) {
+            BLOCKS(1) BLOCKS(2) BLOCKS(3) BLOCKS(4) BLOCKS(5) BLOCKS(6) BLOCKS(7) BLOCKS(8)
         }
+    }
 }
 
-// Gradient of a bias: G (rows) += sum over steps and lanes of dy (row, lane).
-static void bias_gradient(int64_t rows, int64_t steps, const REAL *dy, int64_t dy_stride, REAL *gradient) {
-    for (int64_t r = 0; r < rows; r++) {
-        V sum = {0};
-        const REAL *at = dy + r * LANES;
-        for (int64_t t = 0; t < steps; t++, at += dy_stride)
+INLINE void bias_block(const int ROWS, int64_t steps, const REAL *dy, int64_t dy_stride, REAL *gradient) {
+    V sum[G_ROWS];
+    REAL out[32] __attribute__((aligned(VECTOR_BYTES)));
 #pragma GCC unroll 8
-            for (int v = 0; v < PER_ROW; v++) sum += load(at + v * WIDTH);
-        gradient[r] += total(sum);
-    }
+    for (int r = 0; r < ROWS; r++) sum[r] = (V){0};
+    for (int64_t t = 0; t < steps; t++, dy += dy_stride)
+#pragma GCC unroll 8
+        for (int v = 0; v < PER_ROW; v++)
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) sum[r] += load(dy + r * LANES + v * WIDTH);
+    totals(ROWS, sum, out);
+    for (int r = 0; r < ROWS; r++) gradient[r] += out[r];
+}
+
+// The gradient of up to G_ROWS rows of a bias: G (rows) += sum over steps and lanes of dy (row, lane).
+static void bias_gradient(int64_t rows, int64_t steps, const REAL *dy, int64_t dy_stride, REAL *gradient) {
+    if (rows == G_ROWS) bias_block(G_ROWS, steps, dy, dy_stride, gradient);
+    else
+        for (int64_t r = 0; r < rows; r++) bias_block(1, steps, dy + r * LANES, dy_stride, gradient + r);
 }

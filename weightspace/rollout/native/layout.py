@@ -23,8 +23,8 @@ from weightspace.rollout.native.program import (
 OPCODES = (
     "product", "copy", "zero", "add", "sub", "mul", "div", "fma", "affine", "sigmoid", "tanh", "relu", "leaky_relu",
     "exp", "log", "sqrt", "sin", "cos", "softplus", "abs", "maximum", "minimum", "sigmoid_grad", "tanh_grad",
-    "relu_grad", "leaky_relu_grad", "abs_grad", "greater_grad", "sigmoid_grad_of_product", "tanh_grad_of_product",
-    "add_vector", "mul_vector", "fma_vector", "sum_into", "sum_product_into",
+    "relu_grad", "leaky_relu_grad", "spike", "spike_grad", "abs_grad", "greater_grad", "sigmoid_grad_of_product",
+    "tanh_grad_of_product", "add_vector", "mul_vector", "fma_vector", "sum_into", "sum_product_into",
 )  # fmt: skip
 SPACES = (
     "scratch", "record", "previous", "input", "ring", "carry", "next_carry", "input_gradient", "vectors", "sums",
@@ -224,9 +224,12 @@ class Encoder:
         return found
 
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
-        """What the engine does for the gradients of matrices and biases, as rows of numbers."""
-        rows = []
+        """What is done for gradients of matrices and biases, as rows of numbers, those of one dy together."""
+        together: dict[Ref, list[WeightGradient]] = {}
         for one in weights:
+            together.setdefault(one.dy, []).append(one)
+        rows = []
+        for one in (one for own in together.values() for one in own):
             if one.x is None:
                 number = -1 - self.vector(one.matrix)
                 self._wanted(self.vectors[one.matrix])

@@ -17,11 +17,17 @@ class Ref:
     value: int
     start: int
     rows: int
+    stopped: bool = False
+    """Whether who reads it passes no gradient back to it and takes no tangent from it."""
 
     def part(self, start: int, rows: int) -> Ref:
         """Some of these rows."""
         assert start + rows <= self.rows
-        return Ref(self.value, self.start + start, rows)
+        return Ref(self.value, self.start + start, rows, self.stopped)
+
+    def stop(self) -> Ref:
+        """The same rows, but no gradient or tangent passes."""
+        return Ref(self.value, self.start, self.rows, stopped=True)
 
 
 @dataclass(frozen=True)

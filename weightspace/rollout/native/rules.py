@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from weightspace.families.spike import SPIKE
 from weightspace.rollout.native.program import Linear, Ref, Untraceable
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ def _leaky_relu(tracer: Tracer, node: fx.Node) -> Ref:
     return tracer.emit("leaky_relu", (tracer.tile(node.args[0]),), (slope,))
 
 
+def _spike(tracer: Tracer, node: fx.Node) -> Ref:
+    tile, slope = node.args
+    return tracer.emit("spike", (tracer.tile(tile),), (float(slope),))  # type: ignore[arg-type]
+
+
 def _split(tracer: Tracer, node: fx.Node) -> list[Linear]:
     source, size, dim = (*node.args, 0)[:3]
     if dim not in (1, -1):
@@ -125,6 +131,10 @@ def _concatenate(tracer: Tracer, node: fx.Node) -> Ref:
     return tracer.concatenate(tiles)
 
 
+def _detach(tracer: Tracer, node: fx.Node) -> Ref:
+    return tracer.tile(node.args[0]).stop()
+
+
 def _same(tracer: Tracer, node: fx.Node) -> Any:
     return tracer.known[node.args[0]]  # type: ignore[index]
 
@@ -144,10 +154,11 @@ RULES: Mapping[Any, Callable[[Tracer, fx.Node], Any]] = {
     aten.rsub.Scalar: _reversed_subtract,
     aten.neg.default: _negate,
     aten.leaky_relu.default: _leaky_relu,
+    SPIKE: _spike,
     aten.split.Tensor: _split,
     aten.slice.Tensor: _slice,
     aten.cat.default: _concatenate,
     aten.clone.default: _same,
-    aten.detach.default: _same,
+    aten.detach.default: _detach,
     aten.pow.Tensor_Scalar: _square,
 }

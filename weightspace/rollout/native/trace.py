@@ -27,6 +27,7 @@ from weightspace.rollout.native.program import (
 )
 from weightspace.rollout.native.rules import BINARY, RULES, UNARY
 from weightspace.rollout.native.start import starts_alike
+from weightspace.rollout.native.watch import Watch
 
 aten = torch.ops.aten
 BATCH = 7
@@ -61,17 +62,26 @@ def _graph(family: Family, dtype: torch.dtype) -> fx.GraphModule:
     state = {name: torch.zeros(BATCH, spec.axes[axis].size, dtype=dtype) for name, axis in spec.states.items()}
     noise = {name: torch.zeros(BATCH, spec.axes[axis].size, dtype=dtype) for name, axis in spec.noise.items()}
 
+    watch = Watch()
+
     def both(*flat: Tensor) -> tuple[Tensor, ...]:
         names = iter(flat)
         own_params, own_state, own_noise = ({name: next(names) for name in part} for part in (params, state, noise))
-        after = family.step(own_params, own_state, next(names), own_noise)
-        return (*(after[name] for name in spec.states), family.readout(own_params, after))
+        with watch:
+            after = family.step(own_params, own_state, next(names), own_noise)
+            return (*(after[name] for name in spec.states), family.readout(own_params, after))
 
     x = torch.zeros(BATCH, family.input_size, dtype=dtype)
     try:
-        return make_fx(both)(*params.values(), *state.values(), *noise.values(), x)
+        # The program serves callers with gradients and without.
+        with torch.enable_grad():
+            graph = make_fx(both)(*params.values(), *state.values(), *noise.values(), x)
+    except Untraceable:
+        raise
     except Exception as error:
         raise Untraceable(f"its step could not be traced ({type(error).__name__}: {error})") from error
+    watch.check(graph)
+    return graph
 
 
 class Tracer:

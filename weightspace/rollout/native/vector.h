@@ -31,6 +31,17 @@ enum { WIDTH = VECTOR_BYTES / sizeof(REAL), PER_ROW = LANES / WIDTH };
 
 INLINE V load(const REAL *at) { return *(const V *)at; }
 INLINE void store(REAL *at, V value) { *(V *)at = value; }
+// The same, where a compiler that reads it from memory at each use would be slower.
+INLINE V in_register(V value) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(value));
+#elif defined(__SSE2__)
+    __asm__("" : "+x"(value));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(value));
+#endif
+    return value;
+}
 INLINE V splat(REAL value) { return value - (V){0}; }
 INLINE V pick(M which, V yes, V no) { return (V)((which & (M)yes) | (~which & (M)no)); }
 INLINE V larger(V a, V b) { return pick(a > b, a, b); }
@@ -52,7 +63,7 @@ typedef struct { V scale, part; } Split;
 #define ROUNDER 12582912.0f
 #define MANTISSA 23
 #define EXP_LARGEST 88.0f
-#define TANH_LARGEST 10.0f
+#define TANH_LARGEST 7.75f
 #endif
 
 INLINE Split split_exp(V x) {
@@ -81,19 +92,13 @@ INLINE Split split_exp(V x) {
     return (Split){(V)exponent, p};
 }
 
-// The smaller of a bound and x, the larger, and 1 / x; NaN passes through. Where one instruction does it, that is used.
+// The smaller of a bound and x, and the larger; NaN passes through. Where one instruction does it, that is used.
 #if defined(__AVX512F__) && !REAL_IS_DOUBLE
 INLINE V at_most(V x, REAL bound) { return (V)_mm512_min_ps((__m512)splat(bound), (__m512)x); }
 INLINE V at_least(V x, REAL bound) { return (V)_mm512_max_ps((__m512)splat(bound), (__m512)x); }
-// A first guess of 14 bits and one step of Newton's method, for x of 1 and above.
-INLINE V reciprocal(V x) {
-    V guess = (V)_mm512_rcp14_ps((__m512)x);
-    return guess + guess * (1 - x * guess);
-}
 #else
 INLINE V at_most(V x, REAL bound) { return pick(x > splat(bound), splat(bound), x); }
 INLINE V at_least(V x, REAL bound) { return pick(x < splat(bound), splat(bound), x); }
-INLINE V reciprocal(V x) { return 1 / x; }
 #endif
 
 INLINE V v_exp(V x) {
@@ -101,15 +106,66 @@ INLINE V v_exp(V x) {
     Split s = split_exp(at_least(at_most(x, (REAL)EXP_LARGEST), -(REAL)(EXP_LARGEST - 1)));
     return s.scale * s.part + s.scale + over;
 }
+
+#if REAL_IS_DOUBLE
+INLINE V v_exp_of_negative(V x) { return v_exp(x); }
 INLINE V v_sigmoid(V x) {
     Split s = split_exp(at_least(at_most(-x, (REAL)EXP_LARGEST), -(REAL)(EXP_LARGEST - 1)));
-    return reciprocal(s.scale * s.part + s.scale + 1);
+    return 1 / (s.scale * s.part + s.scale + 1);
 }
 INLINE V v_tanh(V x) {
     Split s = split_exp(at_least(at_most(x + x, 2 * (REAL)TANH_LARGEST), -2 * (REAL)TANH_LARGEST));
     V e = s.scale * s.part + (s.scale - 1);
-    return e * reciprocal(e + 2);
+    return e / (e + 2);
 }
+#else
+// 2^t in fewer operations than v_exp needs: t = n + f with a whole number n, and 2^f is nearly a polynomial (by 8e-8,
+// relative). What x log2(e) loses in t adds 1e-7 |x| to that.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+INLINE V quick_exp2(V t) {
+    V f = (V)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF);  // 0 <= f < 1
+    V p = splat(1.8775638775034914e-3f);
+    p = p * f + 8.989371059378276e-3f;
+    p = p * f + 5.582629206819785e-2f;
+    p = p * f + 2.4015362582106423e-1f;
+    p = p * f + 6.931530721848185e-1f;
+    p = p * f + 9.999999250816625e-1f;
+    return (V)_mm512_scalef_ps((__m512)p, (__m512)t);
+}
+#else
+INLINE V quick_exp2(V t) {
+    t = at_least(at_most(t, 127), -126);
+    V shifted = t + (REAL)ROUNDER;
+    V f = t - (shifted - (REAL)ROUNDER);  // |f| <= 1/2
+    V p = splat(1.327638149893627e-3f);
+    p = p * f + 9.675540609422545e-3f;
+    p = p * f + 5.550713553403449e-2f;
+    p = p * f + 2.4022119741889622e-1f;
+    p = p * f + 6.931469668934135e-1f;
+    p = p * f + 1.0000000716491153f;
+    // The whole number stands in the lowest bits of `shifted`; moved up, it is added to the exponent.
+    return (V)((M)p + ((M)shifted << MANTISSA));
+}
+#endif
+INLINE V v_exp_of_negative(V x) { return quick_exp2(x * (REAL)LOG2E); }
+INLINE V v_sigmoid(V x) { return 1 / (1 + quick_exp2(x * -(REAL)LOG2E)); }
+// x P(x^2) / Q(x^2), nearest to tanh on |x| <= 7.75 (by 5e-9, relative); what is beyond is 1 but for 4e-7, which leaves
+// rounding no way above 1.
+INLINE V v_tanh(V x) {
+    x = at_least(at_most(x, (REAL)TANH_LARGEST), -(REAL)TANH_LARGEST);
+    V s = x * x;
+    V p = splat(1.5729327951596938e-8f), q = splat(8.714483978635102e-7f);
+    p = p * s + 2.2217183896331618e-5f;
+    q = q * s + 3.4422244712259805e-4f;
+    p = p * s + 3.590079417853206e-3f;
+    q = q * s + 2.6233865852385862e-2f;
+    p = p * s + 1.3459785853865996e-1f;
+    q = q * s + 4.679311477694099e-1f;
+    p = p * s + 9.999999953974601e-1f;
+    q = q * s + 1;
+    return x * p / q;
+}
+#endif
 
 #define BY_LANE(name, call)                             \
     INLINE V name(V x) {                                \
