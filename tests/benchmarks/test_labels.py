@@ -1,6 +1,7 @@
-"""What labels cost beside learning: `pytest -m benchmark -n 0 -s tests/benchmarks/test_labels.py`.
+"""What labels cost beside learning, and how exact they are.
 
-In CPU time, so that other work on the machine falsifies it little.
+`pytest -m benchmark -n 0 -s tests/benchmarks/test_labels.py` prints both. Costs are in CPU time, so that other work on
+the machine falsifies them little.
 """
 
 import collections
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from weightspace.store import write_shard
-from zoo_builder import shard
+from zoo_builder import labels, shard
 from zoo_builder.plan import make_plan
 from zoo_builder.recipe import read_recipe
 
@@ -19,6 +20,17 @@ pytestmark = pytest.mark.benchmark
 RECIPE = Path(__file__).parents[2] / "configs/zoo/quickstart.yaml"
 SHARE = 0.15
 """What labels, held-out rollouts, table and writing may take together, as a share of learning."""
+RELIABILITY = {
+    "score": 0.98,
+    "loss": 0.98,
+    "state_effective_rank": 0.99,
+    "jacobian_effective_rank": 0.99,
+    "memory_decay_rate": 0.99,
+    "largest_lyapunov": 0.99,
+    "spectral_radius": 0.99,
+    "generalisation_gap": 0.2,
+}
+"""Least correlation of a label with itself, measured again with other sequences, within family, size, task and step."""
 PARTS = {"_learned": "learning", "measure_labels": "labels", "_held_out": "rollouts", "_rolled_out": "rollouts"}
 
 
@@ -60,3 +72,27 @@ def test_labels_and_writing_take_a_small_share_of_the_time_of_learning(seconds, 
     told = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
     print(f"\nCPU seconds for {plan.num_models} models: {told}; all but learning / learning = {share:.3f}")
     assert share <= SHARE
+
+
+def test_labels_measured_with_other_sequences_are_nearly_the_same():
+    plan = make_plan(read_recipe(RECIPE))
+    found = {name: ([], []) for name in RELIABILITY}
+    for own in plan.shards:
+        cohort, ids = own.cohort, own.model_ids
+        learned = shard._learned(plan, cohort, ids, "cpu", "native", None)
+        values = cohort.values(plan.seed, ids)
+        for place in range(len(plan.snapshots)):
+            params = {name: tensor[:, place].contiguous() for name, tensor in learned.params.items()}
+            for seed in (1, 2):
+                given = (cohort.family, params, cohort.task, values, seed, ids)
+                columns = labels.measure(plan.recipe["labels"], *given, method="native")
+                for name, sides in found.items():
+                    # As it is probed: see weightspace.targets.
+                    column = columns[name].clamp(-0.5, 1.5) if name == "memory_decay_rate" else columns[name]
+                    sides[seed - 1].append(column - column.nanmean())
+    reliability = {}
+    for name, sides in found.items():
+        pair = torch.stack([torch.cat(side) for side in sides])
+        reliability[name] = torch.corrcoef(pair[:, pair.isfinite().all(0)])[0, 1].item()
+    print("\n" + ", ".join(f"{name} {value:.4f}" for name, value in reliability.items()))
+    assert {name: value for name, value in reliability.items() if value < RELIABILITY[name]} == {}

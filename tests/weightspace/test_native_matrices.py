@@ -51,7 +51,7 @@ def test_spectral_radii_are_those_of_lapack(n):
     matrices = drawn(19, n, n)
     matrices = torch.cat([matrices, matrices * 1e-200, matrices * 1e200, matrices @ matrices.transpose(1, 2)])
     expected = np.abs(np.linalg.eigvals(matrices.numpy())).max(1)
-    torch.testing.assert_close(native_spectral_radii(matrices), torch.from_numpy(expected), rtol=3e-9, atol=0)
+    torch.testing.assert_close(native_spectral_radii(matrices), torch.from_numpy(expected), rtol=1e-12, atol=0)
 
 
 def test_spectral_radii_of_matrices_whose_eigenvalues_are_known():
@@ -67,7 +67,9 @@ def test_spectral_radii_of_matrices_whose_eigenvalues_are_known():
     }
     found = native_spectral_radii(torch.stack([matrix for matrix, _ in cases.values()]))
     expected = torch.tensor([radius for _, radius in cases.values()], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=2e-8, atol=0)
+    # Rounding is magnified by as much as a matrix is far from normal, here a million.
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found[:-1], expected[:-1], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("function", [native_singular_values, native_spectral_radii])

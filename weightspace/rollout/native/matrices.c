@@ -2,7 +2,7 @@
 // No lane's arithmetic depends on its neighbours.
 #include "masks.h"
 
-enum { MAX_SWEEPS = 40, SQUARINGS = 32, ROW = WIDTH };
+enum { MAX_SWEEPS = 40, SQUARINGS = 46, ROW = WIDTH };
 #define ORTHOGONAL 1e-14
 
 INLINE V magnitude(V x) { return pick(x < (V){0}, -x, x); }
