@@ -1,6 +1,8 @@
 """Labels measured by native rollouts against those of torch, whatever the label and the family."""
 
 import dataclasses
+import functools
+import logging
 import math
 
 import pytest
@@ -113,6 +115,20 @@ def test_a_task_that_overrides_score_or_criterion_is_judged_by_what_it_says(kind
         for method in ("native", "stacked")
     )
     agree(found, expected)
+
+
+def test_where_measuring_does_not_compile_torch_measures_the_same_and_one_line_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(native, "why_not_here", lambda: "the C compiler failed: no room")
+    monkeypatch.setattr(native, "measures_here", functools.cache(native.measures_here.__wrapped__))
+    params = fresh_params(SMALL, 0, IDS)
+    with caplog.at_level(logging.WARNING):
+        found, again = (labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="native") for _ in range(2))
+    expected = labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="stacked")
+    agree(found, expected, 0)
+    agree(again, expected, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Labels are measured by torch, not natively: the C compiler failed: no room."
+    ]
 
 
 def test_native_labels_depend_on_a_models_own_params_alone():

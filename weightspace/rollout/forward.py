@@ -82,3 +82,12 @@ def is_native(family: Family, x: Tensor, method: Method) -> bool:
     from weightspace.rollout.native import usable
 
     return usable(family, x)
+
+
+def is_measured_natively(family: Family, x: Tensor, method: Method) -> bool:
+    """Whether rollouts by this method are native ones, and what is measured along them, too."""
+    if not is_native(family, x, method):
+        return False
+    from weightspace.rollout.native import measures_here
+
+    return measures_here()

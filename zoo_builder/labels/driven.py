@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Method, Streams
-from weightspace.rollout.forward import answered, is_native, last_outputs, last_states
+from weightspace.rollout.forward import answered, is_measured_natively, is_native, last_outputs, last_states
 from weightspace.rollout.tangents import (
     Measured,
     flatten,
@@ -89,7 +89,7 @@ class Driven:
         self.values = {name: torch.cat([value] * repeat) for name, value in values.items()}
         first = next(iter(wide.values()))
         self.device = first.device
-        self.method: Method = "native" if is_native(family, first, method) else "stacked"
+        self.method: Method = "native" if is_measured_natively(family, first, method) else "stacked"
         self.dtype = first.dtype if self.method == "native" else torch.float64
         self.finite = torch.stack([v.flatten(1).isfinite().all(1) for v in wide.values()]).all(0)
         if not bool(self.finite.all()):
@@ -211,7 +211,10 @@ class Driven:
     @cached_property
     def mean_jacobian(self) -> Tensor:
         """The mean of the Jacobians over time and lanes, (models, to state, from state), float64."""
-        return self.measured.mean_jacobian if self.dtype == torch.float64 else self.jacobians.mean((1, 2))
+        if self.dtype == torch.float64:
+            return self.measured.mean_jacobian
+        # As native ones lie in memory.
+        return self.jacobians.transpose(-1, -2).flatten(1, 2).mean(1).transpose(-1, -2)
 
     def step(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """States (models, point, state) one step on; all states of a model are side by side in the order of the spec.

@@ -13,7 +13,7 @@ from weightspace.rollout.native import compiler
 from weightspace.rollout.native.compiler import NoNative
 from weightspace.rollout.native.program import Untraceable
 
-__all__ = ["compiler_version", "descend", "run_native", "usable", "why_not", "why_not_here"]
+__all__ = ["compiler_version", "descend", "measures_here", "run_native", "usable", "why_not", "why_not_here"]
 
 logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.float64)
@@ -34,6 +34,15 @@ def why_not_here() -> str | None:
     except NoNative as error:
         return str(error)
     return None
+
+
+@functools.cache
+def measures_here() -> bool:
+    """Whether measurements along native rollouts can be had on this machine; where not, one warning says why."""
+    reason = why_not_here()
+    if reason is not None:
+        logger.warning("Labels are measured by torch, not natively: %s.", reason)
+    return reason is None
 
 
 def compiler_version() -> str:
