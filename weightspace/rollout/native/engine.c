@@ -196,19 +196,19 @@ INLINE void turned(REAL *tile, const REAL *from, const int SIZE) {
     for (int i = 0; i < WIDTH; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
     for (int64_t l = 0; l < LANES; l += WIDTH) {
         V now[16], next[16];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < SIZE; i++) memcpy(&now[i], from + l * SIZE + i * WIDTH, sizeof(V));
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int k = 1; k < SIZE; k *= 2) {
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int i = 0; i < SIZE / 2; i++) {
                 next[i] = __builtin_shuffle(now[2 * i], now[2 * i + 1], even);
                 next[SIZE / 2 + i] = __builtin_shuffle(now[2 * i], now[2 * i + 1], odd);
             }
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int i = 0; i < SIZE; i++) now[i] = next[i];
         }
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < SIZE; i++) store(tile + i * LANES + l, now[i]);
     }
 }
@@ -301,7 +301,7 @@ static void add_gradients(const Job *job, const Memory *m, int64_t model) {
         }
 }
 
-#define EACH_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < PER_ROW; v++)
+#define EACH_VECTOR UNROLL(8) for (int v = 0; v < PER_ROW; v++)
 
 // The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
 INLINE void cross_entropy_of(const int64_t classes, REAL *tile, int64_t heads, const int64_t *target, REAL weight,
