@@ -45,7 +45,7 @@ class DelayedRecall(Categorical):
         coins = _coins(streams, self.num_steps, batch_size)
         asked = torch.arange(self.num_steps, device=streams.device) - delay[:, None]
         target = coins.gather(1, asked.clamp(min=0)[..., None].expand(-1, -1, batch_size))
-        x = (2 * coins - 1).to(torch.float32)[..., None]
+        x = coins.to(torch.float32).mul_(2).sub_(1)[..., None]
         weight = (asked >= 0).to(torch.float32)
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=target, weight=weight)
 
