@@ -70,7 +70,7 @@ static V to_unit(REAL *rows, int64_t count) {
     V sum[4] = {{0}}, squares, logs;
     int64_t r = 0;
     for (; r + 4 <= count; r += 4)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int i = 0; i < 4; i++) sum[i] += load(rows + (r + i) * LANES) * load(rows + (r + i) * LANES);
     for (; r < count; r++) sum[0] += load(rows + r * LANES) * load(rows + r * LANES);
     squares = (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -86,24 +86,24 @@ static V to_unit(REAL *rows, int64_t count) {
 // next (rows, n) = product (rows, n) times jacobian (n, n) for one block, in one vector of lanes.
 INLINE void block(const int ROWS, const int COLS, int64_t n, const REAL *a, const REAL *b, REAL *out) {
     V sum[4][4];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < COLS; c++) sum[r][c] = (V){0};
     for (int64_t k = 0; k < n; k++) {
         V y[4];
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < COLS; c++) y[c] = load(b + (k * n + c) * LANES);
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int r = 0; r < ROWS; r++) {
             V x = load(a + (r * n + k) * LANES);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int c = 0; c < COLS; c++) sum[r][c] += x * y[c];
         }
     }
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < COLS; c++) store(out + (r * n + c) * LANES, sum[r][c]);
 }
 

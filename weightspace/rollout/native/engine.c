@@ -68,7 +68,6 @@ typedef struct {
 typedef struct {
     REAL *base[NUM_SPACES];
     REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient;
-    int64_t period;
     Soon soon[2];
 } Memory;
 
@@ -177,13 +176,18 @@ static void run(const Job *job, Memory *m, const Instruction *list, int64_t coun
     }
 }
 
+INLINE int64_t ring_place(const Job *job, int64_t t) {
+    return (uint32_t)t % (uint32_t)job->ring_steps;  // narrow numbers are divided several times as fast
+}
+
 static void at_step(Memory *m, const Job *job, int64_t t) {
     int64_t record = job->record_rows * LANES;
-    // The record before the first step holds the initial state.
-    m->base[RECORD] = m->record + (t + 1) % m->period * record;
-    m->base[PREVIOUS] = m->record + t % m->period * record;
+    // The record before the first step holds the initial state. Without gradients two take turns.
+    int64_t now = job->want_gradients ? t + 1 : ~t & 1, before = job->want_gradients ? t : t & 1;
+    m->base[RECORD] = m->record + now * record;
+    m->base[PREVIOUS] = m->record + before * record;
     m->base[INPUT] = m->inputs + t * job->input_rows * LANES;
-    m->base[RING] = m->ring + t % job->ring_steps * job->ring_rows * LANES;
+    m->base[RING] = m->ring + ring_place(job, t) * job->ring_rows * LANES;
     m->base[CARRY] = m->carry + (t & 1) * job->carry_rows * LANES;
     m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
     m->soon[0] = soon(m->base[RECORD], job->record_rows);
@@ -198,19 +202,19 @@ INLINE void turned(REAL *tile, const REAL *from, const int SIZE) {
     for (int i = 0; i < WIDTH; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
     for (int64_t l = 0; l < LANES; l += WIDTH) {
         V now[16], next[16];
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < SIZE; i++) memcpy(&now[i], from + l * SIZE + i * WIDTH, sizeof(V));
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int k = 1; k < SIZE; k *= 2) {
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int i = 0; i < SIZE / 2; i++) {
                 next[i] = __builtin_shuffle(now[2 * i], now[2 * i + 1], even);
                 next[SIZE / 2 + i] = __builtin_shuffle(now[2 * i], now[2 * i + 1], odd);
             }
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int i = 0; i < SIZE; i++) now[i] = next[i];
         }
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < SIZE; i++) store(tile + i * LANES + l, now[i]);
     }
 }
@@ -303,7 +307,7 @@ static void add_gradients(const Job *job, const Memory *m, int64_t model) {
         }
 }
 
-#define EACH_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < PER_ROW; v++)
+#define EACH_VECTOR UNROLL(8) for (int v = 0; v < PER_ROW; v++)
 
 // The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
 INLINE void cross_entropy_of(const int64_t classes, REAL *tile, int64_t heads, const int64_t *target, REAL weight,
@@ -463,7 +467,7 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
     for (int64_t t = job->time - 1; t >= 0; t--) {
         at_step(m, job, t);
         m->soon[0] = soon(m->base[PREVIOUS], job->record_rows);
-        m->soon[1] = soon(m->ring + (t + job->ring_steps - 1) % job->ring_steps * job->ring_rows * LANES, job->ring_rows);
+        m->soon[1] = soon(m->ring + ring_place(job, t + job->ring_steps - 1) * job->ring_rows * LANES, job->ring_rows);
         for (int64_t s = 0; job->state_gradient && s < job->num_states; s++)
             if (job->state_gradient[s])
                 add_to_tile(m->base[CARRY] + job->carry_at[s] * LANES,
@@ -478,7 +482,7 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
                 if (job->input_gradient[i])
                     from_tile(job->input_gradient[i] + ((model * job->time + t) * job->batch + first) * job->input_size[i],
                               m->base[INPUT_GRADIENT] + job->input_at[i] * LANES, job->input_size[i], lanes);
-        if (t % job->ring_steps == 0) {
+        if (ring_place(job, t) == 0) {
             int64_t steps = job->time - t < job->ring_steps ? job->time - t : job->ring_steps;
             weight_jobs(job, m, t, steps);
         }
@@ -501,8 +505,7 @@ INLINE REAL *carve(REAL **from, int64_t count) {
 
 static Memory carved(const Job *job, REAL *workspace) {
     Memory m = {0};
-    m.period = job->want_gradients ? job->time + 1 : 2;
-    m.record = carve(&workspace, m.period * job->record_rows * LANES);
+    m.record = carve(&workspace, (job->want_gradients ? job->time + 1 : 2) * job->record_rows * LANES);
     m.inputs = carve(&workspace, job->time * job->input_rows * LANES);
     m.ring = carve(&workspace, job->ring_steps * job->ring_rows * LANES);
     m.carry = carve(&workspace, 2 * job->carry_rows * LANES);

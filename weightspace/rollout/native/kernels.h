@@ -32,9 +32,9 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
                           const REAL *addend, REAL *out, Soon *wanted) {
     Soon one = wanted[0], other = wanted[1];
     V sum[ROWS_AT_ONCE][PER_ROW];
-#pragma GCC unroll 32
+    UNROLL(32)
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int v = 0; v < PER_ROW; v++) {
             sum[r][v] = bias ? splat(bias[r]) : (V){0};
             if (addend) sum[r][v] += load(addend + r * LANES + v * WIDTH);
@@ -45,18 +45,18 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
             fetch_a_line(&one);
             fetch_a_line(&other);
             V x[PER_ROW];
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int v = 0; v < PER_ROW; v++) x[v] = load(tile + v * WIDTH);
-#pragma GCC unroll 32
+            UNROLL(32)
             for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
+                UNROLL(8)
                 for (int v = 0; v < PER_ROW; v++) sum[r][v] += weight[r] * x[v];
         }
     }
     wanted[0] = one, wanted[1] = other;
-#pragma GCC unroll 32
+    UNROLL(32)
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int v = 0; v < PER_ROW; v++) store(out + r * LANES + v * WIDTH, sum[r][v]);
 }
 
@@ -129,20 +129,20 @@ INLINE V fold(V a, V b, const int width) {
 // The totals of sixteen vectors, in order.
 INLINE V totals_of_16(const V *sum) {
     V a[8], b[4], c[2];
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int i = 0; i < 8; i++) a[i] = fold(sum[i], sum[i + 8], 16);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < 4; i++) b[i] = fold(a[i], a[i + 4], 8);
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int i = 0; i < 2; i++) c[i] = fold(b[i], b[i + 2], 4);
     return fold(c[0], c[1], 2);
 }
 // The totals of eight vectors, in order, twice.
 INLINE V totals_of_8(const V *sum) {
     V a[4], b[2];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < 4; i++) a[i] = fold(sum[i], sum[i + 4], 16);
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int i = 0; i < 2; i++) b[i] = fold(a[i], a[i + 2], 8);
     V c = fold(b[0], b[1], 4), d = fold(c, c, 2);
     M in_order;
@@ -153,12 +153,12 @@ INLINE void totals(const int count, const V *sum, REAL *out) {
     V some[16];
     int done = count > 8 ? 16 : 0;
     if (done) {
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int i = 0; i < 16; i++) some[i] = i < count ? sum[i] : (V){0};
         store(out, totals_of_16(some));
     }
     if (count > done) {
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int i = 0; i < 8; i++) some[i] = done + i < count ? sum[done + i] : (V){0};
         store(out + done, totals_of_8(some));
     }
@@ -172,26 +172,26 @@ INLINE void totals(const int count, const V *sum, REAL *out) {
 INLINE void gradient_block(const int ROWS, const int COLS, int64_t steps, const REAL *dy, int64_t dy_stride,
                            const REAL *x, int64_t x_stride, REAL *gradient, int64_t stride) {
     V sum[G_ROWS * G_COLS];
-#pragma GCC unroll 24
+    UNROLL(24)
     for (int i = 0; i < ROWS * COLS; i++) sum[i] = (V){0};
     for (int64_t t = 0; t < steps; t++, dy += dy_stride, x += x_stride)
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int v = 0; v < PER_ROW; v++) {
             V b[G_COLS];
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int c = 0; c < COLS; c++) b[c] = load(x + c * LANES + v * WIDTH);
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int r = 0; r < ROWS; r++) {
                 V a = in_register(load(dy + r * LANES + v * WIDTH));
-#pragma GCC unroll 4
+                UNROLL(4)
                 for (int c = 0; c < COLS; c++) sum[c * ROWS + r] += a * b[c];
             }
         }
     REAL out[32] __attribute__((aligned(VECTOR_BYTES)));
     totals(ROWS * COLS, sum, out);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int c = 0; c < COLS; c++)
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int r = 0; r < ROWS; r++) gradient[c * stride + r] += out[c * ROWS + r];
 }
 
@@ -217,12 +217,12 @@ static void weight_gradient(int64_t rows, int64_t cols, int64_t steps, const REA
 INLINE void bias_block(const int ROWS, int64_t steps, const REAL *dy, int64_t dy_stride, REAL *gradient) {
     V sum[G_ROWS];
     REAL out[32] __attribute__((aligned(VECTOR_BYTES)));
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int r = 0; r < ROWS; r++) sum[r] = (V){0};
     for (int64_t t = 0; t < steps; t++, dy += dy_stride)
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int v = 0; v < PER_ROW; v++)
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int r = 0; r < ROWS; r++) sum[r] += load(dy + r * LANES + v * WIDTH);
     totals(ROWS, sum, out);
     for (int r = 0; r < ROWS; r++) gradient[r] += out[r];

@@ -28,7 +28,7 @@ INLINE V dot(int64_t rows, const double *a, const double *b) {
     V sum[4] = {{0}};
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int i = 0; i < 4; i++) sum[i] += load(a + (r + i) * ROW) * load(b + (r + i) * ROW);
     for (; r < rows; r++) sum[0] += load(a + r * ROW) * load(b + r * ROW);
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -93,7 +93,7 @@ static void squared(int64_t n, const double *a, double *out) {
                 V x = load(a + (c * n + k) * ROW);
                 const double *own = a + (k * n + first) * ROW;
                 if (rows == 8)
-#pragma GCC unroll 8
+                    UNROLL(8)
                     for (int r = 0; r < 8; r++) sum[r] += load(own + r * ROW) * x;
                 else
                     for (int64_t r = 0; r < rows; r++) sum[r] += load(own + r * ROW) * x;

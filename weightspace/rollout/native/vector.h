@@ -23,6 +23,14 @@
 #include <immintrin.h>
 #endif
 
+// Before a loop whose number of rounds, at most n, is known once its function is in its place.
+#define PRAGMA(words) _Pragma(#words)
+#if defined(__clang__)
+#define UNROLL(n) PRAGMA(clang loop unroll(full))
+#else
+#define UNROLL(n) PRAGMA(GCC unroll n)
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
