@@ -1,4 +1,4 @@
-"""Kernels of the native engine, compiled by every compiler at hand and for every machine that can be had or emulated."""
+"""Kernels of the native engine, compiled by every compiler at hand, for every machine that is here or emulated."""
 
 import platform
 import shutil
