@@ -215,6 +215,17 @@ def test_what_cannot_be_traced_is_rolled_out_by_torch_and_said_once(caplog):
     assert "aten.sort" in line
 
 
+def test_gradients_can_be_taken_after_a_rollout_in_inference_mode():
+    family = Elman(input_size=3, hidden_size=6, output_size=2)
+    params, x = stack(family, 2), torch.ones(2, 4, 23, 3, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = rollout(family, params, x, method="native").outputs
+    x.requires_grad_()
+    outputs = rollout(family, params, x, method="native").outputs
+    assert torch.equal(outputs, expected)
+    assert torch.autograd.grad(outputs.sum(), x)[0].abs().min() > 0
+
+
 def test_extreme_numbers_go_through_as_in_torch():
     family = LSTM(input_size=1, hidden_size=2, output_size=2)
     params = stack(family, 1, torch.float32)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout.native.compiler import library
+from weightspace.rollout.native.job import INT, POINTER, array_of
 from weightspace.rollout.native.threads import at_once
 
 SOURCE = str(Path(__file__).parent / "adamw.c")
@@ -18,9 +19,9 @@ _DOUBLES = ("losses", "learning_rate", "weight_decay", "clip", "rate")
 
 class _Update(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("models", "parameters", "tensors")),
-        *((name, ctypes.c_void_p) for name in ("size", "gradient", "gradient_stride", "lower", *_DOUBLES, "learning")),
-        *((name, ctypes.c_void_p) for name in ("row", "first", "second", "fails")),
+        *((name, INT) for name in ("models", "parameters", "tensors")),
+        *((name, POINTER) for name in ("size", "gradient", "gradient_stride", "lower", *_DOUBLES, "learning")),
+        *((name, POINTER) for name in ("row", "first", "second", "fails")),
         *((name, ctypes.c_double) for name in ("number_first", "root_second", "beta1", "beta2", "epsilon")),
     ]
 
@@ -43,10 +44,10 @@ def fused_update(
     """
     models, parameters = row.shape
     own = [gradient.flatten(1).contiguous() for gradient in gradients]
-    sizes = (ctypes.c_int64 * len(own))(*(gradient.shape[1] for gradient in own))
-    pointers = (ctypes.c_void_p * len(own))(*(gradient.data_ptr() for gradient in own))
-    strides = (ctypes.c_int64 * len(own))(*(gradient.stride(0) for gradient in own))
-    fails, next_model, update = torch.zeros(models, dtype=torch.bool), ctypes.c_int64(0), library(SOURCE).update
+    sizes = array_of(INT, len(own))(*(gradient.shape[1] for gradient in own))
+    pointers = array_of(POINTER, len(own))(*(gradient.data_ptr() for gradient in own))
+    strides = array_of(INT, len(own))(*(gradient.stride(0) for gradient in own))
+    fails, next_model, update = torch.zeros(models, dtype=torch.bool), INT(0), library(SOURCE).update
     wide = {name: columns[name].to(torch.float64).flatten().expand(models).contiguous() for name in _DOUBLES}
     call = _Update(models, parameters, len(own), **numbers)
     call.size, call.gradient = ctypes.addressof(sizes), ctypes.addressof(pointers)
@@ -59,7 +60,7 @@ def fused_update(
 
     def some() -> None:
         room = row.new_empty(3 * parameters)
-        update(ctypes.byref(call), ctypes.byref(next_model), ctypes.c_void_p(room.data_ptr()))
+        update(ctypes.byref(call), ctypes.byref(next_model), POINTER(room.data_ptr()))
 
     at_once([some] * min(torch.get_num_threads(), models))
     return fails

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,8 +135,17 @@ def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor) ->
     """States (models, batch, axis) before the first input."""
     if not traced(family, start.dtype).starts_alike:
         return torch.func.vmap(family.initial_state)(dict(params), start)
-    one = family.initial_state({name: tensor[0].detach() for name, tensor in params.items()}, start[0])
-    return {name: value.expand(len(start), *value.shape) for name, value in one.items()}
+    common = _common_start(family, start.dtype, *start.shape[1:])
+    return {name: value.expand(len(start), *value.shape) for name, value in common.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _common_start(family: Family, dtype: torch.dtype, batch: int, start_size: int) -> State:
+    """States (batch, axis) from which every model starts, whatever its params and what the task supplies."""
+    # Kept for calls that record gradients, too, whatever the mode of the first one is.
+    with torch.inference_mode(False), torch.no_grad():
+        params = {name: torch.ones(family.spec.shape(name), dtype=dtype) for name in family.spec.tensors}
+        return dict(family.initial_state(params, torch.zeros(batch, start_size, dtype=dtype)))
 
 
 def computed_tensors(family: Family, params: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,12 @@ _FIELDS: list[tuple[str, Any]] = [
     *((name, POINTER) for name in ("state_gradient", "gradient", "gradient_stride")),
     *((name, POINTER) for name in ("input_gradient", "initial_gradient")),
 ]
+
+
+@functools.cache
+def array_of(kind: Any, count: int) -> Any:
+    """The type of arrays of so many of a kind; to make a type takes longer than to fill an array."""
+    return kind * count
 
 
 class Job(ctypes.Structure):
@@ -122,12 +129,12 @@ class Call:
 
 
 def _table(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
-    table = (POINTER * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    table = array_of(POINTER, len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
     setattr(job, name, ctypes.addressof(table))
     return table
 
 
 def _strides(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
-    table = (INT * len(tensors))(*(0 if t is None else t.stride(0) for t in tensors))
+    table = array_of(INT, len(tensors))(*(0 if t is None else t.stride(0) for t in tensors))
     setattr(job, name, ctypes.addressof(table))
     return table
