@@ -7,7 +7,6 @@ typedef struct {
     int64_t models, parameters, tensors;
     const int64_t *size;              // numbers of each tensor of one model, side by side in a row
     const float *const *gradient;     // per tensor (models, size)
-    const int64_t *gradient_stride;   // from model to model
     const float *lower;               // (parameters), or null
     const double *losses, *learning_rate, *weight_decay, *clip, *rate;  // (models)
     const unsigned char *learning;    // (models)
@@ -22,7 +21,7 @@ enum { LANES = 16 };
 static double norm(const Update *u, int64_t model) {
     double sum[LANES] = {0}, all = 0;
     for (int64_t t = 0; t < u->tensors; t++) {
-        const float *g = u->gradient[t] + model * u->gradient_stride[t];
+        const float *g = u->gradient[t] + model * u->size[t];
         int64_t i = 0, size = u->size[t];
         for (; i + LANES <= size; i += LANES)
             for (int l = 0; l < LANES; l++) sum[l] += (double)g[i + l] * (double)g[i + l];
@@ -67,7 +66,7 @@ static int move(const Update *u, int64_t model, float *room) {
     const float *restrict old_row = u->row + model * count;
     for (int64_t t = 0; t < u->tensors; t++) {
         const int64_t own = u->size[t];
-        const float *restrict g = u->gradient[t] + model * u->gradient_stride[t];
+        const float *restrict g = u->gradient[t] + model * u->size[t];
         moments_and_params(own, g, factor, (float)(1 - u->beta1), (float)u->beta2, (float)(1 - u->beta2), kept, size,
                            (float)u->root_second, (float)u->epsilon, old_first + done, old_second + done,
                            old_row + done, first + done, second + done, row + done);

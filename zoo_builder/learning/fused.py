@@ -20,7 +20,7 @@ _DOUBLES = ("losses", "learning_rate", "weight_decay", "clip", "rate")
 class _Update(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("models", "parameters", "tensors")),
-        *((name, POINTER) for name in ("size", "gradient", "gradient_stride", "lower", *_DOUBLES, "learning")),
+        *((name, POINTER) for name in ("size", "gradient", "lower", *_DOUBLES, "learning")),
         *((name, POINTER) for name in ("row", "first", "second", "fails")),
         *((name, ctypes.c_double) for name in ("number_first", "root_second", "beta1", "beta2", "epsilon")),
     ]
@@ -43,15 +43,13 @@ def fused_update(
     NoNative if there is no compiler.
     """
     models, parameters = row.shape
-    own = [gradient.flatten(1).contiguous() for gradient in gradients]
-    sizes = array_of(INT, len(own))(*(gradient.shape[1] for gradient in own))
+    own = [gradient.contiguous() for gradient in gradients]
+    sizes = array_of(INT, len(own))(*(gradient.numel() // models for gradient in own))
     pointers = array_of(POINTER, len(own))(*(gradient.data_ptr() for gradient in own))
-    strides = array_of(INT, len(own))(*(gradient.stride(0) for gradient in own))
     fails, next_model, update = torch.zeros(models, dtype=torch.bool), INT(0), library(SOURCE).update
-    wide = {name: columns[name].to(torch.float64).flatten().expand(models).contiguous() for name in _DOUBLES}
+    wide = {name: _wide(columns[name], models) for name in _DOUBLES}
     call = _Update(models, parameters, len(own), **numbers)
     call.size, call.gradient = ctypes.addressof(sizes), ctypes.addressof(pointers)
-    call.gradient_stride = ctypes.addressof(strides)
     call.lower = None if lower is None else lower.data_ptr()
     for name, tensor in (*wide.items(), ("learning", learning), ("row", row), ("first", first), ("second", second)):
         assert tensor.is_contiguous()
@@ -64,3 +62,10 @@ def fused_update(
 
     at_once([some] * min(torch.get_num_threads(), models))
     return fails
+
+
+def _wide(column: Tensor, models: int) -> Tensor:
+    """One number for each model, (models,), float64, in one piece."""
+    if column.dtype == torch.float64 and column.numel() == models and column.is_contiguous():
+        return column
+    return column.to(torch.float64).flatten().expand(models).contiguous()

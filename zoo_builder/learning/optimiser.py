@@ -139,6 +139,9 @@ class StackedAdamW:
         numbers |= {"beta1": self._betas[0], "beta2": self._betas[1]}
         rows = (standing.row, standing.first, standing.second, standing.learning)
         fails = fused_update(*rows, [gradients[name] for name in self._shapes], self._lower, columns, numbers)
+        if not bool(fails.any()):
+            # Rows and moments were moved in place.
+            return standing
         diverged_step = torch.where(fails, due.number.to(torch.int64), standing.diverged_step)
         return dataclasses.replace(standing, diverged_step=diverged_step, learning=standing.learning & ~fails)
 
