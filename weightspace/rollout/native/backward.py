@@ -112,7 +112,7 @@ class Backward(Derivation):
         ranges: dict[tuple[int, int], list[Share | Term]] = {}
         for to, share in shares:
             ranges.setdefault((to.start, to.rows), []).append(share)
-        if not _tile_exactly(ranges, out.rows):
+        if not tile_exactly(ranges, out.rows):
             self._sum(out, ranges.pop((0, out.rows), []))
             ranges = {(start, rows): [out.part(start, rows), *own] for (start, rows), own in ranges.items()}
         for (start, rows), own in ranges.items():
@@ -135,7 +135,7 @@ class Backward(Derivation):
             self.emit("copy", (total,), out=out)
 
 
-def _tile_exactly(ranges: Iterable[tuple[int, int]], rows: int) -> bool:
+def tile_exactly(ranges: Iterable[tuple[int, int]], rows: int) -> bool:
     """Whether ranges (start, rows) cover all rows and none twice."""
     end = 0
     for start, count in sorted(ranges):

@@ -265,7 +265,9 @@ static void pack_matrix(const Job *job, const Memory *m, int64_t model, const Ma
             for (int64_t r = 0; r < p->rows; r++) {
                 REAL *to = m->slice_gradient + (p->first_row + r) * matrix->cols;
                 const REAL *row = p->tensor < 0 ? 0 : piece_of(job, p, model) + r * p->row_stride;
-                for (int64_t k = 0; k < matrix->cols; k++) to[k] = row ? row[k * p->col_stride] : 0;
+                if (row && p->col_stride == 1) memcpy(to, row, matrix->cols * sizeof(REAL));
+                else
+                    for (int64_t k = 0; k < matrix->cols; k++) to[k] = row ? row[k * p->col_stride] : 0;
             }
     }
     REAL *to = m->packed + matrix->packed;
@@ -432,27 +434,31 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
     return 1;
 }
 
+// From a row of a space to the same row of the next step.
+INLINE int64_t step_stride(const Job *job, int64_t space) {
+    return LANES * (space == RING ? job->ring_rows : space == INPUT ? job->input_rows : job->record_rows);
+}
+
 static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps) {
     // Steps of one ring are neighbours in every space, the first at the lowest address.
     at_step(m, job, first);
-    const int64_t ring = job->ring_rows * LANES;
     const WeightJob *end = job->jobs + job->num_jobs;
     for (const WeightJob *from = job->jobs, *to = from; from < end; from = to) {
         // Jobs that read the same rows of dy are done together, so that a few rows stay in the nearest cache.
         while (to < end && to->dy[0] == from->dy[0] && to->dy[1] == from->dy[1]) to++;
         int64_t rows = from->matrix < 0 ? job->vectors[-1 - from->matrix].rows : job->matrices[from->matrix].rows;
+        int64_t dy_stride = step_stride(job, from->dy[0]);
         for (int64_t r = 0; r < rows; r += G_ROWS) {
             int64_t count = rows - r < G_ROWS ? rows - r : G_ROWS;
             const REAL *dy = at(m, from->dy) + r * LANES;
             for (const WeightJob *j = from; j < to; j++) {
                 if (j->matrix < 0) {
                     REAL *gradient = m->slice_gradient + job->vectors[-1 - j->matrix].gradient;
-                    bias_gradient(count, steps, dy, ring, gradient + r);
+                    bias_gradient(count, steps, dy, dy_stride, gradient + r);
                     continue;
                 }
                 const Matrix *matrix = job->matrices + j->matrix;
-                int64_t stride = j->x[0] == RING ? job->ring_rows : j->x[0] == INPUT ? job->input_rows : job->record_rows;
-                weight_gradient(count, matrix->cols, steps, dy, ring, at(m, j->x), stride * LANES,
+                weight_gradient(count, matrix->cols, steps, dy, dy_stride, at(m, j->x), step_stride(job, j->x[0]),
                                 m->slice_gradient + matrix->gradient + r, rows);
             }
         }

@@ -18,6 +18,7 @@ from weightspace.rollout.native.program import (
     SumInto,
     WeightGradient,
 )
+from weightspace.rollout.native.reuse import reused
 
 # The order of these is that of the enums in engine.c.
 OPCODES = (
@@ -66,7 +67,10 @@ def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) ->
     made = {operation.out.value for operation in program.step}
     later = {ref.value for operation in program.readout for ref in operation.reads} | {program.output.value}
     later |= back.read if back is not None else set()
-    for value in sorted(made & later):
+    recorded = sorted(made & later)
+    if back is not None:
+        _put_together(layout, reused(program, back, rows, recorded), rows)
+    for value in recorded:
         layout.put(value, "record", rows[value])
     if back is not None:
         _put_gradients(layout, program, back, rows)
@@ -77,6 +81,14 @@ def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) ->
     backward = (*back.readout, *back.step) if back is not None else ()
     _put_scratch(layout, (*program.readout, *backward), rows)
     return layout
+
+
+def _put_together(layout: Layout, groups: Mapping[int, Sequence[int]], rows: Mapping[int, int]) -> None:
+    """Recorded values side by side where one gradient takes the rows of them all."""
+    for gradient, values in groups.items():
+        for value in values:
+            layout.put(value, "record", rows[value])
+        layout.place[gradient] = layout.place[values[0]]
 
 
 def _put_gradients(layout: Layout, program: Program, back: Adjoint, rows: Mapping[int, int]) -> None:
