@@ -20,7 +20,7 @@ static double product_error(int64_t rows, int64_t cols) {
     REAL *bias = room(rows), *addend = room(rows * LANES);
     Soon wanted[2] = {soon(x, cols), soon(x, cols)};
     double worst = 0;
-    pack(packed, weight, rows, cols, cols, 1);
+    pack(packed, rows, cols, (Block){0, rows, 0, cols}, weight, cols, 1);
     product(rows, 1, &(Term){packed, x, cols}, bias, addend, out, wanted);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t l = 0; l < LANES; l++) {

@@ -42,47 +42,47 @@ static int all_finite(const float *values, int64_t count) {
     return all == 0;
 }
 
+typedef struct { float factor, b1, b2, c2, kept, size, root, epsilon; } Numbers;
+
+// Moves numbers of a row and their moments in place; `was_...` is what they were.
 // Pointers as arguments, each its own memory, so that the compiler sees that the loop can be done many at a time.
-static void moments_and_params(int64_t count, const float *restrict g, float factor, float b1, float b2, float c2,
-                               float kept, float size, float root, float epsilon, const float *restrict old_first,
-                               const float *restrict old_second, const float *restrict old_row, float *restrict first,
-                               float *restrict second, float *restrict row) {
+static __attribute__((noinline)) void move_some(
+    int64_t count, Numbers n, const float *restrict g, float *restrict first, float *restrict second,
+    float *restrict row, float *restrict was_first, float *restrict was_second, float *restrict was_row) {
     for (int64_t i = 0; i < count; i++) {
-        float slope = g[i] * factor;
-        first[i] = old_first[i] + b1 * (slope - old_first[i]);
-        second[i] = old_second[i] * b2 + c2 * (slope * slope);
-        row[i] = old_row[i] * kept - first[i] / (sqrtf(second[i]) * root + epsilon) * size;
+        float slope = g[i] * n.factor, m = first[i], v = second[i], p = row[i];
+        was_first[i] = m, was_second[i] = v, was_row[i] = p;
+        first[i] = m = m + n.b1 * (slope - m);
+        second[i] = v = v * n.b2 + n.c2 * (slope * slope);
+        row[i] = p * n.kept - m / (sqrtf(v) * n.root + n.epsilon) * n.size;
     }
 }
 
+// 0, with the row as it was, unless all that comes of it is finite.
 static int move(const Update *u, int64_t model, float *room) {
     int64_t count = u->parameters, done = 0;
-    double length = norm(u, model), clip = u->clip[model];
-    float factor = clip > 0 && clip / (length + 1e-6) < 1 ? (float)(clip / (length + 1e-6)) : 1.0f;
-    double rate = u->learning_rate[model] * u->rate[model];
-    float size = (float)(rate / u->number_first), kept = (float)(1 - rate * u->weight_decay[model]);
-    float *restrict first = room, *restrict second = first + count, *restrict row = second + count;
-    const float *restrict old_first = u->first + model * count, *restrict old_second = u->second + model * count;
-    const float *restrict old_row = u->row + model * count;
-    for (int64_t t = 0; t < u->tensors; t++) {
-        const int64_t own = u->size[t];
-        const float *restrict g = u->gradient[t] + model * u->size[t];
-        moments_and_params(own, g, factor, (float)(1 - u->beta1), (float)u->beta2, (float)(1 - u->beta2), kept, size,
-                           (float)u->root_second, (float)u->epsilon, old_first + done, old_second + done,
-                           old_row + done, first + done, second + done, row + done);
-        done += own;
-    }
+    double length = norm(u, model), clip = u->clip[model], rate = u->learning_rate[model] * u->rate[model];
+    if (!isfinite(u->losses[model]) || !isfinite(length)) return 0;
+    const Numbers n = {
+        .factor = clip > 0 && clip / (length + 1e-6) < 1 ? (float)(clip / (length + 1e-6)) : 1.0f,
+        .b1 = (float)(1 - u->beta1), .b2 = (float)u->beta2, .c2 = (float)(1 - u->beta2),
+        .kept = (float)(1 - rate * u->weight_decay[model]), .size = (float)(rate / u->number_first),
+        .root = (float)u->root_second, .epsilon = (float)u->epsilon,
+    };
+    float *first = u->first + model * count, *second = u->second + model * count, *row = u->row + model * count;
+    for (int64_t t = 0; t < u->tensors; done += u->size[t++])
+        move_some(u->size[t], n, u->gradient[t] + model * u->size[t], first + done, second + done, row + done,
+                  room + done, room + count + done, room + 2 * count + done);
     if (u->lower)
         for (int64_t p = 0; p < count; p++) row[p] = row[p] < u->lower[p] ? u->lower[p] : row[p];
-    // An infinite gradient makes the first moment infinite too, and with it the row.
-    if (!isfinite(u->losses[model]) || !isfinite(length) || !all_finite(row, count) || !all_finite(second, count)) return 0;
-    memcpy(u->first + model * count, first, count * sizeof(float));
-    memcpy(u->second + model * count, second, count * sizeof(float));
-    memcpy(u->row + model * count, row, count * sizeof(float));
-    return 1;
+    if (all_finite(row, count) && all_finite(second, count)) return 1;
+    memcpy(first, room, count * sizeof(float));
+    memcpy(second, room + count, count * sizeof(float));
+    memcpy(row, room + 2 * count, count * sizeof(float));
+    return 0;
 }
 
-// Every model that no other thread has taken from `next` first; `room` holds one row three times.
+// Every model that no other thread has taken from `next` first; `room` has space for one row three times.
 void update(const Update *u, int64_t *next, float *room) {
     int64_t model;
     while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < u->models)

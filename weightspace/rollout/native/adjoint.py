@@ -34,6 +34,8 @@ class Adjoint:
     step_weights: tuple[WeightGradient, ...]
     read: frozenset[int]
     """Forward values that the way back reads."""
+    first_step: tuple[BackwardOperation, ...] = ()
+    """Of `step`, what the first time step needs, before which nobody may ask for gradients."""
 
 
 def adjoint(program: Program, builder: Builder) -> Adjoint:
@@ -87,6 +89,8 @@ def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bo
     if step_weights or sums or needed or initial:
         needed |= {ref.value for ref in back.next_carry.values()}
     needed |= {one.dy.value for one in (*readout_weights, *step_weights)}
+    at_first = needed if initial else needed - {ref.value for ref in back.next_carry.values()}
+    first_step = _alive(back.step, set(at_first), tensors)
     step = _alive(back.step, needed, tensors)
     readout = _alive(back.readout, needed, tensors)
     read = {ref.value for operation in (*readout, *step) for ref in operation.reads}
@@ -95,6 +99,7 @@ def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bo
         back,
         readout=readout,
         step=step,
+        first_step=first_step,
         inputs=back.inputs if inputs else {},
         readout_weights=readout_weights,
         step_weights=step_weights,

@@ -26,8 +26,8 @@ typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;
 
 typedef struct {
     // Program.
-    int64_t num_step, num_readout, num_readout_back, num_step_back;
-    const Instruction *step, *readout, *readout_back, *step_back;
+    int64_t num_step, num_readout, num_readout_back, num_step_back, num_first_back;
+    const Instruction *step, *readout, *readout_back, *step_back, *first_back;  // the last, of the first time step
     const TermSpec *terms;
     const double *constants;
     int64_t num_matrices, num_vectors, num_jobs;
@@ -255,24 +255,16 @@ INLINE const REAL *piece_of(const Job *job, const Piece *p, int64_t model) {
 }
 
 static void pack_matrix(const Job *job, const Memory *m, int64_t model, const Matrix *matrix) {
-    const Piece *pieces = job->pieces + matrix->first_piece;
-    const REAL *from = m->slice_gradient;  // free at this time and large enough to put a matrix together
-    int64_t row_stride = matrix->cols, col_stride = 1;
-    if (matrix->num_pieces == 1 && pieces->tensor >= 0) {
-        from = piece_of(job, pieces, model), row_stride = pieces->row_stride, col_stride = pieces->col_stride;
-    } else {
-        for (const Piece *p = pieces; p < pieces + matrix->num_pieces; p++)
-            for (int64_t r = 0; r < p->rows; r++) {
-                REAL *to = m->slice_gradient + (p->first_row + r) * matrix->cols;
-                const REAL *row = p->tensor < 0 ? 0 : piece_of(job, p, model) + r * p->row_stride;
-                if (row && p->col_stride == 1) memcpy(to, row, matrix->cols * sizeof(REAL));
-                else
-                    for (int64_t k = 0; k < matrix->cols; k++) to[k] = row ? row[k * p->col_stride] : 0;
-            }
-    }
+    static const REAL zero = 0;
     REAL *to = m->packed + matrix->packed;
-    if (matrix->transposed) pack(to, from, matrix->cols, matrix->rows, col_stride, row_stride);
-    else pack(to, from, matrix->rows, matrix->cols, row_stride, col_stride);
+    for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
+        int64_t is_zero = p->tensor < 0, row_stride = is_zero ? 0 : p->row_stride, col_stride = is_zero ? 0 : p->col_stride;
+        const REAL *from = is_zero ? &zero : piece_of(job, p, model);
+        if (matrix->transposed)
+            pack(to, matrix->cols, matrix->rows, (Block){0, matrix->cols, p->first_row, p->rows}, from, col_stride, row_stride);
+        else
+            pack(to, matrix->rows, matrix->cols, (Block){p->first_row, p->rows, 0, matrix->cols}, from, row_stride, col_stride);
+    }
 }
 
 static void pack_model(const Job *job, const Memory *m, int64_t model) {
@@ -482,7 +474,8 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
         if (output_gradient(job, m, model, t, first, lanes, loss))
             run(job, m, job->readout_back, job->num_readout_back);
         if (!job->want_gradients) continue;
-        run(job, m, job->step_back, job->num_step_back);
+        if (t) run(job, m, job->step_back, job->num_step_back);
+        else run(job, m, job->first_back, job->num_first_back);
         if (job->input_gradient)
             for (int64_t i = 0; i < job->num_inputs; i++)
                 if (job->input_gradient[i])

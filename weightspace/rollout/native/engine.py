@@ -107,12 +107,15 @@ class Engine:
 
     def _encode(self, program: Program, back: Adjoint | None, encoder: Encoder) -> None:
         job = self._job
-        backward = (back.readout, back.step, (*back.readout_weights, *back.step_weights)) if back else ((), (), ())
+        backward: tuple[Any, ...] = ((), (), (), ())
+        if back is not None:
+            backward = (back.readout, back.step, back.first_step, (*back.readout_weights, *back.step_weights))
         self._array("readout", encoder.instructions(program.readout), counted=True)
         self._array("step", encoder.instructions(program.step), counted=True)
         self._array("readout_back", encoder.instructions(backward[0]), counted=True)
         self._array("step_back", encoder.instructions(backward[1]), counted=True)
-        self._array("jobs", encoder.jobs(backward[2]), counted=True)
+        self._array("first_back", encoder.instructions(backward[2]), counted=True)
+        self._array("jobs", encoder.jobs(backward[3]), counted=True)
         self._array("matrices", _numbers(encoder.matrices.values(), 8), counted=True)
         self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
         self._array("terms", _numbers(encoder.terms, 4))
@@ -120,9 +123,7 @@ class Engine:
         self._extents = encoder.extents()
         self._array("constants", np.array(encoder.constants))
         job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
-        # The room for gradients also serves to put a matrix together.
-        largest = max((own[0] * own[1] for own in encoder.matrices.values()), default=0)
-        job.gradient_size = max(encoder.gradient_size, largest)
+        job.gradient_size = encoder.gradient_size
 
     def _place(self, program: Program, back: Adjoint | None, layout: Layout) -> None:
         job = self._job

@@ -83,18 +83,24 @@ static void product(int64_t rows, int terms, const Term *term, const REAL *bias,
     }
 }
 
-// Weights (rows, cols) at `from` with two strides, in panel order.
-static void pack(REAL *to, const REAL *from, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
-    for (int64_t panel = 0; panel < num_panels(rows); panel++) {
-        int64_t count = panel_rows(rows, panel);
+typedef struct { int64_t first_row, rows, first_col, cols; } Block;
+
+// A block of a matrix (rows, cols), which lies at `from` with two strides, in its place among all in panel order.
+static void pack(REAL *to, int64_t rows, int64_t cols, Block block, const REAL *from, int64_t row_stride,
+                 int64_t col_stride) {
+    for (int64_t panel = 0, start = 0; panel < num_panels(rows); panel++) {
+        int64_t count = panel_rows(rows, panel), end = block.first_row + block.rows;
+        int64_t low = start > block.first_row ? start : block.first_row, high = start + count < end ? start + count : end;
+        const REAL *own = from + (low - block.first_row) * row_stride;
+        REAL *place = to + block.first_col * count + low - start;
         if (row_stride == 1)
-            for (int64_t k = 0; k < cols; k++)
-                for (int64_t r = 0; r < count; r++) to[k * count + r] = from[k * col_stride + r];
+            for (int64_t k = 0; k < block.cols; k++)
+                for (int64_t r = 0; r < high - low; r++) place[k * count + r] = own[k * col_stride + r];
         else
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t k = 0; k < cols; k++) to[k * count + r] = from[r * row_stride + k * col_stride];
+            for (int64_t r = 0; r < high - low; r++)
+                for (int64_t k = 0; k < block.cols; k++) place[k * count + r] = own[r * row_stride + k * col_stride];
         to += count * cols;
-        from += count * row_stride;
+        start += count;
     }
 }
 
