@@ -136,6 +136,29 @@ def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison, fuse
     assert with_it.diverged_step.tolist() == [-1, -1, 3, -1, -1, -1]
 
 
+def test_rows_have_the_same_bytes_however_many_threads_move_them(monkeypatch):
+    def moved(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            draws = torch.Generator().manual_seed(0)
+            params = fresh_params(FAMILY, 0, IDS)
+            optimiser = StackedAdamW(
+                FAMILY.spec, params, torch.full((6,), 1e-2), torch.zeros(6), torch.ones(6), fused=True
+            )
+            for _ in range(20):
+                gradients = {k: torch.randn(v.shape, generator=draws) for k, v in params.items()}
+                optimiser.update(torch.zeros(6), gradients)
+            return optimiser.standing.row
+        finally:
+            torch.set_num_threads(before)
+
+    alone = moved(3)
+    # Rows as small as these are moved by one thread, unless even a single number is worth another.
+    monkeypatch.setattr("zoo_builder.learning.fused.WORTH_A_THREAD", 1)
+    assert torch.equal(moved(3), alone)
+
+
 @pytest.mark.parametrize("method", ["native", "stacked"])
 def test_a_model_that_diverges_keeps_its_slot_and_its_last_finite_params(method):
     learner = BPTT(num_updates=6, batch_size=4)

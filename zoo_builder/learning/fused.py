@@ -14,6 +14,8 @@ from weightspace.rollout.native.job import INT, POINTER, array_of
 from weightspace.rollout.native.threads import at_once
 
 SOURCE = str(Path(__file__).parent / "adamw.c")
+WORTH_A_THREAD = 100_000
+"""Numbers of all rows for each of several threads; to wake one for fewer takes longer."""
 _DOUBLES = ("losses", "learning_rate", "weight_decay", "clip", "rate")
 
 
@@ -60,7 +62,7 @@ def fused_update(
         room = row.new_empty(3 * parameters)
         update(ctypes.byref(call), ctypes.byref(next_model), POINTER(room.data_ptr()))
 
-    at_once([some] * min(torch.get_num_threads(), models))
+    at_once([some] * max(1, min(torch.get_num_threads(), models, row.numel() // WORTH_A_THREAD)))
     return fails
 
 

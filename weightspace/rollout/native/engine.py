@@ -162,12 +162,11 @@ class Engine:
         slices = range(0, call.batch, self.lanes)
         if call.models >= threads or len(slices) == 1:
             # A thread that has to wait for a core leaves its models to the others.
-            work = partial(self._run, call, INT(0), 0, call.batch)
-            at_once([work] * min(threads, call.models))
+            at_once([self._work(call, 0, call.batch)] * min(threads, call.models))
             return
         parts = [call.apart() for _ in slices]
         pairs = zip(parts, slices, strict=True)
-        pieces = iter([partial(self._run, own, INT(0), at, min(at + self.lanes, call.batch)) for own, at in pairs])
+        pieces = iter([self._work(own, at, min(at + self.lanes, call.batch)) for own, at in pairs])
         at_once([partial(_all_of, pieces)] * min(threads, len(parts)))
         call.add(parts)
 
@@ -202,15 +201,16 @@ class Engine:
         job.ring_steps = self.ring_steps(call.time)
         return job, kept
 
-    def _run(self, call: Call, next_model: Any, low: int, high: int) -> None:
-        """Of every model that no other thread takes first from a shared count, the sequences from low to high."""
+    def _work(self, call: Call, low: int, high: int) -> Callable[[], None]:
+        """What any number of threads can do: of every model that no other takes first, the sequences low to high."""
         job, kept = self.job(call)
-        size_of = self.library.workspace_size
-        size_of.restype = INT
-        workspace = torch.empty(size_of(ctypes.byref(job)) + 64, dtype=self.dtype)
+        self.library.workspace_size.restype = INT
+        return partial(self._run, job, kept, self.library.workspace_size(ctypes.byref(job)), INT(0), low, high)
+
+    def _run(self, job: Job, kept: list[Any], size: int, next_model: Any, low: int, high: int) -> None:
+        workspace = torch.empty(size + 64, dtype=self.dtype)
         start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
         self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)
-        del kept
 
 
 def _all_of(pieces: Iterator[Callable[[], None]]) -> None:
