@@ -4,6 +4,7 @@ They hold on a machine that does nothing else; with other work beside them they 
 """
 
 import importlib.util
+import statistics
 
 import pytest
 
@@ -24,9 +25,10 @@ TO_JAX = {"jax_vmap_scan": 8, "jax_map_scan": 3.5}
 SIZES = {"hidden": [32], "models": [64], "steps": [50]}
 
 
-def measured(names, methods, *, threads=1, clock=None, **sizes):
+def measured(names, methods, *, threads=1, clock=None, repeats=7, **sizes):
     fields = {"rank": 16} if "CPRNN" in names else {}
-    found = bench(cases(names, **{**SIZES, **sizes}, fields=fields), methods, threads=threads, clock=clock)
+    own = cases(names, **{**SIZES, **sizes}, fields=fields)
+    found = bench(own, methods, threads=threads, clock=clock, repeats=repeats)
     print("\n" + text(found))
     return found["rows"]
 
@@ -60,9 +62,14 @@ def test_native_training_is_faster_than_jax(name):
 
 
 def test_two_threads_do_nearly_twice_as_much():
-    (one,) = measured(["LSTM"], ["native"], threads=1, clock="wall")
-    (two,) = measured(["LSTM"], ["native"], threads=2, clock="wall")
-    assert one["ms_per_model_step"] / two["ms_per_model_step"] >= 1.85
+    # In turns, because what the machine gives changes from one minute to the next.
+    ratios = []
+    for _ in range(5):
+        (one,) = measured(["LSTM"], ["native"], threads=1, clock="wall", repeats=3)
+        (two,) = measured(["LSTM"], ["native"], threads=2, clock="wall", repeats=3)
+        ratios.append(one["ms_per_model_step"] / two["ms_per_model_step"])
+    print("one thread over two:", ratios)
+    assert statistics.median(ratios) >= 1.85
 
 
 def test_time_and_memory_do_not_grow_with_the_number_of_models():
