@@ -103,12 +103,12 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
         raise ValueError(f"Ray cannot be reached at {address}: {str(error).strip()}") from None
     if in_main:
         signal.signal(signal.SIGTERM, handler)
-    try:
-        # Ray says on stdout, which is for results, that it lost a worker.
-        with contextlib.redirect_stdout(sys.stderr):
+    # Ray says on stdout, which is for results, that it lost a worker: at once, or when it is shut down.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _refuse_silent(address: str) -> None:

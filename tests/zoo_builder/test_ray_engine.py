@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from weightspace.store import verify
+from zoo_builder import ray_engine
 from zoo_builder.build import build
 from zoo_builder.cli import main
 from zoo_builder.engine import run_shards
@@ -201,3 +203,12 @@ def test_a_machine_of_another_kind_or_without_the_folder_refuses_the_job(tmp_pat
     assert "is no machine for this build: executor.vectors was" in seen[0]
     build(short, tmp_path / "local", workers=1)
     assert contents(tmp_path / "zoo") == contents(tmp_path / "local")
+
+
+def test_what_ray_prints_until_it_is_shut_down_never_mixes_with_results(monkeypatch, capsys):
+    pretended = SimpleNamespace(init=lambda *_, **__: None, shutdown=lambda: print("A worker died."))
+    monkeypatch.setitem(sys.modules, "ray", pretended)
+    with ray_engine._cluster("local", 1):
+        print("A worker was killed.")
+    print("{}")
+    assert capsys.readouterr() == ("{}\n", "A worker was killed.\nA worker died.\n")
