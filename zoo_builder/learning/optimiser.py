@@ -77,6 +77,9 @@ class StackedAdamW:
         row = torch.cat([params[name].flatten(1) for name in names], dim=1)
         never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
         self.standing = Standing(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
+        # Rows that stay where they are, so their views are made once: between calls of C, each call of torch counts.
+        self._moved_in_place = row if fused else None
+        self._views = self._views_of(row) if fused else {}
         self._lower = _lower_bounds(spec, names, self._sizes, row)
         self._betas, self._epsilon, self._updates, self._fused = betas, epsilon, 0, fused
         settings = (learning_rate, weight_decay, clip)
@@ -90,7 +93,13 @@ class StackedAdamW:
 
     def params(self, standing: Standing | None = None) -> Params:
         """The trained tensors (models, ...), views of the row of this optimiser or of another standing."""
-        pieces = (standing or self.standing).row.split(self._sizes, dim=1)
+        row = (standing or self.standing).row
+        if row is self._moved_in_place:
+            return dict(self._views)
+        return self._views_of(row)
+
+    def _views_of(self, row: Tensor) -> Params:
+        pieces = row.split(self._sizes, dim=1)
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
 
     def stop(self, models: Tensor) -> None:

@@ -42,14 +42,20 @@ def descend(
 ) -> tuple[Tensor, Params]:
     """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
     spec, dtype = family.spec, x.dtype
-    leaves = {name: params[name].detach().requires_grad_(name in trained) for name in spec.tensors}
+    own = traced(family, dtype)
+    leaves = {name: params[name].detach() for name in spec.tensors}
+    if own.prologue is not None or not own.starts_alike:
+        # The params act before the first step, too; what they do there is left to autograd.
+        for name in trained:
+            leaves[name].requires_grad_()
     computed = computed_tensors(family, leaves, dtype)
     initial = first_states(family, leaves, start)
     through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
     tensors = [in_one_piece(tensor) for tensor in (*leaves.values(), *computed)]
     starts = [in_one_piece(initial[name]) for name in spec.states]
     wanted = Wanted(
-        frozenset(i for i, tensor in enumerate((*leaves.values(), *computed)) if tensor.requires_grad),
+        frozenset(i for i, name in enumerate(leaves) if name in trained)
+        | frozenset(len(leaves) + i for i, tensor in enumerate(computed) if tensor.requires_grad),
         initial=any(tensor.requires_grad for tensor in initial.values()),
     )
     call = _call(tensors, [in_one_piece(noise[name]) for name in spec.noise] + [in_one_piece(x)], starts)
@@ -164,7 +170,7 @@ def _call(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence
 def in_one_piece(tensor: Tensor) -> Tensor:
     """The same numbers with every model's own in one piece; views of stacked rows stay views."""
     tensor = tensor.detach()
-    return tensor if tensor[0].is_contiguous() else tensor.contiguous()
+    return tensor if tensor.is_contiguous() or tensor[0].is_contiguous() else tensor.contiguous()
 
 
 def _parted(items: Sequence[Any], sizes: tuple[int, int]) -> tuple[list[Any], list[Any], list[Any]]:
