@@ -26,6 +26,8 @@ class Adjoint:
     """From the gradient of the outputs (`output`) to that of the states after the step, in place (`carry`)."""
     step: tuple[BackwardOperation, ...]
     """From `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
+    first_step: tuple[BackwardOperation, ...]
+    """The same at the first time step, where nobody may ask for the gradient of the states before it."""
     output: Ref
     carry: Mapping[str, Ref]
     next_carry: Mapping[str, Ref]
@@ -34,8 +36,6 @@ class Adjoint:
     step_weights: tuple[WeightGradient, ...]
     read: frozenset[int]
     """Forward values that the way back reads."""
-    first_step: tuple[BackwardOperation, ...] = ()
-    """Of `step`, what the first time step needs, before which nobody may ask for gradients."""
 
 
 def adjoint(program: Program, builder: Builder) -> Adjoint:
@@ -68,6 +68,7 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
     return Adjoint(
         readout=tuple(readout.operations),
         step=tuple(step.operations),
+        first_step=tuple(step.operations),
         output=output,
         carry=carry,
         next_carry=next_carry,

@@ -208,6 +208,7 @@ class Engine:
         return partial(self._run, job, kept, self.library.workspace_size(ctypes.byref(job)), INT(0), low, high)
 
     def _run(self, job: Job, kept: list[Any], size: int, next_model: Any, low: int, high: int) -> None:
+        # `kept` is here to live as long as the call: the job points at it.
         workspace = torch.empty(size + 64, dtype=self.dtype)
         start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
         self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)

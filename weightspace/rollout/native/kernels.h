@@ -91,8 +91,9 @@ static void pack(REAL *to, int64_t rows, int64_t cols, Block block, const REAL *
     for (int64_t panel = 0, start = 0; panel < num_panels(rows); panel++) {
         int64_t count = panel_rows(rows, panel), end = block.first_row + block.rows;
         int64_t low = start > block.first_row ? start : block.first_row, high = start + count < end ? start + count : end;
-        const REAL *own = from + (low - block.first_row) * row_stride;
-        REAL *place = to + block.first_col * count + low - start;
+        // The start of the block in this panel, if some of it is here.
+        const REAL *own = low < high ? from + (low - block.first_row) * row_stride : from;
+        REAL *place = low < high ? to + block.first_col * count + low - start : to;
         if (row_stride == 1)
             for (int64_t k = 0; k < block.cols; k++)
                 for (int64_t r = 0; r < high - low; r++) place[k * count + r] = own[k * col_stride + r];
