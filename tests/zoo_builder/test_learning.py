@@ -244,6 +244,20 @@ def test_the_loss_of_every_task_can_be_captured(task, monkeypatch):
         assert torch.equal(captured.params[name], tensor), name
 
 
+@pytest.mark.parametrize("task", [kind.examples()[-1] for kind in tasks.available().values()], ids=str)
+def test_every_task_is_learned_natively_as_it_is_by_autograd(task):
+    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=5)
+    # Several updates of one draw, and a part of the next.
+    native, stacked = (
+        BPTT(num_updates=UPDATES_PER_DRAW + 2, batch_size=3).learn(
+            family, task, {}, {}, 0, IDS, [1, UPDATES_PER_DRAW + 2], method=method
+        )
+        for method in ("native", "stacked")
+    )
+    for name, tensor in stacked.params.items():
+        torch.testing.assert_close(native.params[name], tensor, atol=2e-5, rtol=1e-4)
+
+
 def test_snapshots_do_not_depend_on_how_long_learning_goes_on():
     short = learn(BPTT(num_updates=3, batch_size=4), [0, 3])
     long = learn(BPTT(num_updates=10, batch_size=4), [10, 3, 0])

@@ -193,6 +193,8 @@ class Engine:
             shapes = (tuple(call.target.shape), len(call.weight))
             if shapes != (wanted, call.models) or scored > call.time:
                 raise ValueError(f"A criterion has targets of shape {shapes[0]}; {wanted} was expected.")
+            if not (call.target.is_contiguous() and call.weight.is_contiguous()):
+                raise ValueError("A native rollout was given a criterion with gaps between its models.")
 
     def job(self, call: Call) -> tuple[Job, list[Any]]:
         """What C is given of a call, and what must live as long."""

@@ -60,10 +60,9 @@ def descend(
     )
     call = _call(tensors, [in_one_piece(noise[name]) for name in spec.noise] + [in_one_piece(x)], starts)
     call.loss, call.classes = criterion.kind, criterion.classes
-    call.target = (
-        criterion.target.contiguous() if criterion.kind == "cross_entropy" else in_one_piece(criterion.target.to(dtype))
-    )
-    call.weight = in_one_piece(criterion.weight.to(dtype) / x.shape[2])
+    # Dense over models, too: a batch may be a part of one draw.
+    call.target = criterion.target.to(torch.int64 if criterion.kind == "cross_entropy" else dtype).contiguous()
+    call.weight = (criterion.weight.to(dtype) / x.shape[2]).contiguous()
     call.losses = torch.empty(len(x), dtype=torch.float64)
     call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
     call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
