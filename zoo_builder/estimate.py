@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from weightspace.rollout import Method
 from zoo_builder import labels
-from zoo_builder.learning.bptt import UPDATES_PER_DRAW
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.plan import Cohort, Plan
 from zoo_builder.shard import COLUMNS, label_columns
 from zoo_builder.stacks import chunk_size, models_together

@@ -13,7 +13,8 @@ from weightspace.rollout import Streams, captured
 from zoo_builder.build import build
 from zoo_builder.engine import num_cores
 from zoo_builder.learning.base import fresh_params
-from zoo_builder.learning.bptt import BPTT, UPDATES_PER_DRAW
+from zoo_builder.learning.bptt import BPTT
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.tasks.copy import Copy
 
 pytestmark = [

@@ -288,7 +288,7 @@ def test_data_that_do_not_fit_are_refused_before_c_reads_them():
         Criterion("cross_entropy", target, weight, 1),
         Criterion("squared_error", x[..., :1], weight),
     ):
-        with pytest.raises(ValueError, match="was expected"):
+        with pytest.raises(ValueError, match="expected"):
             losses_and_gradients(family, params, family.spec.trained, x, start, own, method="native")
 
 

@@ -12,8 +12,9 @@ from weightspace.rollout import Streams, generator, rollout
 from weightspace.spec import Axis, TensorSpec, WeightSpec
 from zoo_builder import learning, tasks
 from zoo_builder.learning.base import fresh_params
-from zoo_builder.learning.bptt import BPTT, UPDATES_PER_DRAW
+from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.planted import Planted
 from zoo_builder.learning.schedule import Schedule

@@ -21,8 +21,9 @@ from weightspace.store import open_zoo
 from zoo_builder import learning
 from zoo_builder.build import build
 from zoo_builder.learning.base import fresh_params
-from zoo_builder.learning.bptt import BPTT, UPDATES_PER_DRAW
+from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.plan import make_plan

@@ -92,7 +92,7 @@ class VmapScan(Method):
         """`update` of one model as one of many."""
         return jax.vmap(update)
 
-    def update(self) -> torch.Tensor:
+    def update_once(self) -> torch.Tensor:
         self._standing, losses = self._update(self._standing, self._x, self._target)
         return torch.from_numpy(np.array(losses))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,8 +16,10 @@ from weightspace.families import Family
 from weightspace.rollout import Method as Rollout
 from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.gradients import losses_and_gradients
+from weightspace.rollout.native import can_descend_on, descend_on
 from weightspace.spec import Params
 from zoo_builder.bench.case import LEARNING_RATE, WEIGHT_DECAY, Case, Data
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.stacks import STACK
 
@@ -28,9 +32,17 @@ class Method(ABC):
 
     passing_gradients: int = 0
     """Number of models whose gradients are made and given up together within `update`."""
+    together: int = 1
+    """Of how many updates `count` should be a multiple, because so many are made at once."""
+
+    def update(self, count: int = 1) -> Tensor:
+        """Move every model so many times; the losses (models,) it had before the last time."""
+        for _ in range(count - 1):
+            self.update_once()
+        return self.update_once()
 
     @abstractmethod
-    def update(self) -> Tensor:
+    def update_once(self) -> Tensor:
         """Move every model once; the losses (models,) it had before."""
 
     @abstractmethod
@@ -64,7 +76,7 @@ class Stacked(Method):
             # The params that the optimiser has copied are not kept.
             self._parts.append((optimiser, fixed, Data({}, own.x, own.start, own.noise, own.target), criterion))
 
-    def update(self) -> Tensor:
+    def update_once(self) -> Tensor:
         losses = []
         for optimiser, fixed, data, criterion in self._parts:
             own, gradients = self.gradients({**fixed, **optimiser.params()}, data, criterion)
@@ -84,10 +96,40 @@ class Stacked(Method):
 
 
 class Native(Stacked):
-    """As `zoo-builder build --method native` does it: the traced cell, its way back, the loss and AdamW in C."""
+    """As `zoo-builder build --method native` does it: the traced cell, its way back, the loss and AdamW in C.
+
+    The updates that a build makes of one draw of data are made in one call of C, where the family allows it; each has
+    sequences of its own in memory, which here are copies of the same ones.
+    """
 
     rollout: ClassVar = "native"
     fused: ClassVar = True
+
+    def __init__(self, case: Case, data: Data) -> None:
+        super().__init__(case, data)
+        self._batch = case.batch
+        if can_descend_on(self._family):
+            self.together, self.passing_gradients = UPDATES_PER_DRAW, 0
+            self._parts = [(*part[:2], *_repeated(*part[2:], self.together)) for part in self._parts]
+
+    def update(self, count: int = 1) -> Tensor:
+        if self.together == 1:
+            return super().update(count)
+        losses = [self._moved(part, count) for part in self._parts]
+        return torch.cat(losses)
+
+    def _moved(self, part: tuple[StackedAdamW, Params, Data, Criterion], count: int) -> Tensor:
+        """Move the models of one stack so many times; their losses (models,) before the last time."""
+        optimiser, fixed, data, criterion = part
+        params, trained = {**fixed, **optimiser.params()}, self._family.spec.trained
+        for first in range(0, count, self.together):
+            now = min(self.together, count - first)
+            x, start = data.x[:, :, : now * self._batch], data.start[:, : now * self._batch]
+            asked = dataclasses.replace(criterion, target=criterion.target[:, :, : now * self._batch])
+            weights = criterion.weight.expand(now, *criterion.weight.shape)
+            make = partial(descend_on, self._family, params, trained, x, start, asked, weights)
+            losses = optimiser.in_c([None] * now, make)
+        return losses
 
     @staticmethod
     def why_not(case: Case) -> str | None:
@@ -146,7 +188,7 @@ class Loop(Method):
 
         return own, outputs
 
-    def update(self) -> Tensor:
+    def update_once(self) -> Tensor:
         losses = []
         for model, (_, outputs, optimiser) in enumerate(self._models):
             optimiser.zero_grad()
@@ -159,6 +201,13 @@ class Loop(Method):
     def params(self) -> Params:
         own = [parameters for parameters, *_ in self._models]
         return {name: torch.stack([one[name].detach() for one in own]) for name in own[0]}
+
+
+def _repeated(data: Data, criterion: Criterion, count: int) -> tuple[Data, Criterion]:
+    """The same sequences so many times side by side, for as many updates."""
+    x, target = data.x.repeat(1, 1, count, 1), data.target.repeat(1, 1, count)
+    own = dataclasses.replace(criterion, target=target[..., None])
+    return Data({}, x, data.start.repeat(1, count, 1), data.noise, target), own
 
 
 def _unrolled(family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> Tensor:

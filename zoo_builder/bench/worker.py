@@ -81,23 +81,22 @@ def _prepared(kind: Any, case: Case) -> tuple[Method | None, int, dict[str, Any]
     method: Method = kind(case, draw(case))
     # Compilation, caches and what is imported on first use are no part of an update.
     loss = method.update().double().mean().item()
-    method.update()
+    method.update(method.together)
     start = time.perf_counter()
     peak = _peak_memory(method)
-    seconds = (time.perf_counter() - start) / MEASURED
+    seconds = (time.perf_counter() - start) / (MEASURED * method.together)
     if peak is not None:
         peak = max(0.0, peak - method.passing_gradients * case.load().spec.num_parameters * 4)
-    updates = max(1, math.ceil(LEAST_SECONDS / seconds))
+    updates = max(1, math.ceil(LEAST_SECONDS / (seconds * method.together))) * method.together
     return method, updates, {"loss": loss, "peak_memory": peak, "flops": flops(case)}
 
 
 def _timed(method: Method, updates: int) -> dict[str, float]:
     gc.collect()
     # This process has slept while others worked: its data are in no cache.
-    method.update()
+    method.update(method.together)
     cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(updates):
-        method.update()
+    method.update(updates)
     return {"cpu": (time.process_time() - cpu) / updates, "wall": (time.perf_counter() - wall) / updates}
 
 
@@ -112,8 +111,7 @@ def _peak_memory(method: Method) -> float | None:
     with contextlib.suppress(OSError):
         # From here on the high-water mark is counted anew.
         reset.write_text("5")
-    for _ in range(MEASURED):
-        method.update()
+    method.update(MEASURED * method.together)
     after = _resident("VmHWM")
     return None if before is None or after is None or not reset.exists() else after - before
 

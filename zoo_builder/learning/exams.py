@@ -112,6 +112,10 @@ class Examination:
         """Whether an exam is held after so many updates."""
         return update > 0 and update % self._exams.every == 0
 
+    def next_after(self, update: int) -> int:
+        """The number of updates after which the next exam is held."""
+        return (update // self._exams.every + 1) * self._exams.every
+
     def hold(self, update: int, params: Params, learning: Tensor) -> Tensor:
         """Examine the models that are still `learning` (models,), bool; returns which of them stop (models,), bool."""
         batch = self._task.sample(self.values, self._streams, self._exams.sequences, "train")

@@ -1,73 +1,79 @@
-"""The update of StackedAdamW in one pass over memory, in C."""
+"""Updates of StackedAdamW in C: one on gradients that are given, or several of one model after another."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from weightspace.rollout.native.compiler import library
-from weightspace.rollout.native.job import INT, POINTER, array_of
+from weightspace.rollout.native.job import INT, POINTER, Moves, array_of
 from weightspace.rollout.native.threads import at_once
 
 SOURCE = str(Path(__file__).parent / "adamw.c")
 WORTH_A_THREAD = 100_000
 """Numbers of all rows for each of several threads; to wake one for fewer takes longer."""
-_DOUBLES = ("losses", "learning_rate", "weight_decay", "clip", "rate")
+_COLUMNS = ("learning_rate", "weight_decay", "clip")
+_NUMBERS = ("rate", "number_first", "root_second")
 
 
-class _Update(ctypes.Structure):
+class _Updates(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("models", "parameters", "tensors")),
-        *((name, POINTER) for name in ("size", "gradient", "lower", *_DOUBLES, "learning")),
-        *((name, POINTER) for name in ("row", "first", "second", "fails")),
-        *((name, ctypes.c_double) for name in ("number_first", "root_second", "beta1", "beta2", "epsilon")),
+        *((name, POINTER) for name in ("size", "lower", *_COLUMNS, *_NUMBERS, "learning")),
+        *((name, POINTER) for name in ("row", "first", "second", "failed")),
+        *((name, ctypes.c_double) for name in ("beta1", "beta2", "epsilon")),
     ]
 
 
-def fused_update(
-    row: Tensor,
-    first: Tensor,
-    second: Tensor,
-    learning: Tensor,
-    gradients: Sequence[Tensor],
-    lower: Tensor | None,
-    columns: dict[str, Tensor],
-    numbers: dict[str, float],
-) -> Tensor:
-    """Move the rows (models, parameters), float32, and moments of models that are `learning` in place.
+class FusedUpdates:
+    """Updates that move rows (models, parameters), float32, and their moments in place, as long as a model learns."""
 
-    Gradients (models, ...) are those of the tensors that lie side by side in a row; `columns` (models,) and `numbers`
-    are the fields of that name in adamw.c. Returns which models learned until now and cannot go on, (models,), bool.
-    NoNative if there is no compiler.
-    """
-    models, parameters = row.shape
-    own = [gradient.contiguous() for gradient in gradients]
-    sizes = array_of(INT, len(own))(*(gradient.numel() // models for gradient in own))
-    pointers = array_of(POINTER, len(own))(*(gradient.data_ptr() for gradient in own))
-    fails, next_model, update = torch.zeros(models, dtype=torch.bool), INT(0), library(SOURCE).update
-    wide = {name: _wide(columns[name], models) for name in _DOUBLES}
-    call = _Update(models, parameters, len(own), **numbers)
-    call.size, call.gradient = ctypes.addressof(sizes), ctypes.addressof(pointers)
-    call.lower = None if lower is None else lower.data_ptr()
-    for name, tensor in (*wide.items(), ("learning", learning), ("row", row), ("first", first), ("second", second)):
-        assert tensor.is_contiguous()
-        setattr(call, name, tensor.data_ptr())
-    call.fails = fails.data_ptr()
+    def __init__(
+        self,
+        rows: tuple[Tensor, Tensor, Tensor],
+        learning: Tensor,
+        sizes: Sequence[int],
+        lower: Tensor | None,
+        columns: Mapping[str, Tensor],
+        numbers: Mapping[str, Tensor],
+        constants: Mapping[str, float],
+    ) -> None:
+        """Of `rows` (params and both moments), where models are `learning` (models,), bool.
 
-    def some() -> None:
-        room = row.new_empty(3 * parameters)
-        update(ctypes.byref(call), ctypes.byref(next_model), POINTER(room.data_ptr()))
+        `sizes` are those of the tensors that lie side by side in a row; `lower` is the least value of each parameter.
+        `columns` (models,), `numbers` (updates,) and among them `rate` (updates, models), float64, and `constants` are
+        the fields of that name in adamw.c. NoNative if there is no compiler.
+        """
+        self._models, self._parameters = rows[0].shape
+        self._updates = len(numbers["rate"])
+        self.failed = torch.full((self._models,), -1, dtype=torch.int64)
+        """Which of the updates a model could not make (models,), -1 where there is none."""
+        self._library, self._sizes = library(SOURCE), array_of(INT, len(sizes))(*sizes)
+        self._c = _Updates(self._models, self._parameters, len(sizes), ctypes.addressof(self._sizes), **constants)
+        named = dict(zip(("row", "first", "second"), rows, strict=True)) | {"learning": learning, "failed": self.failed}
+        self._kept = {**named, **columns, **numbers, **({} if lower is None else {"lower": lower})}
+        for name, tensor in self._kept.items():
+            assert tensor.is_contiguous()
+            setattr(self._c, name, tensor.data_ptr())
 
-    at_once([some] * max(1, min(torch.get_num_threads(), models, row.numel() // WORTH_A_THREAD)))
-    return fails
+    def moves(self) -> Moves:
+        """The updates as the engine makes them; this object must live until it has."""
+        move = ctypes.cast(self._library.move, POINTER).value or 0
+        return Moves(self._updates, self._kept["learning"], move, ctypes.addressof(self._c), 3 * self._parameters)
 
+    def make(self, losses: Tensor, gradients: Sequence[Tensor]) -> None:
+        """Make the only update by losses (models,) and the gradients (models, ...) of the tensors of a row."""
+        own, wide = [gradient.contiguous() for gradient in gradients], losses.to(torch.float64).contiguous()
+        pointers = array_of(POINTER, len(own))(*(gradient.data_ptr() for gradient in own))
+        next_model, arguments = INT(0), (POINTER(wide.data_ptr()), pointers)
 
-def _wide(column: Tensor, models: int) -> Tensor:
-    """One number for each model, (models,), float64, in one piece."""
-    if column.dtype == torch.float64 and column.numel() == models and column.is_contiguous():
-        return column
-    return column.to(torch.float64).flatten().expand(models).contiguous()
+        def some() -> None:
+            room = torch.empty(4 * self._parameters)
+            self._library.update(ctypes.byref(self._c), *arguments, ctypes.byref(next_model), POINTER(room.data_ptr()))
+
+        worth = self._models * self._parameters // WORTH_A_THREAD
+        at_once([some] * max(1, min(torch.get_num_threads(), self._models, worth)))

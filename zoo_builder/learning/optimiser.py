@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from weightspace.rollout.native.job import Moves
 from weightspace.spec import Params, WeightSpec
-from zoo_builder.learning.fused import fused_update
+from zoo_builder.learning.fused import FusedUpdates
 
 LOWER_BOUNDS = {"real": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
 """Least value that a tensor of each domain keeps while it is trained."""
@@ -124,7 +125,9 @@ class StackedAdamW:
     def after(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
         """Where the models stand after an update, by the gradients (models, ...) of each one's loss (models,)."""
         if self._fused:
-            return self._after_fused(standing, due, losses, gradients)
+            updates = self._fused_updates(standing, [due])
+            updates.make(losses, [gradients[name] for name in self._shapes])
+            return _heeded(standing, [due], updates.failed)
         gradient = torch.cat([gradients[name].flatten(1) for name in self._shapes], dim=1)
         # The square of a large float32 gradient overflows; the norm must not.
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float64)
@@ -141,18 +144,28 @@ class StackedAdamW:
         )
         return Standing(row, first, second, diverged_step, moves)
 
-    def _after_fused(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
-        own = {"learning_rate": self._learning_rate, "weight_decay": self._weight_decay, "clip": self._clip}
-        columns = own | {"losses": losses, "rate": due.rate}
-        numbers = {"number_first": float(due.first), "root_second": float(due.second), "epsilon": self._epsilon}
-        numbers |= {"beta1": self._betas[0], "beta2": self._betas[1]}
-        rows = (standing.row, standing.first, standing.second, standing.learning)
-        fails = fused_update(*rows, [gradients[name] for name in self._shapes], self._lower, columns, numbers)
-        if not bool(fails.any()):
-            # Rows and moments were moved in place.
-            return standing
-        diverged_step = torch.where(fails, due.number.to(torch.int64), standing.diverged_step)
-        return dataclasses.replace(standing, diverged_step=diverged_step, learning=standing.learning & ~fails)
+    def in_c(self, rates: Sequence[Tensor | None], make: Callable[[Moves], Tensor]) -> Tensor:
+        """Make updates in C, one for each of `rates` (see `due`), by what `make` does with them; returns its losses.
+
+        For an optimiser that is `fused`. What `make` is given moves each model that learns by its gradients, in place.
+        """
+        dues = [self.due(rate) for rate in rates]
+        updates = self._fused_updates(self.standing, dues)
+        losses = make(updates.moves())
+        self.standing = _heeded(self.standing, dues, updates.failed)
+        return losses
+
+    def _fused_updates(self, standing: Standing, dues: Sequence[Due]) -> FusedUpdates:
+        rates = torch.stack([due.rate.expand(len(standing.row), 1)[:, 0] for due in dues])
+        numbers = {
+            "rate": rates,
+            "number_first": torch.stack([due.first for due in dues]),
+            "root_second": torch.stack([due.second for due in dues]),
+        }
+        columns = {"learning_rate": self._learning_rate, "weight_decay": self._weight_decay, "clip": self._clip}
+        constants = {"beta1": self._betas[0], "beta2": self._betas[1], "epsilon": self._epsilon}
+        rows = (standing.row, standing.first, standing.second)
+        return FusedUpdates(rows, standing.learning, self._sizes, self._lower, columns, numbers, constants)
 
     def _moved(self, standing: Standing, due: Due, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Moments and params after one update by clipped gradients (models, parameters)."""
@@ -168,6 +181,15 @@ class StackedAdamW:
         if self._lower is not None:
             row = torch.maximum(row, self._lower)
         return first, second, row
+
+
+def _heeded(standing: Standing, dues: Sequence[Due], failed: Tensor) -> Standing:
+    """Where models stand whose rows were moved in place by updates, of which some could not make one (models,)."""
+    fails = failed >= 0
+    if not bool(fails.any()):
+        return standing
+    diverged_step = torch.where(fails, dues[0].number.to(torch.int64) + failed, standing.diverged_step)
+    return dataclasses.replace(standing, diverged_step=diverged_step, learning=standing.learning & ~fails)
 
 
 def _lower_bounds(spec: WeightSpec, names: Sequence[str], sizes: Sequence[int], like: Tensor) -> Tensor | None:

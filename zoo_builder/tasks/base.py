@@ -37,6 +37,11 @@ class Batch:
             return self.x.new_full(self.target.shape[:2], 1 / self.target.shape[1])
         return self.weight / self.weight.sum(1, keepdim=True)
 
+    def narrow(self, first: int, count: int) -> Batch:
+        """So many of the sequences, as views."""
+        x, target = (tensor.narrow(2, first, count) for tensor in (self.x, self.target))
+        return Batch(x, self.start.narrow(1, first, count), target, self.weight)
+
     def split(self, batch_size: int) -> list[Batch]:
         """The same sequences as several batches of `batch_size`, the last one with what is left."""
         starts, targets = self.start.split(batch_size, 1), self.target.split(batch_size, 2)
@@ -88,7 +93,10 @@ class Task(ABC):
         """
 
     def criterion(self, batch: Batch) -> Criterion | None:
-        """The loss of a batch, declared, so that a fast rollout can take it in; None if it is computed by `loss`."""
+        """The loss of a batch, declared, so that a fast rollout can take it in; None if it is computed by `loss`.
+
+        Its targets must depend on their own sequence alone; its weights may depend on the whole batch.
+        """
         return None
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,17 @@ from weightspace.rollout.native import compiler
 from weightspace.rollout.native.compiler import NoNative
 from weightspace.rollout.native.program import Untraceable
 
-__all__ = ["compiler_version", "descend", "measures_here", "run_native", "usable", "why_not", "why_not_here"]
+__all__ = [
+    "can_descend_on",
+    "compiler_version",
+    "descend",
+    "descend_on",
+    "measures_here",
+    "run_native",
+    "usable",
+    "why_not",
+    "why_not_here",
+]
 
 logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.float64)
@@ -83,4 +93,5 @@ def _warn(name: str, reason: str) -> None:
     logger.warning("%s is rolled out by torch, not natively: %s.", name, reason)
 
 
-from weightspace.rollout.native.function import descend, run_native  # noqa: E402
+from weightspace.rollout.native.descent import can_descend_on, descend, descend_on  # noqa: E402
+from weightspace.rollout.native.function import run_native  # noqa: E402

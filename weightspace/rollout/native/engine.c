@@ -54,20 +54,29 @@ typedef struct {
     int64_t loss_kind, scored, classes, want_gradients;
     const int64_t *target_class; // (models, scored, batch, heads)
     const REAL *target_value;    // (models, scored, batch, output)
-    const REAL *weight;          // (models, scored): what one sequence at one step counts
+    const REAL *weight;          // (updates, models, scored): what one sequence at one step counts
     double *losses;              // (models)
     double *verdicts;            // (models, 4), see answers.h: on the shown steps, if wanted
     const REAL *output_gradient; // (models, time, batch, output)
     const REAL *const *state_gradient;
     REAL *const *gradient;       // per tensor, or null; a model's own is overwritten
-    const int64_t *gradient_stride;
+    const int64_t *gradient_stride;  // 0 where no gradient is wanted
     REAL *const *input_gradient; // per input, or null
     REAL *const *initial_gradient;
+    // Instead of writing gradients: `updates` of every model that is `learning` (models), one after another, each on the
+    // next `high - low` sequences. `move` changes the model's tensors by its loss and gradients, which lie side by side
+    // in the order of the tensors, with room for `move_room` numbers; where it returns 0 it is not called again.
+    int64_t updates, move_room;
+    const unsigned char *learning;
+    int (*move)(const void *how, int64_t model, int64_t update, double loss, const REAL *gradients, REAL *room);
+    const void *how;
 } Job;
 
 typedef struct {
     REAL *base[NUM_SPACES];
-    REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient;
+    REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient, *row, *room;
+    REAL **gradient;     // per tensor, of the model that is run
+    const REAL *weight;  // (scored), of its update
     Soon soon[2];
 } Memory;
 
@@ -278,21 +287,26 @@ static void pack_model(const Job *job, const Memory *m, int64_t model) {
     }
 }
 
-static void zero_gradients(const Job *job, int64_t model) {
-    for (int64_t i = 0; i < job->tensors; i++)
-        if (job->gradient[i])
-            memset(job->gradient[i] + model * job->gradient_stride[i], 0, job->gradient_stride[i] * sizeof(REAL));
+// Zeros where the gradients of a model are to lie: in the tensors that are given, or in one row for `move`.
+static void zero_gradients(const Job *job, const Memory *m, int64_t model) {
+    REAL *next = m->row;
+    for (int64_t i = 0; i < job->tensors; i++) {
+        int64_t size = job->gradient_stride[i];
+        m->gradient[i] = size == 0 ? 0 : job->move ? next : job->gradient[i] + model * size;
+        if (size) memset(m->gradient[i], 0, size * sizeof(REAL));
+        next += size;
+    }
 }
 
 // Adds what a slice gave to the gradients of a model, slice after slice, so that the sum does not depend on threads.
-static void add_gradients(const Job *job, const Memory *m, int64_t model) {
+static void add_gradients(const Job *job, const Memory *m) {
     for (int64_t kind = 0; kind < 2; kind++)
         for (int64_t i = 0; i < (kind ? job->num_vectors : job->num_matrices); i++) {
             const Matrix *matrix = (kind ? job->vectors : job->matrices) + i;
             if (matrix->gradient < 0) continue;
             for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
-                if (p->tensor < 0 || !job->gradient[p->tensor]) continue;
-                REAL *to = job->gradient[p->tensor] + model * job->gradient_stride[p->tensor] + p->offset;
+                if (p->tensor < 0 || !m->gradient[p->tensor]) continue;
+                REAL *to = m->gradient[p->tensor] + p->offset;
                 const REAL *from = m->slice_gradient + matrix->gradient + p->first_row;
                 for (int64_t r = 0; r < p->rows; r++)
                     for (int64_t k = 0; k < matrix->cols; k++)
@@ -370,7 +384,7 @@ static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64
 // The answers of one shown step, judged; steps that count for nothing are not even read out.
 static void judge_step(const Job *job, Memory *m, int64_t model, int64_t shown, int64_t first, int64_t lanes,
                        Verdict *verdict) {
-    REAL weight = job->weight[model * job->scored + shown];
+    REAL weight = m->weight[shown];
     if (weight == 0) return;
     int64_t heads = job->output_rows / job->classes, place = (model * job->scored + shown) * job->batch + first;
     run(job, m, job->readout, job->num_readout);
@@ -400,7 +414,7 @@ static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int
 static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, int64_t first, int64_t lanes, REAL *loss) {
     int64_t scored = t - (job->time - job->scored), rows = job->output_rows;
     int is_given = job->loss_kind == GIVEN;
-    REAL weight = is_given || scored < 0 ? 0 : job->weight[model * job->scored + scored];
+    REAL weight = is_given || scored < 0 ? 0 : m->weight[scored];
     if (is_given ? !job->output_gradient : weight == 0) {
         // What the read-out would have left for the gradients of weights is nothing, not what an earlier step left.
         memset(m->base[RING], 0, job->ring_rows * LANES * sizeof(REAL));
@@ -502,6 +516,13 @@ INLINE REAL *carve(REAL **from, int64_t count) {
     return piece;
 }
 
+// Numbers of the gradients of a model, side by side, if they are to lie so.
+INLINE int64_t row_size(const Job *job) {
+    int64_t size = 0;
+    for (int64_t i = 0; job->move && i < job->tensors; i++) size += job->gradient_stride[i];
+    return size;
+}
+
 static Memory carved(const Job *job, REAL *workspace) {
     Memory m = {0};
     m.record = carve(&workspace, (job->want_gradients ? job->time + 1 : 2) * job->record_rows * LANES);
@@ -510,6 +531,9 @@ static Memory carved(const Job *job, REAL *workspace) {
     m.carry = carve(&workspace, 2 * job->carry_rows * LANES);
     m.packed = carve(&workspace, job->packed_size);
     m.slice_gradient = carve(&workspace, job->gradient_size);
+    m.gradient = (REAL **)carve(&workspace, job->tensors * sizeof(REAL *) / sizeof(REAL));
+    m.row = carve(&workspace, row_size(job));
+    m.room = carve(&workspace, job->move_room);
     m.base[SCRATCH] = carve(&workspace, job->scratch_rows * LANES);
     m.base[INPUT_GRADIENT] = carve(&workspace, job->input_rows * LANES);
     m.base[VECTORS] = carve(&workspace, job->vector_size);
@@ -533,10 +557,12 @@ static void sum_up_vectors(const Job *job, const Memory *m) {
         }
 }
 
-static void run_model(const Job *job, Memory *m, int64_t model, int64_t low, int64_t high) {
+// The loss of a model on the sequences of one update.
+static double run_model(const Job *job, Memory *m, int64_t model, int64_t update, int64_t low, int64_t high) {
     double loss = 0;
+    m->weight = job->weight + (update * job->models + model) * job->scored;
     pack_model(job, m, model);
-    if (job->gradient) zero_gradients(job, model);
+    if (job->gradient_stride) zero_gradients(job, m, model);
     for (int64_t sequence = low; sequence < high; sequence += LANES) {
         int64_t lanes = high - sequence < LANES ? high - sequence : LANES;
         start(job, m, model, sequence, lanes);
@@ -544,16 +570,31 @@ static void run_model(const Job *job, Memory *m, int64_t model, int64_t low, int
         if (!job->want_gradients) continue;
         loss += backward(job, m, model, sequence, lanes);
         sum_up_vectors(job, m);
-        add_gradients(job, m, model);
+        add_gradients(job, m);
     }
-    if (job->losses) job->losses[model] = loss;
+    return loss;
+}
+
+static void move_model(const Job *job, Memory *m, int64_t model, int64_t low, int64_t high) {
+    int64_t going = job->learning[model], count = high - low;
+    for (int64_t u = 0; going && u < job->updates; u++, low += count) {
+        job->losses[model] = run_model(job, m, model, u, low, low + count);
+        going = job->move(job->how, model, u, job->losses[model], m->row, m->room);
+    }
 }
 
 // Of every model that no other thread has taken from `next` first, the sequences from `low` to before `high`.
 void run_models(const Job *job, int64_t *next, int64_t low, int64_t high, REAL *workspace) {
     Memory m = carved(job, workspace);
     int64_t model;
-    while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < job->models) run_model(job, &m, model, low, high);
+    while ((model = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < job->models) {
+        if (job->move) {
+            move_model(job, &m, model, low, high);
+            continue;
+        }
+        double loss = run_model(job, &m, model, 0, low, high);
+        if (job->losses) job->losses[model] = loss;
+    }
 }
 
 // What Python must agree on.

@@ -160,9 +160,9 @@ class Engine:
         """
         self.refuse_misfits(call)
         slices = range(0, call.batch, self.lanes)
-        if call.models >= threads or len(slices) == 1:
+        if call.models >= threads or len(slices) == 1 or call.moves is not None:
             # A thread that has to wait for a core leaves its models to the others.
-            at_once([self._work(call, 0, call.batch)] * min(threads, call.models))
+            at_once([self._work(call, 0, call.batch_of_one)] * min(threads, call.models))
             return
         parts = [call.apart() for _ in slices]
         pairs = zip(parts, slices, strict=True)
@@ -185,16 +185,30 @@ class Engine:
             own = call.tensors[number]
             if own.numel() < call.models * needed:
                 raise ValueError(f"Params of shape {tuple(own.shape)} are smaller than their family declares.")
-        if call.target is not None and call.weight is not None:
-            scored, answers = call.weight.shape[1], self._job.output_rows // call.classes
-            if call.loss == "squared_error":
-                answers = self._job.output_rows
-            wanted = (call.models, scored, call.batch, answers)
-            shapes = (tuple(call.target.shape), len(call.weight))
-            if shapes != (wanted, call.models) or scored > call.time:
-                raise ValueError(f"A criterion has targets of shape {shapes[0]}; {wanted} was expected.")
-            if not (call.target.is_contiguous() and call.weight.is_contiguous()):
-                raise ValueError("A native rollout was given a criterion with gaps between its models.")
+        self._refuse_criterion(call)
+        if call.moves is None:
+            return
+        learning, updates = call.moves.learning, call.moves.updates
+        if learning.shape != (call.models,) or learning.dtype != torch.bool or call.batch % updates:
+            raise ValueError(
+                f"{updates} updates were given {call.batch} sequences and `learning` as {tuple(learning.shape)} of "
+                f"{learning.dtype}; a multiple of {updates} and {(call.models,)} of {torch.bool} was expected."
+            )
+
+    def _refuse_criterion(self, call: Call) -> None:
+        if call.target is None or call.weight is None:
+            return
+        scored, answers = call.weight.shape[2], self._job.output_rows // call.classes
+        if call.loss == "squared_error":
+            answers = self._job.output_rows
+        updates = 1 if call.moves is None else call.moves.updates
+        wanted = (call.models, scored, call.batch, answers), (updates, call.models, scored)
+        shapes = tuple(call.target.shape), tuple(call.weight.shape)
+        if shapes != wanted or scored > call.time:
+            told = "targets of shape {} and weights of shape {}"
+            raise ValueError(f"A criterion has {told.format(*shapes)}; {told.format(*wanted)} were expected.")
+        if not (call.target.is_contiguous() and call.weight.is_contiguous()):
+            raise ValueError("A native rollout was given a criterion with gaps between its models.")
 
     def job(self, call: Call) -> tuple[Job, list[Any]]:
         """What C is given of a call, and what must live as long."""

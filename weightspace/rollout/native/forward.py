@@ -39,7 +39,7 @@ def native_verdicts(
     call = _call(family, params, x, noise, [state[name] for name in family.spec.states])
     call.loss, call.classes = criterion.kind, criterion.classes
     call.target = criterion.target.contiguous()
-    call.weight = criterion.weight.to(x.dtype).contiguous()
+    call.weight = criterion.weight.to(x.dtype).contiguous()[None]
     call.shown_steps = call.target.shape[1]
     call.verdicts = torch.zeros(len(x), 4, dtype=torch.float64)
     _run(engine(family, x.dtype, lanes_for(x.shape[2]), Wanted()), call)

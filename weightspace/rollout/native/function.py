@@ -1,4 +1,4 @@
-"""Native rollouts as torch sees them: a differentiable function, and descent on a declared loss."""
+"""Native rollouts as torch sees them: a differentiable function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Rollout
-from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.native.engine import Call, Wanted, engine, lanes_for, traced
 from weightspace.spec import Params, State
 
@@ -31,75 +30,6 @@ def run_native(
     return Rollout(outputs, visited, {name: value[:, -1] for name, value in visited.items()})
 
 
-def descend(
-    family: Family,
-    params: Mapping[str, Tensor],
-    trained: Sequence[str],
-    x: Tensor,
-    start: Tensor,
-    criterion: Criterion,
-    noise: Mapping[str, Tensor],
-) -> tuple[Tensor, Params]:
-    """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
-    spec, dtype = family.spec, x.dtype
-    own = traced(family, dtype)
-    leaves = {name: params[name].detach() for name in spec.tensors}
-    if own.prologue is not None or not own.starts_alike:
-        # The params act before the first step, too; what they do there is left to autograd.
-        for name in trained:
-            leaves[name].requires_grad_()
-    computed = computed_tensors(family, leaves, dtype)
-    initial = first_states(family, leaves, start)
-    through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
-    tensors = [in_one_piece(tensor) for tensor in (*leaves.values(), *computed)]
-    starts = [in_one_piece(initial[name]) for name in spec.states]
-    wanted = Wanted(
-        frozenset(i for i, name in enumerate(leaves) if name in trained)
-        | frozenset(len(leaves) + i for i, tensor in enumerate(computed) if tensor.requires_grad),
-        initial=any(tensor.requires_grad for tensor in initial.values()),
-    )
-    call = _call(tensors, [in_one_piece(noise[name]) for name in spec.noise] + [in_one_piece(x)], starts)
-    call.loss, call.classes = criterion.kind, criterion.classes
-    # Dense over models, too: a batch may be a part of one draw.
-    call.target = criterion.target.to(torch.int64 if criterion.kind == "cross_entropy" else dtype).contiguous()
-    call.weight = (criterion.weight.to(dtype) / x.shape[2]).contiguous()
-    call.losses = torch.empty(len(x), dtype=torch.float64)
-    call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
-    call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
-    engine(family, dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
-    found = dict(zip(spec.tensors, call.gradients, strict=False))
-    gradients = {name: found[name] for name in trained}
-    if through:
-        _add_through(leaves, trained, computed, initial, call, gradients)
-    return call.losses.to(dtype), {name: g for name, g in gradients.items() if g is not None}
-
-
-def _add_through(
-    leaves: Mapping[str, Tensor],
-    trained: Sequence[str],
-    computed: Sequence[Tensor],
-    initial: Mapping[str, Tensor],
-    call: Call,
-    gradients: dict[str, Tensor | None],
-) -> None:
-    """Gradients that reach the params through what is computed from them before the first step."""
-    own = call.gradients or []
-    pairs = list(zip(computed, own[len(leaves) :], strict=True))
-    if call.initial_gradient is not None:
-        pairs += list(zip(initial.values(), call.initial_gradient, strict=True))
-    known = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]
-    more = torch.autograd.grad(
-        [tensor for tensor, _ in known],
-        [leaves[name] for name in trained],
-        [gradient.view_as(tensor) for tensor, gradient in known],
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    for name, gradient in zip(trained, more, strict=True):
-        direct = gradients[name]
-        gradients[name] = gradient if direct is None else direct + gradient
-
-
 class _Native(torch.autograd.Function):
     """Outputs and states of a stack of models; the way back runs forward again, so nothing is kept in between."""
 
@@ -112,7 +42,7 @@ class _Native(torch.autograd.Function):
         x, spec = inputs[-1], family.spec
         outputs = x.new_empty(*x.shape[:3], family.output_size)
         states = [x.new_empty(*x.shape[:3], spec.axes[axis].size) for axis in spec.states.values()]
-        call = _call(tensors, inputs, initial)
+        call = call_of(tensors, inputs, initial)
         call.outputs, call.states = outputs, states
         engine(family, x.dtype, lanes_for(x.shape[2]), Wanted()).run(call, torch.get_num_threads())
         return outputs, *states
@@ -124,7 +54,7 @@ class _Native(torch.autograd.Function):
         tensors, inputs, initial = _parted(list(data), ctx.sizes)
         of_tensors, of_inputs, of_initial = _parted(list(needed), ctx.sizes)
         wanted = Wanted(frozenset(i for i, need in enumerate(of_tensors) if need), any(of_inputs), any(of_initial))
-        call = _call(tensors, inputs, initial)
+        call = call_of(tensors, inputs, initial)
         call.output_gradient = None if gradients[0] is None else gradients[0].contiguous()
         call.state_gradient = [None if g is None else g.contiguous() for g in gradients[1:]]
         call.gradients, call.input_gradient, call.initial_gradient = (
@@ -161,7 +91,8 @@ def computed_tensors(family: Family, params: Mapping[str, Tensor], dtype: torch.
     return list(torch.func.vmap(prologue)(*(params[name] for name in family.spec.tensors)))
 
 
-def _call(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence[Tensor]) -> Call:
+def call_of(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence[Tensor]) -> Call:
+    """A call on params, inputs and initial states."""
     models, time, batch = inputs[-1].shape[:3]
     return Call(models, time, batch, tensors, inputs, initial)
 

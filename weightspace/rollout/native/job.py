@@ -36,6 +36,8 @@ _FIELDS: list[tuple[str, Any]] = [
     ("output_gradient", POINTER),
     *((name, POINTER) for name in ("state_gradient", "gradient", "gradient_stride")),
     *((name, POINTER) for name in ("input_gradient", "initial_gradient")),
+    *((name, INT) for name in ("updates", "move_room")),
+    *((name, POINTER) for name in ("learning", "move", "how")),
 ]
 
 
@@ -49,6 +51,21 @@ class Job(ctypes.Structure):
     """The engine's `Job`, field by field."""
 
     _fields_ = _FIELDS
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Updates that C makes of one model after another: what moves a model by its gradients, before its next update."""
+
+    updates: int
+    learning: Tensor
+    """Which models take part (models,), bool."""
+    move: int
+    """Address of the function; see the engine's `Job` for its arguments."""
+    how: int
+    """Address of its first argument."""
+    room: int
+    """Number of numbers it needs room for."""
 
 
 @dataclass
@@ -69,6 +86,7 @@ class Call:
     classes: int = 1
     target: Tensor | None = None
     weight: Tensor | None = None
+    """What each scored step of each update counts, (updates, models, scored)."""
     losses: Tensor | None = None
     verdicts: Tensor | None = None
     """Room for how the shown steps are answered, (models, 4), float64: see answers.h."""
@@ -77,6 +95,15 @@ class Call:
     gradients: Sequence[Tensor | None] | None = None
     input_gradient: Sequence[Tensor | None] | None = None
     initial_gradient: Sequence[Tensor | None] | None = None
+    moves: Moves | None = None
+    """With these, gradients are not written but moved by, and `batch` is that of all updates together."""
+    moved: Sequence[bool] = ()
+    """Which tensors are moved."""
+
+    @property
+    def batch_of_one(self) -> int:
+        """Number of sequences of one update."""
+        return self.batch if self.moves is None else self.batch // self.moves.updates
 
     def apart(self) -> Call:
         """The same call with sums of its own, for some of the sequences."""
@@ -115,6 +142,8 @@ class Call:
         job.shown_steps = self.time if self.shown_steps is None else self.shown_steps
         if self.gradients is not None:
             kept.append(_strides(job, "gradient_stride", self.gradients))
+        if self.moves is not None:
+            kept.append(self._fill_moves(job, self.moves))
         for name, single in (
             ("outputs", self.outputs),
             ("weight", self.weight),
@@ -127,6 +156,14 @@ class Call:
             job.scored = self.target.shape[1]
             setattr(job, "target_class" if self.loss == "cross_entropy" else "target_value", self.target.data_ptr())
         return kept
+
+    def _fill_moves(self, job: Job, moves: Moves) -> Any:
+        job.updates, job.move_room, job.move, job.how = moves.updates, moves.room, moves.move, moves.how
+        job.learning = moves.learning.data_ptr()
+        pairs = zip(self.tensors, self.moved, strict=True)
+        sizes = array_of(INT, len(self.tensors))(*(tensor[0].numel() if moves else 0 for tensor, moves in pairs))
+        job.gradient_stride = ctypes.addressof(sizes)
+        return sizes
 
 
 def _table(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:

@@ -1,0 +1,140 @@
+"""Descent on a declared loss: gradients of a stack of models, or whole updates made in C."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout.criterion import Criterion
+from weightspace.rollout.native.engine import Wanted, engine, lanes_for, traced
+from weightspace.rollout.native.function import call_of, computed_tensors, first_states, in_one_piece
+from weightspace.rollout.native.job import Call, Moves
+from weightspace.spec import Params
+
+
+def descend(
+    family: Family,
+    params: Mapping[str, Tensor],
+    trained: Sequence[str],
+    x: Tensor,
+    start: Tensor,
+    criterion: Criterion,
+    noise: Mapping[str, Tensor],
+) -> tuple[Tensor, Params]:
+    """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
+    spec, dtype = family.spec, x.dtype
+    leaves = {name: params[name].detach() for name in spec.tensors}
+    if _acts_before_the_first_step(family, dtype):
+        # What the params do there is left to autograd.
+        for name in trained:
+            leaves[name].requires_grad_()
+    computed = computed_tensors(family, leaves, dtype)
+    initial = first_states(family, leaves, start)
+    through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
+    tensors = [in_one_piece(tensor) for tensor in (*leaves.values(), *computed)]
+    starts = [in_one_piece(initial[name]) for name in spec.states]
+    wanted = Wanted(
+        frozenset(i for i, name in enumerate(leaves) if name in trained)
+        | frozenset(len(leaves) + i for i, tensor in enumerate(computed) if tensor.requires_grad),
+        initial=any(tensor.requires_grad for tensor in initial.values()),
+    )
+    call = call_of(tensors, [in_one_piece(noise[name]) for name in spec.noise] + [in_one_piece(x)], starts)
+    _judge_by(criterion, criterion.weight[None], call, dtype)
+    call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
+    call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
+    losses = _run(family, wanted, call, dtype)
+    found = dict(zip(spec.tensors, call.gradients, strict=False))
+    gradients = {name: found[name] for name in trained}
+    if through:
+        _add_through(leaves, trained, computed, initial, call, gradients)
+    return losses, {name: g for name, g in gradients.items() if g is not None}
+
+
+def can_descend_on(family: Family, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether whole updates of a traced family can be made in C: nothing but its steps is to be computed for them.
+
+    Noise is left out because it is drawn update by update: there is more of it than of all else.
+    """
+    return not family.spec.noise and not _acts_before_the_first_step(family, dtype)
+
+
+def _acts_before_the_first_step(family: Family, dtype: torch.dtype) -> bool:
+    """Whether something is computed from the params, or from what a task supplies, before the first step."""
+    own = traced(family, dtype)
+    return own.prologue is not None or not own.starts_alike
+
+
+def descend_on(
+    family: Family,
+    params: Mapping[str, Tensor],
+    trained: Sequence[str],
+    x: Tensor,
+    start: Tensor,
+    criterion: Criterion,
+    weights: Tensor,
+    moves: Moves,
+) -> Tensor:
+    """Make several updates of every model that learns, in C; its latest losses (models,), NaN of those that do not.
+
+    The trained tensors are changed in place, each update by the next sequences: `x` (models, time, updates * batch,
+    input), `start` and the targets of the criterion are those of all updates; `weights` (updates, models, scored) are
+    those of each update's own criterion. ValueError for a family that does not `can_descend_on`.
+    """
+    spec, dtype = family.spec, x.dtype
+    if not can_descend_on(family, dtype):
+        raise ValueError(f"Updates of {type(family).__name__} cannot be made in C alone.")
+    tensors = [in_one_piece(params[name]) for name in spec.tensors]
+    for name, own in zip(spec.tensors, tensors, strict=True):
+        if name in trained and own.data_ptr() != params[name].data_ptr():
+            raise ValueError(f"`{name}` of a model does not lie in one piece, so it cannot be moved in place.")
+    initial = first_states(family, params, start)
+    call = call_of(tensors, [in_one_piece(x)], [in_one_piece(initial[name]) for name in spec.states])
+    call.moves, call.moved = moves, [name in trained for name in spec.tensors]
+    _judge_by(criterion, weights, call, dtype)
+    wanted = Wanted(frozenset(i for i, name in enumerate(spec.tensors) if name in trained))
+    return _run(family, wanted, call, dtype)
+
+
+def _judge_by(criterion: Criterion, weights: Tensor, call: Call, dtype: torch.dtype) -> None:
+    """Let a call take its loss from a criterion."""
+    call.loss, call.classes = criterion.kind, criterion.classes
+    # Dense over models, too: a batch may be a part of one draw.
+    call.target = criterion.target.to(torch.int64 if criterion.kind == "cross_entropy" else dtype).contiguous()
+    call.weight = (weights.to(dtype) / call.batch_of_one).contiguous()
+    call.losses = torch.full((call.models,), torch.nan, dtype=torch.float64)
+
+
+def _run(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype) -> Tensor:
+    """Do a call; its losses (models,)."""
+    assert call.losses is not None
+    engine(family, dtype, lanes_for(call.batch_of_one), wanted).run(call, torch.get_num_threads())
+    return call.losses.to(dtype)
+
+
+def _add_through(
+    leaves: Mapping[str, Tensor],
+    trained: Sequence[str],
+    computed: Sequence[Tensor],
+    initial: Mapping[str, Tensor],
+    call: Call,
+    gradients: dict[str, Tensor | None],
+) -> None:
+    """Gradients that reach the params through what is computed from them before the first step."""
+    own = call.gradients or []
+    pairs = list(zip(computed, own[len(leaves) :], strict=True))
+    if call.initial_gradient is not None:
+        pairs += list(zip(initial.values(), call.initial_gradient, strict=True))
+    known = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]
+    more = torch.autograd.grad(
+        [tensor for tensor, _ in known],
+        [leaves[name] for name in trained],
+        [gradient.view_as(tensor) for tensor, gradient in known],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    for name, gradient in zip(trained, more, strict=True):
+        direct = gradients[name]
+        gradients[name] = gradient if direct is None else direct + gradient
