@@ -24,7 +24,7 @@ from zoo_builder.executor import ROLLOUTS, build_identity
 from zoo_builder.plan import Plan, Shard, make_plan
 from zoo_builder.recipe import read_recipe
 from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_configs
-from zoo_builder.stacks import chunk_size
+from zoo_builder.stacks import Members, chunk_size
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +121,10 @@ def stage_shard(
     ids, pieces = shard.model_ids, []
     params = {name: tensor.unflatten(0, (len(ids), len(plan.snapshots))) for name, tensor in stack.params.items()}
     size = chunk_size(device)
-    for first in range(0, len(ids), size):
-        chosen = slice(first, first + size)
-        own = {name: tensor[chosen] for name, tensor in params.items()}
-        measured = measure_labels(plan, shard.cohort, names, ids[chosen], own, device, method)
-        columns = {name: label_column(measured, name, len(ids[chosen])) for name in _measured_columns(plan, names)}
+    for place, members in enumerate(Members.of(plan, shard.cohort, ids).parts(size)):
+        own = {name: tensor[place * size : (place + 1) * size] for name, tensor in params.items()}
+        measured = measure_labels(plan, shard.cohort, names, members, own, device, method)
+        columns = {name: label_column(measured, name, len(members.ids)) for name in _measured_columns(plan, names)}
         pieces.append(pa.table(columns))
     new = pa.concat_tables(pieces)
     ordered = [*COLUMNS, *label_columns(plan)]

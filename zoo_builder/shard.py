@@ -19,7 +19,7 @@ from weightspace.store import ShardContent, canonical
 from zoo_builder import labels
 from zoo_builder.learning import Learned, Learner
 from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
-from zoo_builder.stacks import chunk_size, models_together, padded, padded_params
+from zoo_builder.stacks import Members, chunk_size, models_together, padded_params
 from zoo_builder.tasks import Batch, Task
 from zoo_builder.tasks.noise import draw_noise
 
@@ -49,9 +49,7 @@ COLUMNS = {
 class Chunk:
     """Models of one shard that are computed together, and what became of them (padding left out)."""
 
-    model_ids: list[str]
-    values: dict[str, Tensor]
-    settings: dict[str, Tensor]
+    members: Members
     learned: Learned
     measured: list[dict[str, Tensor]]
     """The labels and the learner's records of each snapshot, columns (models,)."""
@@ -70,14 +68,14 @@ def make_shard(
 
     `progress` is called with the number of (model, update) pairs done since the last call.
     """
-    cohort, ids = shard.cohort, shard.model_ids
-    size = models_together(cohort, device)
-    stacks = [ids[first : first + size] for first in range(0, len(ids), size)]
+    cohort = shard.cohort
+    members = Members.of(plan, cohort, shard.model_ids)
+    stacks = members.parts(models_together(cohort, device))
     learned = _joined([_learned(plan, cohort, own, device, method, progress) for own in stacks])
     size = chunk_size(device)
     chunks = [
-        _made_chunk(plan, cohort, ids[first : first + size], _part(learned, first, first + size), device, method)
-        for first in range(0, len(ids), size)
+        _made_chunk(plan, cohort, own, _part(learned, place * size, (place + 1) * size), device, method)
+        for place, own in enumerate(members.parts(size))
     ]
     params = {name: tensor.flatten(0, 1) for name, tensor in learned.params.items()}
     table = pa.concat_tables([_table(plan, shard, chunk, place * size) for place, chunk in enumerate(chunks)])
@@ -92,67 +90,55 @@ def make_shard(
 
 
 def _learned(
-    plan: Plan, cohort: Cohort, ids: list[str], device: str, method: Method, progress: Callable[[int], None] | None
+    plan: Plan, cohort: Cohort, members: Members, device: str, method: Method, progress: Callable[[int], None] | None
 ) -> Learned:
     """What becomes of a few models of one cohort that learn together."""
-    own_ids = padded(ids)
-    values, settings = cohort.values(plan.seed, own_ids), cohort.settings(plan.seed, own_ids)
-    told = (lambda update: progress(len(ids))) if progress is not None else None
-    learned = cohort.learner.learn(
-        cohort.family, cohort.task, values, settings, plan.seed, own_ids, plan.snapshots, device, method, told
-    )
-    return _part(learned, 0, len(ids))
+    own, count = members.padded(), len(members.ids)
+    told = (lambda update: progress(count)) if progress is not None else None
+    drawn = (own.values, own.settings, plan.seed, own.ids)
+    learned = cohort.learner.learn(cohort.family, cohort.task, *drawn, plan.snapshots, device, method, told)
+    return _part(learned, 0, count)
 
 
-def _made_chunk(plan: Plan, cohort: Cohort, ids: list[str], learned: Learned, device: str, method: Method) -> Chunk:
+def _made_chunk(plan: Plan, cohort: Cohort, members: Members, learned: Learned, device: str, method: Method) -> Chunk:
     """Label and roll out a few models of one cohort together."""
-    count, own_ids = len(ids), padded(ids)
-    values, settings = cohort.values(plan.seed, own_ids), cohort.settings(plan.seed, own_ids)
+    own, count = members.padded(), len(members.ids)
     rollouts = []
     if cohort.task is not None and plan.recipe["rollouts"] is not None:
-        streams = Streams(plan.seed, own_ids, "rollouts", device)
-        given = _held_out(cohort, values, streams, plan.recipe["rollouts"]["sequences"])
+        streams = Streams(plan.seed, own.ids, "rollouts", device)
+        given = _held_out(cohort, own.values, streams, plan.recipe["rollouts"]["sequences"])
         for place in range(len(learned.steps)):
-            params = padded_params(learned.params, place, len(own_ids), device)
+            params = padded_params(learned.params, place, len(own.ids), device)
             pair = _rolled_out(cohort.family, params, *given, method)
             rollouts.append((pair[0][:count].cpu(), pair[1][:count].cpu()))
     measured = [
         found | {name: record[:, place] for name, record in learned.records.items()}
         for place, found in enumerate(
-            measure_labels(plan, cohort, plan.recipe["labels"], ids, learned.params, device, method)
+            measure_labels(plan, cohort, plan.recipe["labels"], members, learned.params, device, method)
         )
     ]
-    return Chunk(ids, values, settings, learned, measured, rollouts)
+    return Chunk(members, learned, measured, rollouts)
 
 
 def measure_labels(
     plan: Plan,
     cohort: Cohort,
     names: Sequence[str],
-    ids: list[str],
+    members: Members,
     params: Params,
     device: str = "cpu",
     method: Method = "stacked",
 ) -> list[dict[str, Tensor]]:
-    """The labels `names` of models `ids` with params (models, snapshots, ...): for each snapshot, columns (models,)."""
-    own_ids, num_snapshots = padded(ids), len(plan.snapshots)
+    """The labels `names` of models with params (models, snapshots, ...): for each snapshot, columns (models,)."""
+    num_snapshots = len(plan.snapshots)
     if not names:
         return [{} for _ in range(num_snapshots)]
-    values = cohort.values(plan.seed, own_ids)
-    # On the CPU one by one, for its cache; on CUDA together, because there a stack takes hardly longer than a model.
-    together = 1 if device == "cpu" else num_snapshots
-    measured: list[dict[str, Tensor]] = []
-    # What models are driven by is the same at every snapshot.
-    given: dict[int, labels.Inputs] = {}
-    for first in range(0, num_snapshots, together):
-        own = [padded_params(params, first + i, len(own_ids), device) for i in range(together)]
-        stacked = {name: torch.cat([one[name] for one in own]) for name in params}
-        own_values = {name: value.repeat(together) for name, value in values.items()}
-        own_models = (stacked, cohort.task, own_values, plan.seed, own_ids * together)
-        found = labels.measure(names, cohort.family, *own_models, method=method, given=given)
-        starts = [i * len(own_ids) for i in range(together)]
-        measured += [{name: column[at : at + len(ids)] for name, column in found.items()} for at in starts]
-    return measured
+    own, count = members.padded(), len(members.ids)
+    snapshots = [padded_params(params, place, len(own.ids), device) for place in range(num_snapshots)]
+    stacked = {name: torch.cat([one[name] for one in snapshots]) for name in params}
+    found = labels.measure(names, cohort.family, stacked, cohort.task, own.values, plan.seed, own.ids, method=method)
+    apart = {name: column.unflatten(0, (num_snapshots, -1))[:, :count] for name, column in found.items()}
+    return [{name: column[place] for name, column in apart.items()} for place in range(num_snapshots)]
 
 
 def _part(learned: Learned, first: int, last: int) -> Learned:
@@ -187,7 +173,8 @@ def _rolled_out(
 
 
 def _table(plan: Plan, shard: Shard, chunk: Chunk, offset: int) -> pa.Table:
-    cohort, num_models, steps = shard.cohort, len(chunk.model_ids), chunk.learned.steps
+    cohort, members, steps = shard.cohort, chunk.members, chunk.learned.steps
+    num_models = len(members.ids)
     share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
     of_cohort = {
         "family": type(cohort.family).__name__,
@@ -202,11 +189,13 @@ def _table(plan: Plan, shard: Shard, chunk: Chunk, offset: int) -> pa.Table:
     }
     first = shard.first + offset
     of_models = {
-        "model_id": chunk.model_ids,
-        "task_config": [None] * num_models if cohort.task is None else _configs(cohort.task, chunk.values, num_models),
-        "learning_config": _configs(cohort.learner, chunk.settings, num_models, type(cohort.learner).__name__),
+        "model_id": members.ids,
+        "task_config": [None] * num_models
+        if cohort.task is None
+        else _configs(cohort.task, members.values, num_models),
+        "learning_config": _configs(cohort.learner, members.settings, num_models, type(cohort.learner).__name__),
         "split": cohort.splits[first : first + num_models],
-        "split_task": out_of_task(cohort, chunk.values, share, num_models),
+        "split_task": out_of_task(cohort, members.values, share, num_models),
     }
     rows: dict[str, Sequence[Any]] = {name: [value] * (num_models * len(steps)) for name, value in of_cohort.items()}
     rows |= {name: [value for value in own for _ in steps] for name, own in of_models.items()}
@@ -240,7 +229,7 @@ def label_column(measured: Sequence[Mapping[str, Tensor]], name: str, num_models
     """One label, rows by model, then snapshot, null where it does not apply or is not finite."""
     missing = torch.full((num_models,), torch.nan, dtype=torch.float64)
     values = torch.stack([columns.get(name, missing) for columns in measured], dim=1).flatten()
-    return pa.array(values.tolist(), type=pa.float64(), mask=(~values.isfinite()).numpy())
+    return pa.array(values.numpy(), type=pa.float64(), mask=(~values.isfinite()).numpy())
 
 
 def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:

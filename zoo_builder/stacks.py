@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from weightspace.spec import Params
-from zoo_builder.plan import Cohort
+from zoo_builder.plan import Cohort, Plan
 
 STACK = 64
 """Number of models that are computed together on the CPU: what its cache likes."""
@@ -34,6 +40,34 @@ def chunk_size(device: str) -> int:
     return STACK if device == "cpu" else CUDA_CHUNK
 
 
+@dataclass(frozen=True)
+class Members:
+    """Some models of one cohort, with each one's own values of spread fields, (models,), float64."""
+
+    ids: list[str]
+    values: dict[str, Tensor]
+    """Of the task."""
+    settings: dict[str, Tensor]
+    """Of the learner."""
+
+    @classmethod
+    def of(cls, plan: Plan, cohort: Cohort, ids: list[str]) -> Members:
+        """Models with what the plan draws for them."""
+        return cls(ids, cohort.values(plan.seed, ids), cohort.settings(plan.seed, ids))
+
+    def parts(self, size: int) -> Iterator[Members]:
+        """The same models, at most `size` at a time."""
+        for first in range(0, len(self.ids), size):
+            some = slice(first, first + size)
+            values, settings = ({k: v[some] for k, v in own.items()} for own in (self.values, self.settings))
+            yield Members(self.ids[some], values, settings)
+
+    def padded(self) -> Members:
+        """The models with the last one repeated, see `stacks`."""
+        ids = padded(self.ids)
+        return Members(ids, padded_columns(self.values, len(ids)), padded_columns(self.settings, len(ids)))
+
+
 def padded(ids: list[str]) -> list[str]:
     """The ids with the last one repeated, up to a multiple of MULTIPLE."""
     return ids + [ids[-1]] * (-len(ids) % MULTIPLE)
@@ -41,6 +75,10 @@ def padded(ids: list[str]) -> list[str]:
 
 def padded_params(params: Params, snapshot: int, count: int, device: str) -> Params:
     """The params (models, ...) of one snapshot of (models, snapshots, ...), the last model repeated up to `count`."""
-    last = len(next(iter(params.values()))) - 1
-    places = [min(place, last) for place in range(count)]
-    return {name: tensor[places, snapshot].contiguous().to(device) for name, tensor in params.items()}
+    own = {name: tensor[:, snapshot].to(device).contiguous() for name, tensor in params.items()}
+    return padded_columns(own, count)
+
+
+def padded_columns(columns: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Columns (models, ...) with the last model repeated up to `count`."""
+    return {name: torch.cat([own, own[-1:].expand(count - len(own), *own.shape[1:])]) for name, own in columns.items()}

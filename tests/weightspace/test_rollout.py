@@ -10,6 +10,7 @@ from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.rollout import Streams, generator, rollout
+from weightspace.rollout.native import philox as native_philox
 from weightspace.rollout.streams import philox
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
@@ -60,6 +61,18 @@ def test_inputs_of_the_wrong_size_are_refused():
 def test_philox_gives_the_published_known_answers(word, expected):
     full = torch.full((1,), word, dtype=torch.int64)
     assert tuple(int(v) for v in philox([full] * 4, (full, full))) == expected
+
+
+@pytest.mark.parametrize("position", [0, 5, 2**32 - 3, 2**40 + 7])
+def test_words_drawn_in_c_are_those_of_torch(position, monkeypatch):
+    assert native_philox.draws_here()
+    in_c, by_torch = (Streams(3, ["a", "b", "c"], "train") for _ in range(2))
+    in_c._position = by_torch._position = position
+    for shape in ((1,), (0,), (127,), (2, 64), (3, 5, 43), (4,)):
+        drawn = in_c.bits(*shape)
+        with monkeypatch.context() as patch:
+            patch.setattr(native_philox, "draws_here", lambda: False)
+            assert torch.equal(by_torch.bits(*shape), drawn)
 
 
 def test_a_model_draws_the_same_whatever_its_neighbours():

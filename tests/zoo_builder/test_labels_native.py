@@ -16,6 +16,7 @@ from weightspace.rollout import native
 from zoo_builder import labels, tasks
 from zoo_builder.labels import Driven, driven
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.tasks.adding import Adding
 from zoo_builder.tasks.categorical import counts_right_answers
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.tiled_digits import TiledDigits
@@ -143,22 +144,28 @@ def test_native_labels_depend_on_a_models_own_params_alone():
     )
 
 
-@pytest.mark.parametrize("task", [TASK, TiledDigits()], ids=str)
-def test_inputs_that_are_kept_for_the_next_snapshot_change_nothing(task, monkeypatch):
+@pytest.mark.parametrize("method", ["native", "stacked"])
+@pytest.mark.parametrize("task", [TASK, TiledDigits(), Adding(num_steps=6)], ids=str)
+def test_snapshots_that_are_measured_together_have_the_labels_of_each_alone(task, method, monkeypatch):
     family = Elman(input_size=task.input_size, hidden_size=4, output_size=task.output_size)
-    snapshots = [fresh_params(family, seed, IDS) for seed in range(2)]
-    apart = [labels.measure(GENERAL, family, params, task, {}, 0, IDS) for params in snapshots]
-    given = {}
-    together = [labels.measure(GENERAL, family, params, task, {}, 0, IDS, given=given) for params in snapshots]
-    (inputs,) = given.values()
-    assert set(inputs._kept) == ({"test", "train"} if task.splits_differ else {"test"})
+    values = {"delay": torch.tensor([1.0, 2, 3], dtype=torch.float64)} if "delay" in task.varying else {}
+    names, own_models = GENERAL, (task, values, 0, IDS)
+    snapshots = [fresh_params(family, seed, IDS) for seed in range(3)]
+    apart = [labels.measure(names, family, params, *own_models, method=method) for params in snapshots]
+    stacked = {name: torch.cat([params[name] for params in snapshots]) for name in snapshots[0]}
+    expected = {name: torch.cat([one[name] for one in apart]) for name in apart[0]}
+    drawn = []
+    sample = type(task).sample
+    monkeypatch.setattr(type(task), "sample", lambda self, *given: drawn.append(given[3]) or sample(self, *given))
+    # Of the same sequences, the last bits of sums over a stack may depend on how many models it has.
+    agree(labels.measure(names, family, stacked, *own_models, method=method), expected, 1e-12)
+    once = len(drawn)
+    monkeypatch.setattr(labels, "CPU_BYTES", 1)
+    agree(labels.measure(names, family, stacked, *own_models, method=method), expected, 1e-12)
     monkeypatch.setattr(labels.inputs, "KEPT", 0)
-    drawn_again = {}
-    again = [labels.measure(GENERAL, family, params, task, {}, 0, IDS, given=drawn_again) for params in snapshots]
-    assert not next(iter(drawn_again.values()))._kept
-    for one, other, third in zip(apart, together, again, strict=True):
-        agree(other, one, 0)
-        agree(third, one, 0)
+    monkeypatch.setitem(labels.MODELS_TOGETHER, method, 2)
+    agree(labels.measure(names, family, stacked, *own_models, method=method), expected, 1e-12)
+    assert once < len(drawn) / 3
 
 
 def test_tangents_that_leave_the_range_of_numbers_between_two_scalings_are_followed_all_the_same():

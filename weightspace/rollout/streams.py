@@ -61,12 +61,22 @@ class Streams:
     def bits(self, *shape: int) -> Tensor:
         """Random 32-bit words (models, *shape) as int64."""
         count = math.prod(shape)
-        blocks = -(-count // 4)
-        position = torch.arange(self._position, self._position + blocks, dtype=torch.int64, device=self.device)[None]
-        self._position += blocks
+        words = self._words(count)
+        self._position += -(-count // 4)
+        return words.reshape(len(self), *shape)
+
+    def _words(self, count: int) -> Tensor:
+        """The next words (models, count), whoever computes them."""
+        if self.device.type == "cpu":
+            from weightspace.rollout.native.philox import draws_here, native_words
+
+            if draws_here():
+                return native_words(self._key, self._position, count)
+        last = self._position + -(-count // 4)
+        position = torch.arange(self._position, last, dtype=torch.int64, device=self.device)[None]
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
         words = philox((position & _MASK, position >> 32, zero, zero), self._key)
-        return torch.stack(words, dim=-1).flatten(1)[:, :count].reshape(len(self), *shape)
+        return torch.stack(words, dim=-1).flatten(1)[:, :count]
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draws (models, *shape) from [0, 1), with 24 random bits in float32 and 32 in float64."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,20 @@ class Measured:
     """Mean over lanes of log ||J(k-1) ... J(0)||_F, (models, k), k = 1 to the number of steps with Jacobians."""
     visited: Tensor | None
     """States before each step (models, window, lane, state), if wanted."""
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """The models of several, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    visited = [part.visited for part in parts if part.visited is not None]
+    return Measured(
+        growth=torch.cat([part.growth for part in parts]),
+        covariance=torch.cat([part.covariance for part in parts]),
+        mean_jacobian=torch.cat([part.mean_jacobian for part in parts]),
+        log_norms=torch.cat([part.log_norms for part in parts]),
+        visited=torch.cat(visited) if visited else None,
+    )
 
 
 def tangent_rollout(

@@ -15,15 +15,15 @@ from weightspace.rollout import Method
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, Driven
-from zoo_builder.labels.inputs import SEQUENCES_TOGETHER, Inputs
+from zoo_builder.labels.inputs import SEQUENCES_TOGETHER
 from zoo_builder.tasks import Task
 
-__all__ = ["Driven", "Inputs", "Label", "LabelColumn", "available", "columns", "load", "measure"]
+__all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
 MODELS_TOGETHER: dict[Method, int] = {"native": 64, "stacked": 32, "sequential": 32}
 """How many models are measured at once on the CPU: enough to hide what a call costs, few enough for its caches."""
-CUDA_BYTES = 4 * 2**30
-"""What the Jacobians, or the states of a rollout, of all models that are measured together may take on CUDA."""
+CPU_BYTES, CUDA_BYTES = 2**28, 4 * 2**30
+"""What the Jacobians, or on CUDA the states of a rollout, of all that is measured together may take."""
 
 
 def available() -> dict[str, type[Label]]:
@@ -57,45 +57,59 @@ def measure(
     seed: int,
     model_ids: Sequence[str],
     method: Method = "stacked",
-    given: dict[int, Inputs] | None = None,
 ) -> dict[str, Tensor]:
     """The labels `names` of stacked params (models, ...), measured on the device where these are.
 
     Each column is (models,), float64, on the CPU, NaN where it does not apply. `values[field]` (models,) are the
     models' own values of the task's varying fields. A model's labels depend on its own params and values, on `seed`
-    and on its id alone. `given`, empty at first, lets calls for several snapshots of the same models share inputs.
+    and on its id alone.
+
+    Several snapshots of the models may come one after another, as params and columns (snapshots * models, ...): what
+    models are driven by is then drawn only once.
     """
     labels = _loaded(tuple(names))
     expected = columns(names, [family.effective_spec])
-    pieces = []
-    together = _models_together(family, task, next(iter(params.values())).device, method)
-    for first in range(0, len(model_ids), together):
-        chosen = slice(first, first + together)
-        own_params = {name: tensor[chosen] for name, tensor in params.items()}
-        own_values = {name: tensor[chosen] for name, tensor in values.items()}
-        known = None if given is None else given.get(first)
-        driven = Driven(family, own_params, task, own_values, seed, model_ids[chosen], method, known)
-        if given is not None:
-            given[first] = driven.inputs
-        pieces.append(_measure(labels, driven))
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in expected}
+    first = next(iter(params.values()))
+    snapshots = len(first) // len(model_ids)
+    own = {name: tensor.unflatten(0, (snapshots, len(model_ids))) for name, tensor in params.items()}
+    models, at_once = _together(family, task, first.device, method, len(model_ids))
+    found = {name: torch.empty(snapshots, len(model_ids), dtype=torch.float64) for name in expected}
+    for low in range(0, len(model_ids), models):
+        some, inputs = slice(low, low + models), None
+        own_models = {name: tensor[some] for name, tensor in values.items()}, seed, model_ids[some]
+        for snapshot in range(0, snapshots, at_once):
+            part = {k: v[snapshot : snapshot + at_once, some] for k, v in own.items()}
+            driven = Driven(family, _side_by_side(part), task, *own_models, method, inputs)
+            inputs = driven.inputs
+            for name, column in _measure(labels, driven).items():
+                found[name][snapshot : snapshot + at_once, some] = column.unflatten(0, (-1, len(own_models[2])))
+    return {name: column.flatten() for name, column in found.items()}
 
 
-def _models_together(family: Family, task: Task | None, device: torch.device, method: Method) -> int:
-    """How many models are measured at once: on CUDA as many as fit, with their Jacobians or their longest rollouts."""
-    if device.type == "cpu":
-        return MODELS_TOGETHER[method]
+def _side_by_side(params: Params) -> Params:
+    """Params (snapshots, models, ...) as (snapshots * models, ...)."""
+    return {name: tensor.flatten(0, 1) for name, tensor in params.items()}
+
+
+def _together(
+    family: Family, task: Task | None, device: torch.device, method: Method, num_models: int
+) -> tuple[int, int]:
+    """How many models, and how many snapshots of these, are measured at once: as many as fit, or as the CPU likes."""
     size = family.spec.state_size
+    jacobians = JACOBIAN_STEPS * LANES * size**2
+    if device.type == "cpu":
+        models = MODELS_TOGETHER[method]
+        return models, max(CPU_BYTES // (8 * jacobians * models), 1) if method == "native" else 1
     states = 0 if task is None else SEQUENCES_TOGETHER * task.num_steps * size
-    return max(CUDA_BYTES // (8 * max(JACOBIAN_STEPS * LANES * size**2, states)), 2)
+    fitting = max(CUDA_BYTES // (8 * max(jacobians, states)), 2)
+    models = min(fitting, num_models)
+    return models, fitting // models
 
 
 def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:
     """Every column (models,) on the CPU, NaN where it is not finite."""
     with torch.no_grad():
         measured = {name: value for label in labels for name, value in label.measure(driven).items()}
-    found = {}
-    for name, column in measured.items():
-        usable = torch.where(driven.finite & column.isfinite(), column.to(torch.float64), torch.nan)
-        found[name] = usable.cpu()[: driven.num_models]
-    return found
+    columns = torch.stack([column.to(torch.float64) for column in measured.values()])
+    usable = torch.where(driven.finite & columns.isfinite(), columns, torch.nan)
+    return dict(zip(measured, usable.cpu()[:, : driven.num_models], strict=True))

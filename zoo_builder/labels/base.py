@@ -49,3 +49,9 @@ def rows_of_recurrent(spec: WeightSpec) -> dict[str, tuple[str, int | None]]:
             prefix = f"{name}_{row_name}" if has_rows else name
             found[prefix.replace(".", "_")] = (name, row if has_rows else None)
     return found
+
+
+def recurrent_matrices(driven: Driven) -> dict[str, Tensor]:
+    """Every recurrent matrix as the function uses it, (models, to, from), float64, by the prefix of its columns."""
+    rows = rows_of_recurrent(driven.family.effective_spec).items()
+    return {p: driven.effective[name] if row is None else driven.effective[name][:, row] for p, (name, row) in rows}

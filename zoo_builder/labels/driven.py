@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Method, Streams
+from weightspace.rollout.captured import mapped
 from weightspace.rollout.forward import answered, is_measured_natively, is_native, last_outputs, last_states
 from weightspace.rollout.tangents import (
     Measured,
     flatten,
     jacobians,
+    joined,
     log_product_norms,
     push,
     tangent_rollout,
@@ -65,9 +67,11 @@ class Driven:
 
     By torch everything is in float64. Natively, what models answer and what is measured along their trajectories is in
     the precision of their params, in which they learned; all else is in float64. Inputs come from the streams
-    "labels/..." of each model; those of an earlier snapshot may be given. Models with non-finite params take part as
-    zeros and are marked in `finite`. A single model is doubled, because the arithmetic of a stack of one differs in the
-    last bits.
+    "labels/..." of each model. Models with non-finite params take part as zeros and are marked in `finite`. A single
+    model is doubled, because the arithmetic of a stack of one differs in the last bits.
+
+    Several snapshots of the models may be measured at once, one after another in `params` (snapshots * models, ...).
+    They have the same inputs, which may be given if they are known. Wherever shapes say models, snapshots are meant.
     """
 
     def __init__(
@@ -81,14 +85,14 @@ class Driven:
         method: Method = "stacked",
         inputs: Inputs | None = None,
     ) -> None:
-        self.num_models = len(model_ids)
+        first = next(iter(params.values()))
+        self.num_models = len(first)
         repeat = 2 if self.num_models == 1 else 1
         wide = {k: torch.cat([v] * repeat).detach() for k, v in params.items()}
-        self.family, self.task, self.seed = family, task, seed
-        self.model_ids = tuple(model_ids) * repeat
-        self.values = {name: torch.cat([value] * repeat) for name, value in values.items()}
-        first = next(iter(wide.values()))
-        self.device = first.device
+        self.family, self.task, self.seed, self.device = family, task, seed, first.device
+        own_ids, own_values = tuple(model_ids) * repeat, {name: torch.cat([v] * repeat) for name, v in values.items()}
+        self.snapshots = repeat * self.num_models // len(own_ids)
+        self.model_ids = own_ids * self.snapshots
         self.method: Method = "native" if is_measured_natively(family, first, method) else "stacked"
         self.dtype = first.dtype if self.method == "native" else torch.float64
         self.finite = torch.stack([v.flatten(1).isfinite().all(1) for v in wide.values()]).all(0)
@@ -96,7 +100,7 @@ class Driven:
             wide = {name: torch.where(_like(self.finite, v), v, 0) for name, v in wide.items()}
         self.own_params = {name: value.to(self.dtype) for name, value in wide.items()}
         num_steps = WARM_UP + TANGENT_WARM_UP + WINDOW
-        self.inputs = inputs or Inputs(family, task, self.values, seed, self.model_ids, self.device, num_steps)
+        self.inputs = inputs or Inputs(family, task, own_values, seed, own_ids, self.device, num_steps)
 
     @cached_property
     def params(self) -> Params:
@@ -111,15 +115,18 @@ class Driven:
         return torch.func.vmap(self.family.effective)(self.params)
 
     def streams(self, purpose: str) -> Streams:
-        """Fresh streams of the models for one use."""
-        return self.inputs.streams(purpose)
+        """Fresh streams of the models for one use, the same at every snapshot."""
+        return Streams(self.seed, self.model_ids, f"labels/{purpose}", self.device)
 
     def answers(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
         """Batches of sequences of the task with the models' outputs (models, scored, batch, output)."""
         for batch, noise in self.inputs.batches(split):
             given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
             scored = batch.target.shape[1]
-            yield batch, last_outputs(self.family, self.own_params, *given, scored, method=self.method)
+            outputs = [
+                last_outputs(self.family, own, *given, scored, method=self.method) for own in self._by_snapshot()
+            ]
+            yield mapped(batch, self._at_every_snapshot), torch.cat(outputs)
 
     def judgements(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Score and loss (models,), float64, on batches of sequences of the task."""
@@ -132,7 +139,19 @@ class Driven:
             criterion = self.task.criterion(batch)
             assert criterion is not None
             given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
-            yield answered(self.family, self.own_params, *given, criterion)
+            judged = [answered(self.family, own, *given, criterion) for own in self._by_snapshot()]
+            score, loss = (torch.cat(column) for column in zip(*judged, strict=True))
+            yield score, loss
+
+    def _by_snapshot(self) -> Iterator[Params]:
+        """The params (models, ...) of one snapshot after another, in which models are answered and measured."""
+        count = len(self.model_ids) // self.snapshots
+        for first in range(0, len(self.model_ids), count):
+            yield {name: value[first : first + count] for name, value in self.own_params.items()}
+
+    def _at_every_snapshot(self, tensor: Tensor) -> Tensor:
+        """What is the same at every snapshot, (models, ...), for all of them."""
+        return tensor if self.snapshots == 1 else tensor.repeat(self.snapshots, *[1] * (tensor.dim() - 1))
 
     def _own(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype)
@@ -154,7 +173,7 @@ class Driven:
     @cached_property
     def trajectory(self) -> Trajectory:
         """The driven trajectories, float64."""
-        x, start, noise = _double(self.inputs.drive)
+        x, start, noise = mapped(self.inputs.drive, lambda tensor: self._at_every_snapshot(tensor.double()))
         if is_native(self.family, x, self.method):
             found = self._natively(torch.float64, 0, want_states=True)
             assert found.visited is not None
@@ -168,11 +187,11 @@ class Driven:
         from weightspace.rollout.native.drive import Steps, native_drive
 
         steps = Steps(WARM_UP, TANGENT_WARM_UP, WINDOW, num_jacobians)
-        params = self.own_params if dtype == self.dtype else self.params
-        x, start, noise = self.inputs.drive
-        given = (x.to(dtype), start.to(dtype), {name: value.to(dtype) for name, value in noise.items()})
+        x, start, noise = mapped(self.inputs.drive, lambda tensor: tensor.to(dtype))
         tangent = unflatten(self.family, self.inputs.directions.to(dtype))
-        return native_drive(self.family, params, *given, tangent, steps, want_states=want_states)
+        drive = partial(native_drive, x=x, start=start, noise=noise, tangent=tangent, steps=steps)
+        snapshots = mapped(list(self._by_snapshot()), lambda tensor: tensor.to(dtype))
+        return joined([drive(self.family, own, want_states=want_states) for own in snapshots])
 
     def _carried(self, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """States before each step of the window (models, time, lane, state), and log growth (models, time, lane)."""
@@ -180,7 +199,7 @@ class Driven:
         state = torch.func.vmap(self.family.initial_state)(self.params, start)
         after = last_states(self.family, self.params, x[:, :WARM_UP], state, early, 1, method=self.method)
         state = {name: value[:, 0] for name, value in after.items()}
-        tangent = unflatten(self.family, self.inputs.directions)
+        tangent = unflatten(self.family, self._at_every_snapshot(self.inputs.directions))
         visited, growth = [], []
         for t in range(WARM_UP, x.shape[1]):
             visited.append(flatten(self.family, state))
@@ -263,11 +282,6 @@ def _covariance(states: Tensor) -> Tensor:
     largest = torch.maximum(-flat.amin(1), flat.amax(1))
     centred = centred / torch.where(largest > 0, largest, 1)[:, None, None]
     return centred.transpose(1, 2) @ centred / centred.shape[1]
-
-
-def _double(given: tuple[Tensor, Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    x, start, noise = given
-    return x.double(), start.double(), {name: value.double() for name, value in noise.items()}
 
 
 def _like(flags: Tensor, tensor: Tensor) -> Tensor:

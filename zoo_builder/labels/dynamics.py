@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import SURROGATE, Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.base import SURROGATE, Label, LabelColumn, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
-from zoo_builder.labels.spectra import spectral_radius
+from zoo_builder.labels.spectra import of_each, spectral_radius
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,10 @@ class Dynamics(Label):
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        found = {
-            "largest_lyapunov": driven.measured.growth.double().mean((1, 2)),
-            "spectral_radius": spectral_radius(driven.measured.mean_jacobian, driven.method),
-        }
-        for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
-            tensor = driven.effective[name]
-            matrices = tensor if row is None else tensor[:, row]
-            found[f"{prefix}_spectral_radius"] = spectral_radius(matrices, driven.method)
+        matrices = {"jacobian": driven.measured.mean_jacobian} | recurrent_matrices(driven)
+        found = of_each(matrices, lambda _, stack: {"spectral_radius": spectral_radius(stack, driven.method)})
+        found["spectral_radius"] = found.pop("jacobian_spectral_radius")
+        found["largest_lyapunov"] = driven.measured.growth.double().mean((1, 2))
         return found
 
 

@@ -40,9 +40,8 @@ class LengthGeneralisation(Label):
                     (len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device
                 )
             }
-        other = Driven(
-            driven.family, driven.own_params, longer, driven.values, driven.seed, driven.model_ids, driven.method
-        )
+        own = (driven.inputs.values, driven.seed, driven.inputs.model_ids)
+        other = Driven(driven.family, driven.own_params, longer, *own, driven.method)
         scores = [score for score, _ in other.judgements("test")]
         return {"longer_score": torch.stack(scores).mean(0)}
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.base import Label, LabelColumn, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import JACOBIANS, Driven
-from zoo_builder.labels.spectra import eigenvalues, finite_only
+from zoo_builder.labels.spectra import eigenvalues, finite_only, of_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,7 @@ class NonNormality(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         found = {"jacobian_henrici": henrici(driven.mean_jacobian)}
-        for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
-            tensor = driven.effective[name]
-            found[f"{prefix}_henrici"] = henrici(tensor if row is None else tensor[:, row])
-        return found
+        return found | of_each(recurrent_matrices(driven), lambda _, stack: {"henrici": henrici(stack)})
 
 
 def henrici(matrices: Tensor) -> Tensor:

@@ -7,19 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.rollout import Method
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
+from zoo_builder.labels.base import Label, LabelColumn, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
-from zoo_builder.labels.spectra import (
-    effective_rank,
-    finite_only,
-    matrix_ranks,
-    nonzero,
-    participation_ratio,
-    singular_values,
-    stable_rank,
-)
+from zoo_builder.labels.spectra import matrix_ranks, of_each
 
 FORMULAS = {
     "effective_rank": "exp(entropy of s / sum s)",
@@ -54,25 +45,15 @@ class Rank(Label):
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        found = _prefixed("state", _state_ranks(driven.measured.covariance, driven.method))
-        found |= _prefixed("jacobian", matrix_ranks(driven.measured.mean_jacobian, driven.method))
-        for prefix, (name, row) in rows_of_recurrent(driven.family.effective_spec).items():
-            tensor = driven.effective[name]
-            found |= _prefixed(prefix, matrix_ranks(tensor if row is None else tensor[:, row], driven.method))
-        return found
+        matrices = {"state": driven.measured.covariance, "jacobian": driven.measured.mean_jacobian}
 
+        def ranks(names: list[str], stack: Tensor) -> dict[str, Tensor]:
+            # The eigenvalues of a matrix without negative ones are its singular values.
+            are_covariances = torch.tensor([name == "state" for name in names], device=stack.device)
+            own = are_covariances.repeat_interleave(len(stack) // len(names))
+            return matrix_ranks(stack, driven.method, are_covariances=own)
 
-def _state_ranks(covariance: Tensor, method: Method) -> dict[str, Tensor]:
-    """The three ranks (models,) of covariances (models, state, state), over the state size."""
-    usable, finite = finite_only(covariance)
-    # The eigenvalues of a matrix without negative ones are its singular values.
-    values = nonzero(singular_values(usable, method))
-    kinds = {"effective_rank": effective_rank, "stable_rank": stable_rank, "participation_ratio": participation_ratio}
-    return {k: torch.where(finite, rank(values) / values.shape[-1], torch.nan) for k, rank in kinds.items()}
-
-
-def _prefixed(prefix: str, ranks: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}_{kind}": rank for kind, rank in ranks.items()}
+        return of_each(matrices | recurrent_matrices(driven), ranks)
 
 
 def _column(prefix: str, kind: str, definition: str) -> LabelColumn:

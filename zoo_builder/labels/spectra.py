@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -29,15 +31,41 @@ def participation_ratio(squares: Tensor) -> Tensor:
     return share.sum(-1) ** 2 / share.square().sum(-1)
 
 
-def matrix_ranks(matrices: Tensor, method: Method = "stacked") -> dict[str, Tensor]:
-    """The three ranks (models,) of matrices (models, to, from), each over the smaller size; NaN where not finite."""
+def of_each(
+    matrices: Mapping[str, Tensor], measure: Callable[[list[str], Tensor], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `measure` finds, `NAME_COLUMN` -> (models,), of several matrices (models, row, col) of each model.
+
+    It is given the names of all matrices of one shape, and these as one stack, one after another: a call for many
+    takes hardly longer than one for few.
+    """
+    shapes: dict[torch.Size, list[str]] = {}
+    for name, tensor in matrices.items():
+        shapes.setdefault(tensor.shape, []).append(name)
+    found: dict[str, Tensor] = {}
+    for shape, names in shapes.items():
+        measured = measure(names, torch.cat([matrices[name] for name in names]))
+        for column, values in measured.items():
+            found |= {f"{name}_{column}": own for name, own in zip(names, values.split(shape[0]), strict=True)}
+    return found
+
+
+def matrix_ranks(
+    matrices: Tensor, method: Method = "stacked", *, are_covariances: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The three ranks (models,) of matrices (models, to, from), each over the smaller size; NaN where not finite.
+
+    Of covariances, marked in `are_covariances` (models,), bool, the singular values are squares already.
+    """
     usable, finite = finite_only(matrices)
     values = nonzero(singular_values(usable, method))
-    size = values.shape[-1]
+    size, squares = values.shape[-1], values.square()
+    if are_covariances is not None:
+        squares = torch.where(are_covariances[:, None], values, squares)
     ranks = {
         "effective_rank": effective_rank(values),
-        "stable_rank": stable_rank(values.square()),
-        "participation_ratio": participation_ratio(values.square()),
+        "stable_rank": stable_rank(squares),
+        "participation_ratio": participation_ratio(squares),
     }
     return {name: torch.where(finite, rank / size, torch.nan) for name, rank in ranks.items()}
 
