@@ -75,7 +75,9 @@ def _graph(family: Family, dtype: torch.dtype) -> fx.GraphModule:
     try:
         # The program serves callers with gradients and without.
         with torch.enable_grad():
-            graph = make_fx(both)(*params.values(), *state.values(), *noise.values(), x)
+            # Without a table of its own, later versions of torch would leave no trace of `detach`.
+            traced = make_fx(both, decomposition_table={})
+            graph = traced(*params.values(), *state.values(), *noise.values(), x)
     except Untraceable:
         raise
     except Exception as error:
