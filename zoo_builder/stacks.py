@@ -63,7 +63,7 @@ class Members:
             yield Members(self.ids[some], values, settings)
 
     def padded(self) -> Members:
-        """The models with the last one repeated, see `stacks`."""
+        """The models with the last one repeated, up to a multiple of MULTIPLE."""
         ids = padded(self.ids)
         return Members(ids, padded_columns(self.values, len(ids)), padded_columns(self.settings, len(ids)))
 

@@ -81,8 +81,9 @@ def measure(
             part = {k: v[snapshot : snapshot + at_once, some] for k, v in own.items()}
             driven = Driven(family, _side_by_side(part), task, *own_models, method, inputs)
             inputs = driven.inputs
-            for name, column in _measure(labels, driven).items():
-                found[name][snapshot : snapshot + at_once, some] = column.unflatten(0, (-1, len(own_models[2])))
+            measured = _measure(labels, driven)
+            for name, column in found.items():
+                column[snapshot : snapshot + at_once, some] = measured[name].unflatten(0, (-1, len(own_models[2])))
     return {name: column.flatten() for name, column in found.items()}
 
 
@@ -110,6 +111,8 @@ def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:
     """Every column (models,) on the CPU, NaN where it is not finite."""
     with torch.no_grad():
         measured = {name: value for label in labels for name, value in label.measure(driven).items()}
+    if not measured:
+        return {}
     columns = torch.stack([column.to(torch.float64) for column in measured.values()])
     usable = torch.where(driven.finite & columns.isfinite(), columns, torch.nan)
     return dict(zip(measured, usable.cpu()[:, : driven.num_models], strict=True))

@@ -116,17 +116,15 @@ class Driven:
 
     def streams(self, purpose: str) -> Streams:
         """Fresh streams of the models for one use, the same at every snapshot."""
-        return Streams(self.seed, self.model_ids, f"labels/{purpose}", self.device)
+        return self.inputs.streams(purpose, self.snapshots)
 
     def answers(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
         """Batches of sequences of the task with the models' outputs (models, scored, batch, output)."""
-        for batch, noise in self.inputs.batches(split):
+        for drawn in self.inputs.batches(split):
+            batch, noise = mapped(drawn, self._at_every_snapshot)
             given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
             scored = batch.target.shape[1]
-            outputs = [
-                last_outputs(self.family, own, *given, scored, method=self.method) for own in self._by_snapshot()
-            ]
-            yield mapped(batch, self._at_every_snapshot), torch.cat(outputs)
+            yield batch, last_outputs(self.family, self.own_params, *given, scored, method=self.method)
 
     def judgements(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Score and loss (models,), float64, on batches of sequences of the task."""
@@ -144,7 +142,7 @@ class Driven:
             yield score, loss
 
     def _by_snapshot(self) -> Iterator[Params]:
-        """The params (models, ...) of one snapshot after another, in which models are answered and measured."""
+        """The params (models, ...) of one snapshot after another: natively, they share inputs as these are."""
         count = len(self.model_ids) // self.snapshots
         for first in range(0, len(self.model_ids), count):
             yield {name: value[first : first + count] for name, value in self.own_params.items()}

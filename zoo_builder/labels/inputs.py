@@ -44,9 +44,9 @@ class Inputs:
         self.seed, self.model_ids, self.device, self.num_steps = seed, model_ids, device, num_steps
         self._kept: dict[Split, list[Given]] = {}
 
-    def streams(self, purpose: str) -> Streams:
-        """Fresh streams of the models for one use."""
-        return Streams(self.seed, self.model_ids, f"labels/{purpose}", self.device)
+    def streams(self, purpose: str, snapshots: int = 1) -> Streams:
+        """Fresh streams of the models for one use, the same for each of several snapshots, one after another."""
+        return Streams(self.seed, list(self.model_ids) * snapshots, f"labels/{purpose}", self.device)
 
     def batches(self, split: Split) -> Iterator[Given]:
         """Batches of sequences of the task, and the noise that models are given with each."""

@@ -48,6 +48,7 @@ class FusedUpdates:
         `columns` (models,), `numbers` (updates,) and among them `rate` (updates, models), float64, and `constants` are
         the fields of that name in adamw.c. NoNative if there is no compiler.
         """
+        assert all(row.dtype == torch.float32 for row in rows)
         self._models, self._parameters = rows[0].shape
         self._updates = len(numbers["rate"])
         self.failed = torch.full((self._models,), -1, dtype=torch.int64)
