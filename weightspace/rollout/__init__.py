@@ -52,6 +52,9 @@ def rollout(
             f"Inputs have shape {tuple(x.shape)}; {type(family).__name__} expects "
             f"(models, time, batch, input) with {family.input_size} inputs."
         )
+    if 0 in x.shape[:3]:
+        raise ValueError(f"Inputs have shape {tuple(x.shape)}; at least one model, time step and sequence is needed.")
+    family.spec.check(params, stacked=True)
     missing = set(family.spec.noise) - set(noise or {})
     if missing:
         raise ValueError(f"{type(family).__name__} needs the noise {sorted(missing)}, one draw per model and step.")

@@ -23,14 +23,16 @@ class Adjoint:
     """Gradients of one time step, from those of its results to those of the states before it."""
 
     readout: tuple[BackwardOperation, ...]
-    """From the gradient of the outputs (`output`) to that of the states after the step, in place (`carry`)."""
+    """From the gradient of the outputs (`output`) to those of what the read-out reads, in place (`carry`)."""
     step: tuple[BackwardOperation, ...]
     """From `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
     first_step: tuple[BackwardOperation, ...]
     """The same at the first time step, where nobody may ask for the gradient of the states before it."""
     output: Ref
     carry: Mapping[str, Ref]
+    """Gradients of the states after the step, and of other values of it that the read-out reads (`read.VALUE`)."""
     next_carry: Mapping[str, Ref]
+    """Gradients of the states before the step, which are `carry` one step earlier; zeros for all else."""
     inputs: Mapping[str, Ref]
     readout_weights: tuple[WeightGradient, ...]
     step_weights: tuple[WeightGradient, ...]
@@ -41,17 +43,18 @@ class Adjoint:
 def adjoint(program: Program, builder: Builder) -> Adjoint:
     """The way back through one time step; new values come from the builder of the program."""
     forward = frozenset(builder.rows)
-    carry, next_carry = ({name: builder.value(ref.rows) for name, ref in program.states.items()} for _ in range(2))
+    passed = {**program.states, **_read_by_readout(program)}
+    carry, next_carry = ({name: builder.value(ref.rows) for name, ref in passed.items()} for _ in range(2))
     output = builder.value(program.output.rows)
     kept = {ref.value for ref in carry.values()}
     readout, step = (Backward(builder=builder, passing=kept) for _ in range(2))
     readout.add(program.output, output)
-    for name, ref in program.states.items():
+    for name, ref in passed.items():
         readout.add(ref, carry[name])
         step.add(ref, carry[name])
     for operation in reversed(program.readout):
         readout.through(operation)
-    for name, ref in program.states.items():
+    for name, ref in passed.items():
         readout.finish(ref.value, carry[name])
     for operation in reversed(program.step):
         step.through(operation)
@@ -62,6 +65,10 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         else:
             inputs[name] = builder.value(ref.rows)
             step.finish(ref.value, inputs[name])
+    for name in set(passed) - set(program.states):
+        step.emit("zero", out=next_carry[name])
+    for part in (readout, step):
+        part.refuse_lost_shares()
     operations = (*readout.operations, *step.operations)
     read = {ref.value for operation in operations for ref in operation.reads}
     read |= {one.x.value for one in (*readout.weights, *step.weights) if one.x is not None}
@@ -77,6 +84,15 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         step_weights=tuple(step.weights),
         read=forward & read,
     )
+
+
+def _read_by_readout(program: Program) -> dict[str, Ref]:
+    """Whole values that the read-out reads and that are no states: inputs, and what the step computes on its way."""
+    computed = {operation.out.value for operation in program.readout}
+    computed |= {ref.value for ref in program.states.values()}
+    reads = [ref for operation in program.readout for ref in operation.reads] + [program.output]
+    values = sorted({ref.value for ref in reads} - computed)
+    return {f"read.{value}": Ref(value, 0, program.rows[value]) for value in values}
 
 
 def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bool) -> Adjoint:

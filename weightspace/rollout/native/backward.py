@@ -14,6 +14,7 @@ from weightspace.rollout.native.program import (
     Product,
     Ref,
     SumInto,
+    Untraceable,
     WeightGradient,
 )
 
@@ -34,11 +35,15 @@ class Backward(Derivation):
     weights: list[WeightGradient] = field(default_factory=list)
     shares: dict[int, list[tuple[Ref, Share | Term]]] = field(default_factory=dict)
     found: dict[int, Ref | None] = field(default_factory=dict)
+    summed: set[int] = field(default_factory=set)
+    """Values whose shares have been summed."""
 
     def add(self, to: Ref, share: Share | Term) -> None:
         """A share of the gradient of some rows, unless gradients stop there."""
         if to.stopped:
             return
+        if to.value in self.summed:
+            raise Untraceable("a gradient would be summed before all its shares are known")
         self.shares.setdefault(to.value, []).append((to, share))
 
     def through(self, operation: Operation) -> None:
@@ -81,6 +86,7 @@ class Backward(Derivation):
         if isinstance(share, Ref) or len(share) != 3 or share[0] != "mul":
             return False
         (argument,) = operation.reads
+        self.summed.add(whole.value)
         self.add(argument, (f"{operation.function}_grad_of_product", (*share[1], operation.out), ()))
         return True
 
@@ -88,6 +94,7 @@ class Backward(Derivation):
         """Where the gradient of some rows of a value is, None if nothing depends on the value."""
         whole = Ref(of.value, 0, self.builder.rows[of.value])
         if of.value not in self.found:
+            self.summed.add(of.value)
             self.found[of.value] = self._gradient(whole)
         found = self.found[of.value]
         return None if found is None else found.part(of.start, of.rows)
@@ -104,9 +111,15 @@ class Backward(Derivation):
 
     def finish(self, value: int, out: Ref) -> None:
         """Write the gradient of a whole value to a given place."""
+        self.summed.add(value)
         shares = self.shares.get(value, [])
         if shares != [(Ref(value, 0, out.rows), out)]:
             self._write(out, shares)
+
+    def refuse_lost_shares(self) -> None:
+        """Raise Untraceable if a share of a gradient was added and never summed."""
+        if set(self.shares) - self.summed:
+            raise Untraceable("a share of a gradient would be lost")
 
     def _write(self, out: Ref, shares: Sequence[tuple[Ref, Share | Term]]) -> None:
         ranges: dict[tuple[int, int], list[Share | Term]] = {}

@@ -132,7 +132,7 @@ PARTIALS: Mapping[str, tuple[Partial, ...]] = {
     "sqrt": (_sqrt,),
     "sin": (_times_slope("cos"),),
     "cos": (_times_slope("sin", -1.0),),
-    "softplus": (_times_slope("sigmoid"),),
+    "softplus": (_with("softplus_grad", 0),),
     "maximum": (_with("greater_grad", 0, 1), _with("greater_grad", 1, 0)),
     "minimum": (_with("greater_grad", 1, 0), _with("greater_grad", 0, 1)),
     "add_vector": (_same, _same),

@@ -26,13 +26,14 @@ def descend(
 ) -> tuple[Tensor, Params]:
     """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
     spec, dtype = family.spec, x.dtype
+    spec.check(params, stacked=True)
     leaves = {name: params[name].detach() for name in spec.tensors}
     if _acts_before_the_first_step(family, dtype):
         # What the params do there is left to autograd.
         for name in trained:
             leaves[name].requires_grad_()
     computed = computed_tensors(family, leaves, dtype)
-    initial = first_states(family, leaves, start)
+    initial = first_states(family, leaves, start, dtype)
     through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
     tensors = [in_one_piece(tensor) for tensor in (*leaves.values(), *computed)]
     starts = [in_one_piece(initial[name]) for name in spec.states]
@@ -86,11 +87,12 @@ def descend_on(
     spec, dtype = family.spec, x.dtype
     if not can_descend_on(family, dtype):
         raise ValueError(f"Updates of {type(family).__name__} cannot be made in C alone.")
+    spec.check(params, stacked=True)
     tensors = [in_one_piece(params[name]) for name in spec.tensors]
     for name, own in zip(spec.tensors, tensors, strict=True):
         if name in trained and own.data_ptr() != params[name].data_ptr():
             raise ValueError(f"`{name}` of a model does not lie in one piece, so it cannot be moved in place.")
-    initial = first_states(family, params, start)
+    initial = first_states(family, params, start, dtype)
     call = call_of(tensors, [in_one_piece(x)], [in_one_piece(initial[name]) for name in spec.states])
     call.moves, call.moved = moves, [name in trained for name in spec.tensors]
     _judge_by(criterion, weights, call, dtype)

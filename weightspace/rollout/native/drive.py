@@ -86,7 +86,7 @@ def native_drive(
     """
     if tuple(x.shape[1:3]) != (steps.total, LANES):
         raise ValueError(f"A drive takes {steps.total} steps of {LANES} lanes; inputs have {tuple(x.shape[1:3])}.")
-    state = first_states(family, params, start)
+    state = first_states(family, params, start, x.dtype)
     names = list(family.spec.states)
     call = _call(family, params, x, noise, [state[name] for name in names] + [tangent[name] for name in names])
     models, size = len(x), family.spec.state_size

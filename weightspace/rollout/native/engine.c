@@ -8,7 +8,7 @@
 enum Opcode {
     PRODUCT, COPY, ZERO, ADD, SUB, MUL, DIV, FMA, AFFINE, SIGMOID, TANH, RELU, LEAKY_RELU, EXP, LOG, SQRT, SIN, COS,
     SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, SPIKE, SPIKE_GRAD, ABS_GRAD,
-    GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
+    SOFTPLUS_GRAD, GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
     SUM_PRODUCT_INTO
 };
 enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, NUM_SPACES };
@@ -144,6 +144,7 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
         // The surrogate: as steep as a fast sigmoid at y.
         case SPIKE_GRAD: EACH2(x / squared(pick(y < zero, -y, y) * k0 + 1))
         case ABS_GRAD: EACH2(pick(y > zero, x, pick(y < zero, -x, zero)))
+        case SOFTPLUS_GRAD: EACH2(pick(y > splat(20), x, x * v_sigmoid(y)))
         // The share of the larger of y and z, halves where they are equal.
         case GREATER_GRAD: EACH3(pick(y > z, x, pick(y == z, x * (REAL)0.5, zero)))
         case SIGMOID_GRAD_OF_PRODUCT: EACH3(x * y * (z - z * z))
@@ -247,6 +248,13 @@ static void to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
 #endif
     for (int64_t r = 0; r < size; r++)
         for (int64_t l = 0; l < lanes; l++) tile[r * LANES + l] = from[l * size + r];
+}
+// The same for inputs and states: lanes without a sequence repeat the last one, because functions that are finite on what
+// is there may not be so at zero, and infinity times a gradient of zero is not zero.
+static void to_full_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
+    to_tile(tile, from, size, lanes);
+    for (int64_t r = 0; r < size; r++)
+        for (int64_t l = lanes; l < LANES; l++) tile[r * LANES + l] = tile[r * LANES + lanes - 1];
 }
 static void add_to_tile(REAL *tile, const REAL *from, int64_t size, int64_t lanes) {
     for (int64_t r = 0; r < size; r++)
@@ -373,11 +381,11 @@ static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64
     for (int64_t i = 0; i < job->num_inputs; i++) {
         const REAL *from = job->input[i] + model * job->input_stride[i] + first * job->input_size[i];
         for (int64_t t = 0; t < job->time; t++)
-            to_tile(m->inputs + (t * job->input_rows + job->input_at[i]) * LANES,
+            to_full_tile(m->inputs + (t * job->input_rows + job->input_at[i]) * LANES,
                     from + t * job->batch * job->input_size[i], job->input_size[i], lanes);
     }
     for (int64_t s = 0; s < job->num_states; s++)
-        to_tile(m->record + job->state_at[s] * LANES,
+        to_full_tile(m->record + job->state_at[s] * LANES,
                 job->initial[s] + model * job->initial_stride[s] + first * job->state_rows[s], job->state_rows[s], lanes);
 }
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.native.adjoint import Adjoint, adjoint, pruned
 from weightspace.rollout.native.compiler import library
 from weightspace.rollout.native.job import INT, Call, Job
-from weightspace.rollout.native.layout import OPCODES, SPACES, Encoder, Layout, laid_out
+from weightspace.rollout.native.layout import MAX_TERMS, OPCODES, SPACES, Encoder, Layout, laid_out
+from weightspace.rollout.native.misfits import Sizes, refuse_misfits
 from weightspace.rollout.native.program import Program
+from weightspace.rollout.native.sound import refuse_unsound
 from weightspace.rollout.native.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.threads import at_once
 from weightspace.rollout.native.trace import Traced, trace
 
-MAX_TERMS = 12
 LANES = (16, 32)
 """Slice widths."""
 RING_LANES = 800
@@ -98,11 +98,16 @@ class Engine:
         back = None
         if wanted:
             back = pruned(adjoint(program, builder), wanted.tensors, inputs=wanted.inputs, initial=wanted.initial)
+        refuse_unsound(program, builder.rows, back, once=False)
         layout = laid_out(program, back, builder.rows)
         self._kept: list[Any] = []
         self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
         self._job.tensors = len(self.traced.stored) + self.traced.computed
-        self._encode(program, back, Encoder(layout))
+        encoder = Encoder(layout)
+        self._encode(program, back, encoder)
+        states = [ref.rows for ref in program.states.values()]
+        inputs = [ref.rows for name, ref in program.inputs.items() if not name.startswith("state.")]
+        self._sizes = Sizes(dtype, inputs, states, program.output.rows, encoder.extents())
         self._place(program, back, layout)
 
     def _encode(self, program: Program, back: Adjoint | None, encoder: Encoder) -> None:
@@ -120,7 +125,6 @@ class Engine:
         self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
         self._array("terms", _numbers(encoder.terms, 4))
         self._array("pieces", _numbers(encoder.pieces, 6))
-        self._extents = encoder.extents()
         self._array("constants", np.array(encoder.constants))
         job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
         job.gradient_size = encoder.gradient_size
@@ -133,7 +137,6 @@ class Engine:
         states = list(program.states.items())
         inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
         job.num_states, job.num_inputs = len(states), len(inputs)
-        self._state_rows, self._input_rows = [ref.rows for _, ref in states], [ref.rows for ref in inputs]
         self._array("state_at", _numbers(layout.at(ref)[1] for _, ref in states))
         self._array("state_rows", _numbers(ref.rows for _, ref in states))
         self._array("carry_at", _numbers(layout.at(back.carry[name])[1] if back else 0 for name, _ in states))
@@ -171,44 +174,8 @@ class Engine:
         call.add(parts)
 
     def refuse_misfits(self, call: Call) -> None:
-        """Raise ValueError unless all data are as large as the engine takes them to be: it reads what it is told to."""
-        lead = (call.models, call.time, call.batch)
-        expected: list[tuple[Tensor, tuple[int, ...]]] = [(tensor, (call.models,)) for tensor in call.tensors]
-        expected += [(x, (*lead, rows)) for x, rows in zip(call.inputs, self._input_rows, strict=True)]
-        starts = zip(call.initial, self._state_rows, strict=True)
-        expected += [(state, (call.models, call.batch, rows)) for state, rows in starts]
-        for tensor, shape in expected:
-            if tuple(tensor.shape[: len(shape)]) != shape or tensor.dtype != self.dtype:
-                found = f"{tuple(tensor.shape)} of {tensor.dtype}"
-                raise ValueError(f"A native rollout was given {found} where {shape} of {self.dtype} was expected.")
-        for number, needed in self._extents.items():
-            own = call.tensors[number]
-            if own.numel() < call.models * needed:
-                raise ValueError(f"Params of shape {tuple(own.shape)} are smaller than their family declares.")
-        self._refuse_criterion(call)
-        if call.moves is None:
-            return
-        learning, updates = call.moves.learning, call.moves.updates
-        if learning.shape != (call.models,) or learning.dtype != torch.bool or call.batch % updates:
-            raise ValueError(
-                f"{updates} updates were given {call.batch} sequences and `learning` as {tuple(learning.shape)} of "
-                f"{learning.dtype}; a multiple of {updates} and {(call.models,)} of {torch.bool} was expected."
-            )
-
-    def _refuse_criterion(self, call: Call) -> None:
-        if call.target is None or call.weight is None:
-            return
-        scored, answers = call.weight.shape[2], self._job.output_rows // call.classes
-        if call.loss == "squared_error":
-            answers = self._job.output_rows
-        updates = 1 if call.moves is None else call.moves.updates
-        wanted = (call.models, scored, call.batch, answers), (updates, call.models, scored)
-        shapes = tuple(call.target.shape), tuple(call.weight.shape)
-        if shapes != wanted or scored > call.time:
-            told = "targets of shape {} and weights of shape {}"
-            raise ValueError(f"A criterion has {told.format(*shapes)}; {told.format(*wanted)} were expected.")
-        if not (call.target.is_contiguous() and call.weight.is_contiguous()):
-            raise ValueError("A native rollout was given a criterion with gaps between its models.")
+        """Raise ValueError unless all data are what the engine takes them to be."""
+        refuse_misfits(call, self._sizes)
 
     def job(self, call: Call) -> tuple[Job, list[Any]]:
         """What C is given of a call, and what must live as long."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from weightspace.rollout.native.program import Builder, Map, Matrix, Operation, Piece, Product, Program, Ref
 
@@ -11,28 +12,37 @@ from weightspace.rollout.native.program import Builder, Map, Matrix, Operation, 
 def arranged(
     builder: Builder, inputs: Mapping[str, Ref], states: Mapping[str, Ref], output: Ref, operations: Sequence[Operation]
 ) -> Program:
-    """The program of these operations: what the states need is the step, the rest the read-out."""
-    needed = {ref.value for ref in states.values()}
-    step: list[Operation] = []
-    for operation in reversed(operations):
-        if operation.out.value in needed:
-            needed |= {ref.value for ref in operation.reads}
-            step.insert(0, operation)
-    readout = [operation for operation in operations if operation not in step]
-    step, moved = _grouped(builder, fused(step))
+    """The program of these operations: the step is what the states need, the read-out what only the outputs need."""
+    alive = _needed((*states.values(), output), operations)
+    step = _needed(states.values(), alive)
+    in_step = {id(operation) for operation in step}
+    readout = [operation for operation in alive if id(operation) not in in_step]
+    outside = [*states.values(), output, *(ref for operation in readout for ref in operation.reads)]
+    step, moved = _grouped(builder, fused(step, outside))
     readout = [_moved(operation, moved) for operation in readout]
-    readout, also_moved = _grouped(builder, fused(readout))
+    readout, also_moved = _grouped(builder, fused(readout, [_follow(output, moved)]))
     moved |= also_moved
-    found: dict[str, Ref] = {}
+    placed: dict[str, Ref] = {}
     for name, ref in states.items():
         place = _follow(ref, moved)
         # Each state lies in a place of its own, through which gradients pass.
-        if place != Ref(place.value, 0, builder.rows[place.value]) or place in (*found.values(), *inputs.values()):
+        if place != Ref(place.value, 0, builder.rows[place.value]) or place in (*placed.values(), *inputs.values()):
             copy = builder.value(place.rows)
             step.append(Map(copy, "copy", (place,)))
             place = copy
-        found[name] = place
-    return Program(builder.rows, inputs, found, _follow(output, moved), tuple(step), tuple(readout))
+        placed[name] = place
+    return Program(builder.rows, inputs, placed, _follow(output, moved), tuple(step), tuple(readout))
+
+
+def _needed(results: Iterable[Ref], operations: Sequence[Operation]) -> list[Operation]:
+    """The operations, in order, on which results depend."""
+    needed = {ref.value for ref in results}
+    kept: list[Operation] = []
+    for operation in reversed(operations):
+        if operation.out.value in needed:
+            needed |= {ref.value for ref in operation.reads}
+            kept.insert(0, operation)
+    return kept
 
 
 def _grouped(builder: Builder, operations: list[Operation]) -> tuple[list[Operation], dict[int, Ref]]:
@@ -91,12 +101,10 @@ def _moved(operation: Operation, moved: Mapping[int, Ref]) -> Operation:
     return dataclasses.replace(operation, args=args)
 
 
-def fused(operations: Sequence[Operation]) -> list[Operation]:
-    """A product of two tiles that is read once, by a sum, becomes one with it."""
-    readers: dict[int, int] = {}
-    for operation in operations:
-        for ref in operation.reads:
-            readers[ref.value] = readers.get(ref.value, 0) + 1
+def fused(operations: Sequence[Operation], outside: Iterable[Ref]) -> list[Operation]:
+    """A product of two tiles that one sum reads, and nothing else here or `outside`, becomes one with the sum."""
+    readers: Counter[int] = Counter(ref.value for ref in outside)
+    readers.update(ref.value for operation in operations for ref in operation.reads)
     products = {op.out: op for op in operations if isinstance(op, Map) and op.function in ("mul", "mul_vector")}
     kept: list[Operation] = []
     for operation in operations:

@@ -141,7 +141,7 @@ class Call:
                 kept.append(_table(job, name, optional))
         job.shown_steps = self.time if self.shown_steps is None else self.shown_steps
         if self.gradients is not None:
-            kept.append(_strides(job, "gradient_stride", self.gradients))
+            kept.append(_sizes(job, "gradient_stride", self.gradients))
         if self.moves is not None:
             kept.append(self._fill_moves(job, self.moves))
         for name, single in (
@@ -168,6 +168,13 @@ class Call:
 
 def _table(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
     table = array_of(POINTER, len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    setattr(job, name, ctypes.addressof(table))
+    return table
+
+
+def _sizes(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
+    """How many numbers of each dense tensor belong to one model."""
+    table = array_of(INT, len(tensors))(*(0 if t is None else t[0].numel() for t in tensors))
     setattr(job, name, ctypes.addressof(table))
     return table
 

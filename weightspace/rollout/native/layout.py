@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,13 +25,15 @@ from weightspace.rollout.native.reuse import reused
 OPCODES = (
     "product", "copy", "zero", "add", "sub", "mul", "div", "fma", "affine", "sigmoid", "tanh", "relu", "leaky_relu",
     "exp", "log", "sqrt", "sin", "cos", "softplus", "abs", "maximum", "minimum", "sigmoid_grad", "tanh_grad",
-    "relu_grad", "leaky_relu_grad", "spike", "spike_grad", "abs_grad", "greater_grad", "sigmoid_grad_of_product",
-    "tanh_grad_of_product", "add_vector", "mul_vector", "fma_vector", "sum_into", "sum_product_into",
+    "relu_grad", "leaky_relu_grad", "spike", "spike_grad", "abs_grad", "softplus_grad", "greater_grad",
+    "sigmoid_grad_of_product", "tanh_grad_of_product", "add_vector", "mul_vector", "fma_vector", "sum_into", "sum_product_into",
 )  # fmt: skip
 SPACES = (
     "scratch", "record", "previous", "input", "ring", "carry", "next_carry", "input_gradient", "vectors", "sums",
 )  # fmt: skip
 NOWHERE = (-1, 0)
+MAX_TERMS = 12
+"""Terms of one product in C."""
 
 Place = tuple[str, int]
 Numbers = np.ndarray
@@ -129,6 +132,17 @@ def _put_scratch(layout: Layout, operations: Sequence[BackwardOperation], rows: 
     layout.sizes["scratch"] = max(end, layout.sizes["scratch"])
 
 
+def _of_few_terms(operation: BackwardOperation) -> list[BackwardOperation]:
+    """The operation, a product of more than MAX_TERMS terms as several that add to one another in place."""
+    if not isinstance(operation, Product) or len(operation.terms) <= MAX_TERMS:
+        return [operation]
+    parts: list[BackwardOperation] = [dataclasses.replace(operation, terms=operation.terms[:MAX_TERMS])]
+    for first in range(MAX_TERMS, len(operation.terms), MAX_TERMS):
+        terms = operation.terms[first : first + MAX_TERMS]
+        parts.append(Product(operation.out, terms, addend=operation.out, transposed=operation.transposed))
+    return parts
+
+
 class Encoder:
     """Writes operations as the numbers of engine.c, collecting the matrices and vectors they use."""
 
@@ -143,7 +157,7 @@ class Encoder:
 
     def instructions(self, operations: Iterable[BackwardOperation]) -> Numbers:
         """Operations as rows of numbers."""
-        rows = [self._instruction(operation) for operation in operations]
+        rows = [self._instruction(part) for operation in operations for part in _of_few_terms(operation)]
         return np.array(rows, dtype=np.int64).reshape(len(rows), 13)
 
     def _instruction(self, operation: BackwardOperation) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Which gradients can lie where values of the forward pass lay that nobody needs any more."""
+"""Buffer reuse: gradients that may overwrite dead values of the forward pass."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ def reused(program: Program, back: Adjoint, rows: Mapping[int, int], recorded: C
     found: dict[int, list[int]] = {}
     for gradient in dict.fromkeys(one.dy.value for one in back.step_weights if one.dy.value not in elsewhere):
         places: dict[int, int] = {}
-        for start, size, number in _parts(gradient, back.step):
+        parts = _parts(gradient, back.step)
+        if not tile_exactly([(start, size) for start, size, _ in parts], rows[gradient]):
+            # Ranges that overlap are written several times, the first time perhaps while the memory is still read.
+            continue
+        for start, size, number in parts:
             # Element by element, an operation can write where it reads.
             until = number if isinstance(back.step[number], Map) else number - 1
             dead = [value for value, end in free.items() if end <= until and rows[value] == size]
             unused = [value for value in dead if value not in places.values()]
             if unused:
                 places[start] = unused[0]
-        if tile_exactly([(start, rows[value]) for start, value in places.items()], rows[gradient]):
+        if len(places) == len(parts):
             found[gradient] = [places[start] for start in sorted(places)]
             free = {value: end for value, end in free.items() if value not in places.values()}
     return found

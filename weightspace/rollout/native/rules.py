@@ -1,8 +1,13 @@
-"""What each tensor operation of a traced graph becomes in a program of tiles."""
+"""The tile operations that each tensor operation of a traced graph becomes.
+
+The parameters of a rule after the node are the arguments of the tensor operation that it reads, by their names in
+torch's schema. Any other argument must have its default, or the operation is refused: see `translated`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,140 +30,203 @@ UNARY = {
     aten.sqrt.default: "sqrt",
     aten.sin.default: "sin",
     aten.cos.default: "cos",
-    aten.softplus.default: "softplus",
     aten.abs.default: "abs",
 }
-BINARY = {
-    aten.mul.Tensor: "mul",
-    aten.div.Tensor: "div",
-    aten.maximum.default: "maximum",
-    aten.minimum.default: "minimum",
-}
+SOFTPLUS_THRESHOLD = 20
+"""Above it, times beta, softplus is the identity: torch's default, and the engine's."""
 
 
-def _product(tracer: Tracer, node: fx.Node) -> Linear:
-    """x W^T, or b + x W^T."""
-    *bias, tile, weight = node.args
-    batched = [arg in tracer.known for arg in (*bias, tile, weight)]
-    if batched != [False] * len(bias) + [True, False] or node.kwargs:
-        raise Untraceable(f"{node.target} of something other than params and a tile")
-    assert isinstance(weight, fx.Node)
-    matrix = tracer.matrix(weight)
-    biases = tuple(tracer.vector(one, node) for one in bias if isinstance(one, fx.Node))
-    return Linear(matrix.rows, ((matrix, tracer.tile(tile)),), biases)
+def translated(tracer: Tracer, node: fx.Node) -> Any:
+    """The tiles of a batched node; Untraceable if a rule is missing or does not read one of the arguments."""
+    target: Any = node.target
+    if target not in RULES:
+        raise Untraceable(f"there is no tile operation for {target}")
+    rule = RULES[target]
+    values = dict(zip((argument.name for argument in target._schema.arguments), node.args, strict=False))
+    values |= node.kwargs
+    read = list(inspect.signature(rule).parameters)[2:]
+    for argument in target._schema.arguments:
+        value = values.setdefault(argument.name, argument.default_value)
+        if argument.name not in read and value != argument.default_value:
+            raise Untraceable(f"there is no tile operation for {target} with {argument.name}={value}")
+    return rule(tracer, node, **{name: values[name] for name in read})
 
 
-def _add(tracer: Tracer, node: fx.Node) -> Linear | Ref:
-    left, right = node.args
-    if node.kwargs:
-        raise Untraceable(f"{node.target} with a factor")
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
-        return tracer.emit("affine", (tracer.tile(left),), (1.0, float(right)))  # type: ignore[arg-type]
-    if left in tracer.known and right in tracer.known:
-        one, other = tracer.linear(left), tracer.linear(right)
-        if one.rows != other.rows:
+def _number(value: Any) -> float | None:
+    """A Python number, None for a node."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _mm(tracer: Tracer, node: fx.Node, self: Any, mat2: Any) -> Linear:
+    """x W^T."""
+    if self not in tracer.known or mat2 in tracer.known:
+        raise Untraceable(f"{node.target} of something other than a tile and params")
+    matrix = tracer.matrix(mat2)
+    return Linear(matrix.rows, ((matrix, tracer.tile(self)),))
+
+
+def _addmm(tracer: Tracer, node: fx.Node, self: Any, mat1: Any, mat2: Any) -> Linear:
+    """b + x W^T."""
+    if self in tracer.known:
+        raise Untraceable(f"{node.target} with a tile in place of a bias")
+    product = _mm(tracer, node, mat1, mat2)
+    return Linear(product.rows, product.terms, (tracer.vector(self, product.rows),))
+
+
+def _add(tracer: Tracer, node: fx.Node, self: Any, other: Any) -> Linear | Ref:
+    if (number := _number(other)) is not None:
+        return tracer.emit("affine", (tracer.tile(self),), (1.0, number))
+    if self in tracer.known and other in tracer.known:
+        left, right = tracer.linear(self), tracer.linear(other)
+        if left.rows != right.rows:
             raise Untraceable(f"{node.target} joins tiles of different sizes")
-        return Linear(one.rows, one.terms + other.terms, one.biases + other.biases, one.addends + other.addends)
-    tile, params = (left, right) if left in tracer.known else (right, left)
-    known = tracer.linear(tile)
-    return Linear(known.rows, known.terms, (*known.biases, tracer.vector(params, tile)), known.addends)
-
-
-def _subtract(tracer: Tracer, node: fx.Node) -> Ref:
-    left, right = node.args
-    if node.kwargs:
-        raise Untraceable(f"{node.target} with a factor")
-    if not isinstance(right, fx.Node):
-        return tracer.emit("affine", (tracer.tile(left),), (1.0, -float(right)))  # type: ignore[arg-type]
-    if not isinstance(left, fx.Node):
-        return tracer.emit("affine", (tracer.tile(right),), (-1.0, float(left)))  # type: ignore[arg-type]
-    if left in tracer.known and right in tracer.known:
-        return tracer.map(node, "sub", (tracer.tile(left), tracer.tile(right)))
-    if left in tracer.known:
-        return tracer.map(
-            node, "add_vector", (tracer.tile(left), tracer.vector(tracer.of_params(aten.neg.default, right), left))
+        return Linear(
+            left.rows, left.terms + right.terms, left.biases + right.biases, left.addends + right.addends
         )
-    negative = tracer.emit("affine", (tracer.tile(right),), (-1.0, 0.0))
-    return tracer.map(node, "add_vector", (negative, tracer.vector(left, right)))
+    batched, params = (self, other) if self in tracer.known else (other, self)
+    left = tracer.linear(batched)
+    return Linear(left.rows, left.terms, (*left.biases, tracer.vector(params, left.rows)), left.addends)
 
 
-def _reversed_subtract(tracer: Tracer, node: fx.Node) -> Ref:
-    """number - tile."""
-    tile, number = node.args[:2]
-    return tracer.emit("affine", (tracer.tile(tile),), (-1.0, float(number)))  # type: ignore[arg-type]
+def _subtract(tracer: Tracer, node: fx.Node, self: Any, other: Any) -> Ref:
+    if (number := _number(other)) is not None:
+        return tracer.emit("affine", (tracer.tile(self),), (1.0, -number))
+    if self in tracer.known and other in tracer.known:
+        return tracer.map(node, "sub", (tracer.tile(self), tracer.tile(other)))
+    if self in tracer.known:
+        tile = tracer.tile(self)
+        return tracer.emit("add_vector", (tile, tracer.vector(tracer.of_params(aten.neg.default, other), tile.rows)))
+    negative = tracer.emit("affine", (tracer.tile(other),), (-1.0, 0.0))
+    return tracer.emit("add_vector", (negative, tracer.vector(self, negative.rows)))
 
 
-def _negate(tracer: Tracer, node: fx.Node) -> Ref:
-    return tracer.emit("affine", (tracer.tile(node.args[0]),), (-1.0, 0.0))
+def _reversed_subtract(tracer: Tracer, node: fx.Node, self: Any, other: Any, alpha: Any) -> Ref:
+    """number - alpha * tile."""
+    return tracer.emit("affine", (tracer.tile(self),), (-float(alpha), float(other)))
 
 
-def _leaky_relu(tracer: Tracer, node: fx.Node) -> Ref:
-    slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
+def _multiply(tracer: Tracer, node: fx.Node, self: Any, other: Any) -> Ref:
+    if (number := _number(other)) is not None:
+        return tracer.emit("affine", (tracer.tile(self),), (number, 0.0))
+    if self in tracer.known and other in tracer.known:
+        return tracer.map(node, "mul", (tracer.tile(self), tracer.tile(other)))
+    batched, params = (self, other) if self in tracer.known else (other, self)
+    tile = tracer.tile(batched)
+    return tracer.emit("mul_vector", (tile, tracer.vector(params, tile.rows)))
+
+
+def _divide(tracer: Tracer, node: fx.Node, self: Any, other: Any) -> Ref:
+    if (number := _number(other)) is not None:
+        if number == 0:
+            raise Untraceable("a tile divided by the number 0")
+        return tracer.emit("affine", (tracer.tile(self),), (1 / number, 0.0))
+    if self in tracer.known and other in tracer.known:
+        return tracer.map(node, "div", (tracer.tile(self), tracer.tile(other)))
+    if self not in tracer.known:
+        raise Untraceable("params divided by a tile")
+    tile = tracer.tile(self)
+    return tracer.emit("mul_vector", (tile, tracer.vector(tracer.of_params(aten.reciprocal.default, other), tile.rows)))
+
+
+def _larger(tracer: Tracer, node: fx.Node, self: Any, other: Any) -> Ref:
+    return tracer.map(node, "maximum", (tracer.tile(self), tracer.tile(other)))
+
+
+def _smaller(tracer: Tracer, node: fx.Node, self: Any, other: Any) -> Ref:
+    return tracer.map(node, "minimum", (tracer.tile(self), tracer.tile(other)))
+
+
+def _negate(tracer: Tracer, node: fx.Node, self: Any) -> Ref:
+    return tracer.emit("affine", (tracer.tile(self),), (-1.0, 0.0))
+
+
+def _softplus(tracer: Tracer, node: fx.Node, self: Any, beta: Any) -> Ref:
+    """softplus(beta x) / beta."""
+    tile, beta = tracer.tile(self), float(beta)
+    if beta == 1:
+        return tracer.emit("softplus", (tile,))
+    if beta <= 0:
+        raise Untraceable(f"softplus with beta={beta}")
+    scaled = tracer.emit("affine", (tile,), (beta, 0.0))
+    return tracer.emit("affine", (tracer.emit("softplus", (scaled,)),), (1 / beta, 0.0))
+
+
+def _leaky_relu(tracer: Tracer, node: fx.Node, self: Any, negative_slope: Any) -> Ref:
+    slope = float(negative_slope)
     if slope <= 0:
         raise Untraceable(f"a leaky ReLU with the slope {slope}")
-    return tracer.emit("leaky_relu", (tracer.tile(node.args[0]),), (slope,))
+    return tracer.emit("leaky_relu", (tracer.tile(self),), (slope,))
 
 
-def _spike(tracer: Tracer, node: fx.Node) -> Ref:
-    tile, slope = node.args
-    return tracer.emit("spike", (tracer.tile(tile),), (float(slope),))  # type: ignore[arg-type]
+def _spike(tracer: Tracer, node: fx.Node, x: Any, slope: Any) -> Ref:
+    return tracer.emit("spike", (tracer.tile(x),), (float(slope),))
 
 
-def _split(tracer: Tracer, node: fx.Node) -> list[Linear]:
-    source, size, dim = (*node.args, 0)[:3]
+def _split(tracer: Tracer, node: fx.Node, self: Any, split_size: Any, dim: Any) -> list[Linear]:
     if dim not in (1, -1):
         raise Untraceable("a tile is split over its sequences")
-    whole = tracer.linear(source)
-    assert isinstance(size, int)
-    return [whole.part(start, min(size, whole.rows - start)) for start in range(0, whole.rows, size)]
+    whole = tracer.linear(self)
+    return [whole.part(start, min(split_size, whole.rows - start)) for start in range(0, whole.rows, split_size)]
 
 
-def _slice(tracer: Tracer, node: fx.Node) -> Any:
-    source, dim, start, end, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])[:5]
-    tile = tracer.tile(source)
+def _slice(tracer: Tracer, node: fx.Node, self: Any, dim: Any, start: Any, end: Any, step: Any) -> Ref:
+    tile = tracer.tile(self)
     if dim not in (1, -1) or step != 1:
         raise Untraceable("a slice over sequences or with a step")
     low, high, _ = slice(start, end).indices(tile.rows)
+    if low >= high:
+        raise Untraceable("an empty slice")
     return tile.part(low, high - low)
 
 
-def _concatenate(tracer: Tracer, node: fx.Node) -> Ref:
-    parts, dim = (*node.args, 0)[:2]
+def _concatenate(tracer: Tracer, node: fx.Node, tensors: Sequence[Any], dim: Any) -> Ref:
     if dim not in (1, -1):
         raise Untraceable("tiles are put together over their sequences")
-    assert isinstance(parts, list | tuple)
-    tiles = [tracer.tile(part) for part in parts]
-    return tracer.concatenate(tiles)
+    return tracer.concatenate([tracer.tile(part) for part in tensors])
 
 
-def _detach(tracer: Tracer, node: fx.Node) -> Ref:
-    return tracer.tile(node.args[0]).stop()
+def _detach(tracer: Tracer, node: fx.Node, self: Any) -> Ref:
+    return tracer.tile(self).stop()
 
 
-def _same(tracer: Tracer, node: fx.Node) -> Any:
-    return tracer.known[node.args[0]]  # type: ignore[index]
+def _clone(tracer: Tracer, node: fx.Node, self: Any, memory_format: Any) -> Any:
+    """The same numbers: where they lie in torch's memory does not matter."""
+    return tracer.linear(self)
 
 
-def _square(tracer: Tracer, node: fx.Node) -> Ref:
-    if node.args[1] != 2:
-        raise Untraceable(f"a tile to the power of {node.args[1]}")
-    tile = tracer.tile(node.args[0])
+def _power(tracer: Tracer, node: fx.Node, self: Any, exponent: Any) -> Ref:
+    if exponent != 2:
+        raise Untraceable(f"a tile to the power of {exponent}")
+    tile = tracer.tile(self)
     return tracer.emit("mul", (tile, tile))
 
 
-RULES: Mapping[Any, Callable[[Tracer, fx.Node], Any]] = {
-    aten.mm.default: _product,
-    aten.addmm.default: _product,
+def _element_wise(function: str) -> Callable[..., Ref]:
+    def rule(tracer: Tracer, node: fx.Node, self: Any) -> Ref:
+        return tracer.emit(function, (tracer.tile(self),))
+
+    return rule
+
+
+RULES: Mapping[Any, Callable[..., Any]] = {
+    **{target: _element_wise(function) for target, function in UNARY.items()},
+    aten.mm.default: _mm,
+    aten.addmm.default: _addmm,
     aten.add.Tensor: _add,
     aten.sub.Tensor: _subtract,
     aten.rsub.Scalar: _reversed_subtract,
+    aten.mul.Tensor: _multiply,
+    aten.div.Tensor: _divide,
+    aten.maximum.default: _larger,
+    aten.minimum.default: _smaller,
     aten.neg.default: _negate,
+    aten.softplus.default: _softplus,
     aten.leaky_relu.default: _leaky_relu,
     SPIKE: _spike,
     aten.split.Tensor: _split,
     aten.slice.Tensor: _slice,
     aten.cat.default: _concatenate,
-    aten.clone.default: _same,
+    aten.clone.default: _clone,
     aten.detach.default: _detach,
-    aten.pow.Tensor_Scalar: _square,
+    aten.pow.Tensor_Scalar: _power,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from weightspace.families import Family
+from weightspace.rollout.native.adjoint import adjoint
+from weightspace.rollout.native.capture import captured
 from weightspace.rollout.native.grouping import arranged
 from weightspace.rollout.native.program import (
     Builder,
@@ -25,13 +27,13 @@ from weightspace.rollout.native.program import (
     Ref,
     Untraceable,
 )
-from weightspace.rollout.native.rules import BINARY, RULES, UNARY
+from weightspace.rollout.native.rules import translated
+from weightspace.rollout.native.sound import refuse_unsound
 from weightspace.rollout.native.start import starts_alike
-from weightspace.rollout.native.watch import Watch
 
 aten = torch.ops.aten
-BATCH = 7
-"""Sequences in the traced call; no axis of a family may be told from it by size, because sizes are never compared."""
+BATCHES = (7, 33)
+"""Numbers of sequences in traced calls; axes are known by their place, so that a family may have an axis of 7."""
 
 
 @dataclass(frozen=True)
@@ -46,44 +48,55 @@ class Traced:
     """What must be computed from one model's params first (masks, clamps, reciprocals): its further tensors."""
     computed: int
     """Number of those further tensors."""
-    starts_alike: bool
+    starts_alike: bool = False
     """Whether every model starts from the same state."""
 
 
 def trace(family: Family, dtype: torch.dtype) -> Traced:
-    """The program of one family at one size; Untraceable if its step or readout is beyond what programs express."""
-    graph = _graph(family, dtype)
-    return Tracer(family, graph, dtype).traced()
+    """The program of one family at one size; Untraceable if its step or readout is beyond what programs express.
+
+    Traced with two numbers of sequences, of which nothing in the program may depend.
+    """
+    one, other = (_traced(family, dtype, batch) for batch in BATCHES)
+    if one.program != other.program or _described(one.prologue) != _described(other.prologue):
+        raise Untraceable("what it computes depends on the number of sequences")
+    _try_prologue(family, one, dtype)
+    builder = one.builder.copy()
+    back = adjoint(one.program, builder)
+    refuse_unsound(one.program, builder.rows, back, once=True)
+    return dataclasses.replace(one, starts_alike=starts_alike(family))
 
 
-def _graph(family: Family, dtype: torch.dtype) -> fx.GraphModule:
-    spec = family.spec
-    params = {name: torch.ones(spec.shape(name), dtype=dtype) for name in spec.tensors}
-    state = {name: torch.zeros(BATCH, spec.axes[axis].size, dtype=dtype) for name, axis in spec.states.items()}
-    noise = {name: torch.zeros(BATCH, spec.axes[axis].size, dtype=dtype) for name, axis in spec.noise.items()}
-
-    watch = Watch()
-
-    def both(*flat: Tensor) -> tuple[Tensor, ...]:
-        names = iter(flat)
-        own_params, own_state, own_noise = ({name: next(names) for name in part} for part in (params, state, noise))
-        with watch:
-            after = family.step(own_params, own_state, next(names), own_noise)
-            return (*(after[name] for name in spec.states), family.readout(own_params, after))
-
-    x = torch.zeros(BATCH, family.input_size, dtype=dtype)
+def _traced(family: Family, dtype: torch.dtype, batch: int) -> Traced:
+    graph = captured(family, dtype, batch)
     try:
-        # The program serves callers with gradients and without.
-        with torch.enable_grad():
-            # Without a table of its own, later versions of torch would leave no trace of `detach`.
-            traced = make_fx(both, decomposition_table={})
-            graph = traced(*params.values(), *state.values(), *noise.values(), x)
+        return Tracer(family, graph, dtype).traced()
     except Untraceable:
         raise
     except Exception as error:
-        raise Untraceable(f"its step could not be traced ({type(error).__name__}: {error})") from error
-    watch.check(graph)
-    return graph
+        # Torch's operators are many: one that a rule did not foresee is run by torch.
+        raise Untraceable(f"its graph could not be read ({type(error).__name__}: {error})") from error
+
+
+def _described(prologue: fx.GraphModule | None) -> tuple[str, ...]:
+    """The operations of a prologue and the numbers that it holds, as text."""
+    if prologue is None:
+        return ()
+    return (str(prologue.graph), *(f"{k}: {v.tolist()}" for k, v in prologue.named_buffers()))
+
+
+def _try_prologue(family: Family, traced: Traced, dtype: torch.dtype) -> None:
+    """Raise Untraceable unless the prologue runs on a stack of models and gives tensors of the right dtype."""
+    if traced.prologue is None:
+        return
+    params = (torch.ones(2, *family.spec.shape(name), dtype=dtype) for name in traced.stored)
+    try:
+        tensors = torch.func.vmap(traced.prologue)(*params)
+    except Exception as error:
+        raise Untraceable(f"what it computes from params cannot be stacked ({error})") from error
+    for tensor in tensors:
+        if tensor.dtype != dtype:
+            raise Untraceable(f"it computes {tensor.dtype} from params of {dtype}")
 
 
 class Tracer:
@@ -95,6 +108,10 @@ class Tracer:
         names = [f"param.{name}" for name in spec.tensors] + [f"state.{name}" for name in spec.states]
         names += [f"noise.{name}" for name in spec.noise] + ["x"]
         self.placeholders = dict(zip(names, (n for n in graph.graph.nodes if n.op == "placeholder"), strict=True))
+        for node in graph.graph.nodes:
+            if node.op == "get_attr":
+                # A tensor that the family holds, or makes from numbers.
+                node.meta["val"] = getattr(graph, node.target)
         self.builder = Builder()
         self.operations: list[Operation] = []
         self.known: dict[fx.Node, Any] = {}
@@ -113,8 +130,7 @@ class Tracer:
         states = dict(zip(self.spec.states, results[:-1], strict=True))
         program = arranged(self.builder, inputs, states, results[-1], self.operations)
         prologue = self._prologue()
-        alike = starts_alike(self.family)
-        return Traced(program, self.builder, tuple(self.spec.tensors), prologue, len(self.from_params), alike)
+        return Traced(program, self.builder, tuple(self.spec.tensors), prologue, len(self.from_params))
 
     def _inputs(self) -> dict[str, Ref]:
         inputs = {}
@@ -124,22 +140,16 @@ class Tracer:
         return inputs
 
     def _is_batched(self, node: fx.Node) -> bool:
-        return any(isinstance(arg, fx.Node) and arg in self.known for arg in _flat(node.args))
+        return any(arg in self.known for arg in node.all_input_nodes)
 
     def _read(self, node: fx.Node) -> Any:
-        target: Any = node.target
-        args: Any = node.args
-        if target is operator.getitem:
-            return self.known[args[0]][args[1]]
-        if isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim() != 2:
-            raise Untraceable(f"{target} gives a tensor of {node.meta['val'].dim()} dimensions where 2 are expected")
-        if target in UNARY:
-            return self.map(node, UNARY[target], (self.tile(args[0]),))
-        if target in BINARY:
-            return self._binary(node, BINARY[target])
-        if target not in RULES:
-            raise Untraceable(f"there is no tile operation for {target}")
-        return RULES[target](self, node)
+        if node.target is operator.getitem:
+            source, index = node.args
+            return self.known[source][index]  # type: ignore[index]
+        for value in _flat([node.meta.get("val")]):
+            if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype != self.dtype or not value.numel():
+                raise Untraceable(f"{node.target} gives {_kind(value)} where a tile of {self.dtype} is expected")
+        return translated(self, node)
 
     def tile(self, node: Any) -> Ref:
         """Where the value of a batched node is, which is computed now if it was not yet."""
@@ -182,32 +192,11 @@ class Tracer:
             raise Untraceable(f"{node.target} joins tiles of different sizes")
         return self.emit(function, args, constants)
 
-    def _binary(self, node: fx.Node, function: str) -> Ref:
-        left, right = node.args[:2]
-        if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
-            return self._with_number(node, function)
-        if left in self.known and right in self.known:
-            return self.map(node, function, (self.tile(left), self.tile(right)))
-        tile, other = (left, right) if left in self.known else (right, left)
-        if function == "mul":
-            return self.map(node, "mul_vector", (self.tile(tile), self.vector(other, tile)))
-        if function == "div" and tile is left:
-            return self.map(
-                node, "mul_vector", (self.tile(tile), self.vector(self.of_params(aten.reciprocal.default, other), tile))
-            )
-        raise Untraceable(f"there is no tile operation for {node.target} of params and a tile")
-
-    def _with_number(self, node: fx.Node, function: str) -> Ref:
-        left, right = node.args[:2]
-        if isinstance(left, fx.Node) and isinstance(right, int | float) and function in ("mul", "div"):
-            return self.emit("affine", (self.tile(left),), (right if function == "mul" else 1 / right, 0.0))
-        raise Untraceable(f"there is no tile operation for {node.target} of a tile and a number")
-
-    def of_params(self, function: Any, node: fx.Node) -> fx.Node:
+    def of_params(self, function: Any, node: fx.Node, **kwargs: Any) -> fx.Node:
         """A function of a node of params, computed once and not at each step."""
         with self.graph.graph.inserting_after(node):
-            new = self.graph.graph.call_function(function, (node,))
-        new.meta["val"] = function(node.meta["val"])
+            new = self.graph.graph.call_function(function, (node,), kwargs)
+        new.meta["val"] = function(node.meta["val"], **kwargs)
         return new
 
     def concatenate(self, tiles: Sequence[Ref]) -> Ref:
@@ -228,6 +217,8 @@ class Tracer:
 
     def _pieces(self, node: fx.Node) -> tuple[int, Tensor]:
         """The tensor in which a node of params lies, and a view of that tensor with the node's shape."""
+        if node.meta["val"].dtype != self.dtype:
+            node = self.of_params(aten._to_copy.default, node, dtype=self.dtype)
         chain = _views(node)
         if chain is not None:
             name = next(name for name, holder in self.placeholders.items() if holder is chain[0])[len("param.") :]
@@ -250,10 +241,9 @@ class Tracer:
         piece = Piece(tensor, int(view.storage_offset()), view.stride(1), view.stride(0), view.shape[1])
         return Matrix(view.shape[0], (piece,))
 
-    def vector(self, node: fx.Node, like: fx.Node) -> Matrix:
+    def vector(self, node: fx.Node, rows: int) -> Matrix:
         """A node of params that broadcasts over sequences, (rows,), (1, rows) or a single number."""
         tensor, view = self._pieces(node)
-        rows = like.meta["val"].shape[-1]
         if view.dim() > 2 or view.shape[:-1] not in ((), (1,)) or view.numel() not in (1, rows):
             raise Untraceable(f"params of shape {tuple(view.shape)} beside tiles of {rows} rows")
         stride = view.stride(-1) if view.numel() == rows and view.dim() else 0
@@ -267,11 +257,15 @@ class Tracer:
             if name.startswith("param."):
                 copies[node] = made.placeholder(name.replace(".", "_"))
         for node in self.graph.graph.nodes:
-            if node.op == "call_function" and not self._is_batched(node) and node not in copies:
+            if node.op in ("call_function", "get_attr") and not self._is_batched(node):
                 copies[node] = made.node_copy(node, lambda old: copies[old])
         made.output(tuple(copies[node] for node in self.from_params))
         made.eliminate_dead_code()
-        return fx.GraphModule(torch.nn.Module(), made)
+        return fx.GraphModule(self.graph, made)
+
+
+def _kind(value: Any) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
 
 
 def _flat(args: Any) -> list[Any]:

@@ -14,6 +14,8 @@ from weightspace.rollout.native.program import Untraceable
 
 DETACHING = (torch.Tensor.detach, torch.detach)
 """Each becomes a node of its own in the graph."""
+HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+"""Each changes gradients outside the graph."""
 DETACHING_IN_PLACE = (torch.Tensor.detach_, torch.detach_)
 
 
@@ -30,6 +32,8 @@ class Watch(TorchFunctionMode):
         """The call, made as it is."""
         if func in DETACHING_IN_PLACE:
             raise Untraceable("`detach_` leaves no trace; `detach` does the same")
+        if func in HOOKS:
+            raise Untraceable(f"`{func.__name__}` leaves no trace")
         # torch.no_grad stops gradients but not the tangents of torch.func, and an autograd.Function may say anything of
         # its derivative. The forward pass of one runs without gradients, too.
         if func is not SPIKE and not torch.is_grad_enabled() and func is not torch._C._set_grad_enabled:
