@@ -26,7 +26,8 @@ OPCODES = (
     "product", "copy", "zero", "add", "sub", "mul", "div", "fma", "affine", "sigmoid", "tanh", "relu", "leaky_relu",
     "exp", "log", "sqrt", "sin", "cos", "softplus", "abs", "maximum", "minimum", "sigmoid_grad", "tanh_grad",
     "relu_grad", "leaky_relu_grad", "spike", "spike_grad", "abs_grad", "softplus_grad", "greater_grad",
-    "sigmoid_grad_of_product", "tanh_grad_of_product", "add_vector", "mul_vector", "fma_vector", "sum_into", "sum_product_into",
+    "sigmoid_grad_of_product", "tanh_grad_of_product", "add_vector", "mul_vector", "fma_vector", "sum_into",
+    "sum_product_into",
 )  # fmt: skip
 SPACES = (
     "scratch", "record", "previous", "input", "ring", "carry", "next_carry", "input_gradient", "vectors", "sums",
