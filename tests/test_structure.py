@@ -44,7 +44,8 @@ ROOMS = {
     "checks": READING | {"encoders"},
     "flat": ZOO,
     "state_dicts": ZOO,
-    "hub": ZOO | {"flat"},
+    "replaced": ZOO,
+    "hub": ZOO | {"flat", "replaced"},
     "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli", "hub"},
     "training_cli": TRAINING | {"module", "embed", "prediction"},
 }
