@@ -126,9 +126,10 @@ def _without_wrappers(path: Path, names: Collection[str]) -> dict[str, str]:
 def _family(path: Path, said: Sidecar, shapes: Collection[list[int]]) -> Layered:
     largest = max((size for shape in shapes for size in shape), default=0)
     for key in ("input_size", "hidden_size", "output_size"):
+        size = said.fields[key]
         # Before modules of that size are made.
-        if said.fields[key] > largest:
-            raise ValueError(f"{path} says `{key}` {said.fields[key]}, but the largest axis of its tensors is {largest}.")
+        if size > largest:
+            raise ValueError(f"{path} says `{key}` {size}, but the largest axis of its tensors is {largest}.")
     if said.fields["num_layers"] > len(shapes):
         raise ValueError(f"{path} says `num_layers` {said.fields['num_layers']}, but has {len(shapes)} tensors.")
     try:

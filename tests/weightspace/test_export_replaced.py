@@ -1,5 +1,6 @@
 """Exports that take the place of earlier ones: killed at any call, met by files of others, led astray by links."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -56,19 +57,18 @@ def test_an_export_killed_at_any_call_loses_nothing_and_the_next_ends_in_the_sam
         unpack(exports[0], parent / "dataset")
         with pytest.MonkeyPatch.context() as patch:
             mortal = Mortal(patch, last)
-            try:
+            with contextlib.suppress(KilledError):
                 hub.export(zoos[1], parent / "dataset")
-            except KilledError:
-                pass
         found = files(parent / "dataset")
         assert found in ([*exports, {}])
         if mortal.left >= 0:
             break
         lost += not found
         # Whoever comes next puts back what was there, even if it then fails.
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="full"):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hub, "_write", fail)
-            hub.export(zoos[1], parent / "dataset")
+            with pytest.raises(OSError, match="full"):
+                hub.export(zoos[1], parent / "dataset")
         assert files(parent / "dataset") == (found or exports[0])
         hub.export(zoos[1], parent / "dataset")
         assert files(parent / "dataset") == exports[1]
@@ -194,8 +194,9 @@ def test_an_empty_folder_is_filled_and_two_exports_to_one_folder_wait(zoos, expo
     (tmp_path / "dataset").mkdir()
     assert files(hub.export(zoos[0], Path(tmp_path / "dataset"))) == exports[0]
     (tmp_path / ".dataset.export").mkdir()
+    ticks = itertools.count()
     with store.locked(tmp_path / ".dataset.export"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.monotonic", lambda ticks=itertools.count(): 10.0 * next(ticks))
+        patch.setattr("time.monotonic", lambda: 10.0 * next(ticks))
         with pytest.raises(ValueError, match="Another builder is at work"):
             hub.export(zoos[1], tmp_path / "dataset")
     assert files(tmp_path / "dataset") == exports[0]

@@ -1,4 +1,4 @@
-"""Weights that torch.nn.utils computes from other tensors: made plain where that is exact, refused by name elsewhere."""
+"""Weights that torch.nn.utils computes from other tensors: made plain where that is exact, else refused by name."""
 
 from __future__ import annotations
 
