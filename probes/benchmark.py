@@ -145,7 +145,7 @@ def _refuse_unusable(
     if seeds < 1:
         raise ValueError(f"`seeds` (={seeds}) must be at least 1.")
     if cpu_minutes is not None and not 0 < cpu_minutes < math.inf:
-        raise ValueError(f"`cpu_minutes` (={cpu_minutes}) must be above 0; leave it out to train for {MAX_EPOCHS} epochs.")
+        raise ValueError(f"`cpu_minutes` (={cpu_minutes}) must be above 0; leave it out for {MAX_EPOCHS} epochs.")
     if len(set(encoders)) < len(encoders) or not encoders:
         raise ValueError(f"`encoders` (={list(encoders)}) must name at least one encoder, and each once.")
     for name in encoders:

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from probes.bootstrap import Resamples, keyed
 from probes.feature_sets import FeatureSet
 from probes.probe import Design
-from probes.problem import NotEnoughError, Problem, Question, Rows, diverged, pose, read_rows, shuffled_order, why_nothing
+from probes.problem import NotEnoughError, Problem, Question, Rows, diverged, pose, read_rows, shuffled_order, unposed
 from probes.targets import Target
 from weightspace.store import SPLITS, Division, NothingHeldOutError, divisions
 
@@ -101,7 +101,7 @@ def evaluate(
         else:
             _evaluate_split(evaluation, rows, parts, feature_sets, targets, seed)
     if not evaluation.rows:
-        raise ValueError(f"No target can be probed: {why_nothing(evaluation.excluded)}")
+        raise ValueError(f"No target can be probed: {unposed(evaluation.excluded)}")
     return evaluation
 
 

@@ -112,8 +112,8 @@ def _refuse_wild(path: Path, values: np.ndarray, zoo: Zoo) -> None:
     wild = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max).all(axis=1) & usable)
     if len(wild):
         raise ValueError(
-            f"{path} holds embeddings that are not finite in float32 in {len(wild)} row(s), the first being row {wild[0]}; "
-            "embed the zoo again with another checkpoint."
+            f"{path} holds embeddings that are not finite in float32 in {len(wild)} row(s), the first being row "
+            f"{wild[0]}; embed the zoo again with another checkpoint."
         )
 
 
@@ -139,7 +139,7 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
             "on this zoo."
         )
     if dtype not in DTYPES:
-        raise ValueError(f"{path} holds embeddings of dtype {dtype}, expected one of {', '.join(DTYPES)}; embed it again.")
+        raise ValueError(f"{path} holds embeddings of dtype {dtype}, expected one of {DTYPES}; embed it again.")
     if len(shape) != 2 or shape[0] != zoo.num_rows or not values.size:
         raise ValueError(f"{path} holds embeddings {shape}, but the zoo has {zoo.num_rows} rows; embed it again.")
     _refuse_wild(path, values, zoo)

@@ -197,7 +197,7 @@ def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.nd
         raise NotEnoughError("no class of the held-out models is among the training rows, so none can be guessed.")
 
 
-def why_nothing(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def unposed(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The reasons, each with the split and the target it is for."""
     reasons = [
         f"{name} on {split}: {one['skipped']}"

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from torch import nn
-
 from weightspace import families
 from weightspace.discovery import near_match
 from weightspace.families.layered import UNREPRESENTED, Layered, refuse_unrepresented
@@ -131,7 +129,7 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _types(kind: type[nn.Module] | type[Any]) -> Mapping[str, Any]:
+def _types(kind: Any) -> Mapping[str, Any]:
     """The types of the fields of a dataclass."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

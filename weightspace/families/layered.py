@@ -116,7 +116,7 @@ class Layered(Family):
 
     @classmethod
     def from_torch(cls, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Linear | None = None) -> tuple[Self, Params]:
-        """The family and params of a torch.nn layer or cell and the nn.Linear that reads its last layer, in their dtype.
+        """The family and params of a torch.nn layer or cell and the nn.Linear that reads its last layer.
 
         Without `readout` the outputs are the last layer's states. Biases that a module leaves out become zeros;
         `batch_first` is a matter of layout and is not kept. Weights that weight normalisation or pruning compute are
