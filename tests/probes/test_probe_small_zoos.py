@@ -14,7 +14,6 @@ from probes.probe import Design
 from tests.weightspace import zoos
 from weightspace.store import open_zoo
 
-
 BOOSTING = Design.boosting
 
 

@@ -259,6 +259,12 @@ ROW = {"family": "Elman", "family_config": json.dumps(FAMILIES[0].config)}
             r"`num_layers` \(=1000000000\) of `family_config` is more than the 4 weights",
         ),
         ({**ROW, "names": ["bias.0"], "shapes": [[4]], "weights": [1.0] * 4}, r"missing \['bias_o', "),
+        ({**ROW, "names": ["b", "b"], "shapes": [[2], [2]], "weights": [1.0] * 4}, r"repeats one of \['b'\]"),
+        ({**ROW, "names": None, "shapes": [[4]], "weights": [1.0] * 4}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [[1.5]], "weights": [1.0]}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [None], "weights": [1.0]}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [[1]], "weights": 1.0}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [[1]], "weights": [{}]}, "must be lists of text, of sizes and of num"),
         ({**ROW, "family": "Elmann", "names": ["b"], "shapes": [[9]], "weights": [1.0] * 9}, "Did you mean 'Elman'"),
     ],
 )

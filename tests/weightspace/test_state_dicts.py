@@ -102,7 +102,7 @@ SAID = {"class": "LSTM", "input_size": 2, "hidden_size": 4, "recurrent": "recurr
 REFUSED = [
     ({"bidirectional": True}, r"`bidirectional` \(=True\) of the torch.nn.LSTM has no place in LSTM"),
     ({"proj_size": 2}, r"`proj_size` \(=2\) of the torch.nn.LSTM has no place"),
-    ({"dropout": "much"}, r"`dropout` \(='much'\) of .*a.json must be of type int | float"),
+    ({"dropout": "much"}, r"`dropout` \(='much'\) of .*a.json must be of type int \| float"),
     ({"batch_first": 1}, r"`batch_first` \(=1\) of .*a.json must be of type bool"),
     ({"class": "Linear"}, r"a.safetensors is a 'Linear'; only torch.nn's \['GRU', 'GRUCell', .* have a family"),
     ({"class": "LSTMCell"}, r"missing \['recurrent.bias_hh', .*unexpected \['recurrent.bias_hh_l0', "),
