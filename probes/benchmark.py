@@ -18,7 +18,7 @@ import torch
 
 from probes.evaluation import evaluate
 from probes.feature_sets import Embedding, baselines
-from probes.problem import read_rows
+from probes.problem import read_rows, refuse_unposed
 from probes.report import choose_targets, refuse_unknown, render, write
 from probes.targets import Target
 from weightspace import encoders as encoder_files
@@ -89,6 +89,7 @@ def benchmark(
     opened = open_zoo(zoo)
     chosen = choose_targets(opened, targets)
     parts = [part for split in splits for part in divisions(opened.table, split)]
+    refuse_unposed(read_rows(opened.table), chosen, parts)
     trained = []
     for name, seed, part in itertools.product(encoders, range(seeds), parts):
         logger.info("Training %s with %s, seed %d, for %s.", name, objective, seed, part.name)

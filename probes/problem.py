@@ -197,6 +197,20 @@ def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.nd
         raise NotEnoughError("no class of the held-out models is among the training rows, so none can be guessed.")
 
 
+def refuse_unposed(rows: Rows, targets: Sequence[Target], divisions: Sequence[Division]) -> None:
+    """Raise ValueError if no target can be probed on any of these divisions, before anything is trained for them."""
+    excluded: dict[str, dict[str, dict[str, Any]]] = {}
+    for division in divisions:
+        for target in targets:
+            try:
+                pose(rows, target, division)
+            except NotEnoughError as reason:
+                excluded.setdefault(division.name, {})[target.name] = {"skipped": str(reason)}
+            else:
+                return
+    raise ValueError(f"No target can be probed: {unposed(excluded)}")
+
+
 def unposed(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The reasons, each with the split and the target it is for."""
     reasons = [

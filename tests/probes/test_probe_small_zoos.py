@@ -203,6 +203,13 @@ def test_embeddings_of_any_float_are_read_and_constant_ones_know_nothing(zoo, dt
     assert all(row["value"] is not None for row in differences)
 
 
+def test_a_benchmark_that_could_probe_nothing_trains_nothing(tmp_path, monkeypatch):
+    zoo = write(tmp_path / "zoo", monkeypatch, ("train",) * 7 + ("val",) * 2 + ("test",), models=10)
+    with pytest.raises(ValueError, match=r"No target can be probed: score on in_distribution: 1 test model\(s\)"):
+        benchmark.benchmark(zoo, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_budget_that_is_none_is_refused_before_training(zoo, tmp_path):
     for minutes in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"`cpu_minutes` \(=.*\) must be above 0"):
