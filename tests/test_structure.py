@@ -43,8 +43,10 @@ ROOMS = {
     "prediction": TRAINING | {"module", "embed"},
     "checks": READING | {"encoders"},
     "flat": ZOO,
-    "state_dicts": ZOO,
-    "hub": ZOO | {"flat"},
+    "sidecar": ZOO,
+    "state_dicts": ZOO | {"sidecar"},
+    "replaced": ZOO,
+    "hub": ZOO | {"flat", "replaced"},
     "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli", "hub"},
     "training_cli": TRAINING | {"module", "embed", "prediction"},
 }

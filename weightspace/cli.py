@@ -124,6 +124,9 @@ def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apa
     """
     from weightspace import hub
 
+    if push is not None:
+        # Before what may take long.
+        hub.refuse_repository(push)
     print(hub.export(zoo, out, license=license))
     if push is not None:
         print(hub.push(out, push, private=private))

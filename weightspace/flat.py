@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -121,17 +122,33 @@ def model_of(row: Mapping[str, Any]) -> tuple[Family, Params]:
     missing = sorted({"family", "family_config", "names", "shapes", "weights"} - set(row))
     if missing:
         raise ValueError(f"The row lacks {missing}; load the configuration 'weights' of the dataset.")
-    flat = torch.from_numpy(np.array(row["weights"], dtype=np.float32))
-    shapes = [tuple(int(size) for size in shape) for shape in row["shapes"]]
+    names, shapes, flat = _lists(row)
     sizes = [math.prod(shape) for shape in shapes]
-    fits = len(shapes) == len(row["names"]) and sum(sizes) == len(flat)
+    fits = len(shapes) == len(names) and sum(sizes) == len(flat)
     if not fits or any(size < 1 for shape in shapes for size in shape):
-        raise ValueError(f"{len(row['names'])} names, shapes {shapes} and {len(flat)} weights do not fit together.")
+        raise ValueError(
+            f"{len(names)} names, shapes {str(shapes)[:200]} and {len(flat)} weights do not fit together."
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"`names` of the row repeats one of {sorted(set(names))[:20]}; expected each tensor once.")
     family = families.load(str(row["family"]), _config(row["family_config"], len(flat)))
     pieces = flat.split(sizes)
-    params = {str(n): p.reshape(s) for n, p, s in zip(row["names"], pieces, shapes, strict=True)}
+    params = {name: piece.reshape(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
     family.spec.check(params, stacked=False)
     return family, params
+
+
+def _lists(row: Mapping[str, Any]) -> tuple[list[str], list[tuple[int, ...]], torch.Tensor]:
+    """The names, shapes and flat weights of a row."""
+    try:
+        names = [str(name) for name in row["names"]]
+        shapes = [tuple(operator.index(size) for size in shape) for shape in row["shapes"]]
+        flat = torch.from_numpy(np.array(row["weights"], dtype=np.float32))
+    except (TypeError, ValueError, OverflowError):
+        flat = torch.zeros(())
+    if flat.dim() != 1:
+        raise ValueError("`names`, `shapes` and `weights` of the row must be lists of text, of sizes and of numbers.")
+    return names, shapes, flat
 
 
 def _config(text: Any, num_weights: int) -> dict[str, Any]:

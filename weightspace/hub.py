@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
 import re
 import shutil
 import sys
@@ -20,15 +17,18 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from tqdm import tqdm
 
 from weightspace import __version__, store
 from weightspace.flat import FIELDS, model_of, write_weights
+from weightspace.replaced import RECORD, record, refuse_foreign, replacing
 from weightspace.store import Zoo, open_zoo
 
-__all__ = ["export", "model_of", "push"]
+__all__ = ["export", "model_of", "push", "refuse_repository"]
 
-CARD, TABLE, RECORD = "README.md", "models.parquet", "export.json"
+CARD, TABLE = "README.md", "models.parquet"
 MODELS, WEIGHTS = "models", "weights"
 
 
@@ -37,35 +37,31 @@ def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> 
 
     Leaves `models.parquet` (the zoo's table), `weights/*.parquet` (columns: `flat.FIELDS`), a card README.md, and
     export.json (what the zoo is made from, and a sha256 of each file). The folder is there whole or not at all; an
-    earlier export in its place is replaced. Shards are read one by one, so memory does not grow with the zoo.
+    earlier export in its place is replaced, and a folder that holds anything else is refused. Shards are read one by
+    one, so memory does not grow with the zoo.
     """
     source, out = open_zoo(zoo), Path(out).resolve()
     _refuse_license(license)
-    _refuse_other_files(out)
-    _refuse_damage(source.path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with store.Staging(out.parent) as staging:
-            folder = staging / out.name
-            folder.mkdir()
-            _write(source, folder, license)
-            _put_into_place(folder, out, staging / "earlier")
-    finally:
-        store.clean_staging(out.parent)
-        with contextlib.suppress(OSError):
-            (out.parent / store.STAGING).rmdir()
+    if source.path.resolve() in out.parents:
+        raise ValueError(f"{out} is inside the zoo {source.path}, which holds nothing else; give another folder.")
+    with replacing(out) as work:
+        refuse_foreign(out)
+        _refuse_damage(source.path)
+        with store.naming(work.new, 0):
+            work.new.mkdir()
+        _write(source, work.new, license)
+        work.publish()
     return out
 
 
 def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Upload an export to the dataset repository `repo` (OWNER/NAME), made if need be; returns its address.
 
-    Weights of an earlier upload that are no part of this one are removed. Needs the login of `hf auth login`.
+    Files of the export alone are uploaded, whatever else is in the folder. Weights of an earlier upload that are no
+    part of this one are removed. Needs the login of `hf auth login`.
     """
-    folder = Path(folder)
-    if not (folder / RECORD).is_file():
-        raise ValueError(f"{folder} has no {RECORD}: not an export; make one with `weightspace export`.")
-    version = json.loads((folder / RECORD).read_bytes())["zoo"]["digest"]
+    folder, said = Path(folder), record(Path(folder))
+    refuse_repository(repo)
     api = huggingface_hub.HfApi()
     try:
         url = api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
@@ -73,24 +69,47 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
             repo_id=repo,
             folder_path=folder,
             repo_type="dataset",
-            commit_message=f"Zoo {version[:12]}",
-            delete_patterns=[f"{WEIGHTS}/*"],
+            commit_message=f"Zoo {said['zoo']['digest'][:12]}",
+            allow_patterns=[RECORD, *said["files"]],
+            delete_patterns=[f"{WEIGHTS}/train-*-of-*.parquet"],
         )
-    except OSError as error:
-        # What the Hub answers has many lines, of which the first says what is wrong.
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{folder} is written, but not uploaded to {repo}: {reason} (`hf auth login`?)") from error
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        # Without a network the client lets errors of its transport through, which is another in every few releases.
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{folder} is written, but not uploaded to {repo}: {reason}. {_way_out(error)} and run the same command "
+            "again."
+        ) from error
     return str(url)
+
+
+def refuse_repository(repo: str) -> None:
+    """Raise ValueError for what cannot be the name of a repository."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        fits = False
+    else:
+        fits = repo.count("/") == 1
+    if not fits:
+        raise ValueError(
+            f"`push` (={repo!r}) is no name of a repository; expected OWNER/NAME, such as me/zoo, each of letters, "
+            "digits, '-', '_' and '.'."
+        )
+
+
+def _way_out(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+        return "Log in by `hf auth login` with a token that may write there"
+    if status == 404:
+        return "Make sure that OWNER is you or an organisation of yours"
+    return "Make sure that the Hub can be reached"
 
 
 def _refuse_license(license: str) -> None:
     if not re.fullmatch(r"[a-z0-9.+-]+", license):
         raise ValueError(f"`license` (={license!r}) must be an identifier of the Hub, such as apache-2.0 or cc-by-4.0.")
-
-
-def _refuse_other_files(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise ValueError(f"{out} holds other files, not an earlier export; give an empty or new folder.")
 
 
 def _refuse_damage(path: Path) -> None:
@@ -105,20 +124,6 @@ def _refuse_damage(path: Path) -> None:
             f"{path} is damaged and was not exported: {faults[0].path} {faults[0].problem}. "
             f"`zoo-builder verify {path} --repair` makes it whole."
         )
-
-
-def _put_into_place(folder: Path, out: Path, aside: Path) -> None:
-    store.fsync_folder(folder)
-    earlier = out.exists()
-    if earlier:
-        os.rename(out, aside)
-    try:
-        os.rename(folder, out)
-    except BaseException:
-        if earlier:
-            os.rename(aside, out)
-        raise
-    store.fsync_folder(out.parent)
 
 
 def _write(zoo: Zoo, folder: Path, license: str) -> None:

@@ -1,19 +1,17 @@
 """State dicts of torch.nn's recurrent layers: safetensors files, each with a JSON beside it that says what it holds.
 
-NAME.json beside NAME.safetensors gives the `class` in torch.nn (RNN, GRU or LSTM), `input_size` and `hidden_size`;
-where they differ from the defaults `num_layers` (1), the `nonlinearity` of an RNN ("tanh") and the fields of `Layout`;
-and for a read-out its `output_size`.
+NAME.json beside NAME.safetensors gives the `class` in torch.nn (RNN, GRU, LSTM, or the cell of one), `input_size` and
+`hidden_size`; where they differ from the defaults `num_layers` (1), the `nonlinearity` of an RNN ("tanh") and the
+fields of `Layout`; and for a read-out its `output_size`. Tensors of other modules may be there, and what wrappers put
+in front of names (`module.`, `_orig_mod.`, `model.` ...) need not be said.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import safetensors
@@ -21,97 +19,59 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from weightspace import families
-from weightspace.discovery import near_match
-from weightspace.families.layered import UNREPRESENTED, Layered, refuse_unrepresented
+from weightspace.families.computed import plain, refuse_computed
+from weightspace.families.layered import Layered
+from weightspace.sidecar import Layout, Sidecar, convertible, kind_of, read_sidecar
 from weightspace.spec import Params
 from weightspace.store import pretty, write_durably
 
+__all__ = ["Layout", "convertible", "listed", "read", "write"]
+
 TENSORS, SIDECAR = ".safetensors", ".json"
 
-EXAMPLE = json.dumps({"class": "LSTM", "input_size": 3, "hidden_size": 8, "readout": "head", "output_size": 1})
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Names that only a layer with an option has that cannot be represented.
 MARKS = {"_reverse": "bidirectional", "weight_hr_": "proj_size"}
+# Modules that torch wraps around any other, wherever it is in a model.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where the tensors of a model are in its state dict."""
+def write(path: str | Path, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Linear | None = None) -> Path:
+    """Write a torch.nn layer or cell, and the nn.Linear that reads its last layer, as `path` and its sidecar.
 
-    recurrent: str = ""
-    """Name of the recurrent layer, in front of the names of its tensors; empty where they have nothing in front."""
-    readout: str | None = None
-    """Name of the nn.Linear that reads the last layer, None where there is none."""
-    bias: bool = True
-    readout_bias: bool = True
-
-    def names(self, module: nn.RNNBase, readout: nn.Linear | None) -> dict[str, tuple[nn.Module, str]]:
-        """For each name in the state dict the module it belongs to, and its name there."""
-        parts = [(self.recurrent, module)] + ([(str(self.readout), readout)] if readout is not None else [])
-        return {f"{own}.{name}" if own else name: (part, name) for own, part in parts for name in part.state_dict()}
-
-
-def convertible() -> dict[str, type[Layered]]:
-    """The families that come from and go to torch.nn, by the name of the class there."""
-    found: dict[str, type[Layered]] = {}
-    for kind in families.available().values():
-        if issubclass(kind, Layered):
-            # The families of this package come first, and no other takes their place.
-            found.setdefault(kind.torch_class.__name__, kind)
-    return found
-
-
-def write(path: str | Path, module: nn.RNNBase, readout: nn.Linear | None = None) -> Path:
-    """Write a torch.nn layer, and the nn.Linear that reads its last layer, as `path` (.safetensors) and its sidecar.
-
-    What has no place in a family is refused by name.
+    What weight normalisation or pruning compute is written as what they compute, a cell as a layer. What has no place
+    in a family, and what `read` would refuse, is refused by name.
     """
     path = _checked(Path(path))
-    family, _ = _kind(type(module).__name__, "The module").from_torch(module, readout)
-    layout = Layout(
-        recurrent="recurrent",
-        readout=None if readout is None else "readout",
-        bias=module.bias,
-        readout_bias=readout is None or readout.bias is not None,
-    )
-    own = {key: value for key, value in family.config.items() if key != "has_readout"}
-    sidecar = {"class": type(module).__name__, **own, **dataclasses.asdict(layout)}
-    tensors = {
-        name: part.state_dict()[own].detach().cpu().contiguous()
-        for name, (part, own) in layout.names(module, readout).items()
-    }
+    kind = kind_of(nn.utils.parametrize.type_before_parametrizations(module).__name__, "The module")
+    family, params = kind.from_torch(module, readout)
+    _check_dtypes("The module and its read-out", params)
+    # Both biases of torch.nn act as one, so those of the family are all there is to say.
+    layer, reading = family.to_torch(params)
+    fields = {key: value for key, value in family.config.items() if key != "has_readout"}
+    layout = Layout(recurrent="recurrent", readout=None if reading is None else "readout")
+    sidecar = {"class": kind.torch_class.__name__, **fields, **dataclasses.asdict(layout)}
+    tensors = {f"recurrent.{name}": tensor for name, tensor in layer.state_dict().items()}
+    tensors |= {} if reading is None else {f"readout.{name}": tensor for name, tensor in reading.state_dict().items()}
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     # Files are found by their tensors, so what explains them is there first.
     write_durably(path.with_suffix(SIDECAR), pretty(sidecar))
-    write_durably(path, safetensors.torch.save(tensors))
+    write_durably(path, data)
     return path
 
 
 def read(path: str | Path) -> tuple[Layered, Params]:
     """The family and params of a state dict, in its dtype; ValueError says what does not fit, and what would."""
     path = _checked(Path(path))
-    kind, fields, layout = _read_sidecar(path)
-    tensors = _read_tensors(path)
-    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
-    for key in ("input_size", "hidden_size", "output_size"):
-        # Before modules of that size are made.
-        if fields[key] > largest:
-            raise ValueError(f"{path} says `{key}` {fields[key]}, but the largest axis of its tensors is {largest}.")
-    if fields["num_layers"] > len(tensors):
-        raise ValueError(f"{path} says `num_layers` {fields['num_layers']}, but has {len(tensors)} tensors.")
+    said = read_sidecar(path.with_suffix(SIDECAR), path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
     try:
-        family = kind(**fields)
-    except ValueError as error:
-        raise ValueError(f"{path.with_suffix(SIDECAR)}: {error}") from None
-    with torch.device("meta"):
-        module, readout = family.torch_modules(bias=layout.bias, readout_bias=layout.readout_bias)
-    names = layout.names(module, readout)
-    _check(path, {name: tuple(part.state_dict()[own].shape) for name, (part, own) in names.items()}, tensors)
-    for part in {part: None for part, _ in names.values()}:
-        own_names = {own: tensors[name] for name, (holder, own) in names.items() if holder is part}
-        part.load_state_dict(own_names, assign=True)
-    return kind.from_torch(module, readout)
+        with safetensors.safe_open(path, framework="pt") as file:
+            return _read(path, said, file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
 
 
 def listed(folder: str | Path) -> list[Path]:
@@ -133,65 +93,87 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _kind(name: Any, what: str) -> type[Layered]:
-    known = sorted(convertible())
-    if name not in known:
-        raise ValueError(f"{what} is a {name!r}; only torch.nn's {known} have a family.{near_match(str(name), known)}")
-    return convertible()[name]
+def _read(path: Path, said: Sidecar, file: Any) -> tuple[Layered, Params]:
+    keys = _without_wrappers(path, file.keys())
+    family = _family(path, said, [file.get_slice(key).get_shape() for key in keys.values()])
+    layout = said.layout
+    with torch.device("meta"):
+        module, reading = family.torch_modules(bias=layout.bias, readout_bias=layout.readout_bias)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    names = family.torch_names(bias=layout.bias, is_cell=said.is_cell)
+    front = _front(path, said, keys, min(name for name in names if name.startswith("weight_hh")))
+    expected = {name: shapes[layer] for name, layer in names.items()}
+    weights = _part(path, keys, front + layout.recurrent, expected, file)
+    head: dict[str, Tensor] | None = None
+    if reading is not None:
+        expected = {name: tuple(tensor.shape) for name, tensor in reading.state_dict().items()}
+        head = _part(path, keys, front + str(layout.readout), expected, file)
+    _check_dtypes(str(path), {**weights, **(head or {})})
+    return family, family.params_of({layer: weights[name] for name, layer in names.items()}, head)
 
 
-def _read_sidecar(path: Path) -> tuple[type[Layered], dict[str, Any], Layout]:
-    """The family class of a state dict, the family's fields, and the layout, each option known and of its type."""
-    file = path.with_suffix(SIDECAR)
-    if not file.is_file():
-        raise ValueError(f"{path} lacks {file.name}, which says what it holds, such as {EXAMPLE}.")
-    try:
-        said = json.loads(file.read_bytes())
-    except ValueError:
-        raise ValueError(f"{file} is not JSON; it says what {path.name} holds, such as {EXAMPLE}.") from None
-    if not isinstance(said, dict) or "class" not in said:
-        raise ValueError(f"{file} does not say the `class` of {path.name}; expected something such as {EXAMPLE}.")
-    kind = _kind(said.pop("class"), f"{path}")
-    hints = {**typing.get_type_hints(Layout), **_types(kind)}
-    for key in said:
-        if key not in hints and key not in UNREPRESENTED:
-            raise ValueError(f"{file} has no option '{key}'; it has {sorted(hints)}.{near_match(key, hints)}")
-    refuse_unrepresented(kind, said)
-    for key, hint in hints.items():
-        # Choices are for the family to check.
-        allowed = (hint,) if isinstance(hint, type) else typing.get_args(hint) if isinstance(hint, UnionType) else None
-        if key in said and allowed is not None and type(said[key]) not in allowed:
-            raise ValueError(f"`{key}` (={said[key]!r}) of {file} must be of type {getattr(hint, '__name__', hint)}.")
-    layout = Layout(**{key: said[key] for key in typing.get_type_hints(Layout) if key in said})
-    fields = {"num_layers": 1, **{key: said[key] for key in _types(kind) if key in said}}
-    fields["has_readout"] = layout.readout is not None
-    if layout.readout is None:
-        fields.setdefault("output_size", said.get("hidden_size"))
+def _without_wrappers(path: Path, names: Collection[str]) -> dict[str, str]:
+    """Names in a state dict by what they are without wrappers."""
+    found: dict[str, str] = {}
+    for name in names:
+        bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if bare in found:
+            raise ValueError(f"{path} holds '{found[bare]}' and '{name}', which are one tensor; take one of them out.")
+        found[bare] = name
+    return found
+
+
+def _family(path: Path, said: Sidecar, shapes: Collection[list[int]]) -> Layered:
+    largest = max((size for shape in shapes for size in shape), default=0)
     for key in ("input_size", "hidden_size", "output_size"):
-        if fields.get(key) is None:
-            raise ValueError(f"{file} does not say the `{key}` of {path.name}.")
-    return kind, fields, layout
-
-
-def _types(kind: type[Layered]) -> dict[str, Any]:
-    """The types of the options a sidecar may give of a family."""
-    own = {field.name for field in dataclasses.fields(kind)} - {"has_readout"}
-    return {key: hint for key, hint in typing.get_type_hints(kind).items() if key in own}
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
+        size = said.fields[key]
+        # Before modules of that size are made.
+        if size > largest:
+            raise ValueError(f"{path} says `{key}` {size}, but the largest axis of its tensors is {largest}.")
+    if said.fields["num_layers"] > len(shapes):
+        raise ValueError(f"{path} says `num_layers` {said.fields['num_layers']}, but has {len(shapes)} tensors.")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
+        return said.kind(**said.fields)
+    except ValueError as error:
+        raise ValueError(f"{path.with_suffix(SIDECAR)}: {error}") from None
 
 
-def _check(path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the tensors are those expected, in one floating dtype."""
-    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+def _front(path: Path, said: Sidecar, keys: Collection[str], weight: str) -> str:
+    """What stands in front of the names of both modules, such as `model.`; ValueError if it could be several things."""
+    layout = said.layout
+    dotted = f"{layout.recurrent}." if layout.recurrent else ""
+    # Also where the weight is computed from others, whose names tell it.
+    sought = re.compile(rf"((?:.+?\.)??){re.escape(dotted)}(?:parametrizations\.)?{weight}(?!_l\d)(?:[._].*)?")
+    fronts = {match[1] for match in map(sought.fullmatch, keys) if match}
+    if "" in fronts:
+        return ""
+    if layout.readout is not None:
+        fronts = {front for front in fronts if any(key.startswith(f"{front}{layout.readout}.") for key in keys)}
+    if len(fronts) > 1:
+        choices = [(front + layout.recurrent).rstrip(".") for front in sorted(fronts)]
+        raise ValueError(
+            f"{path} holds several modules that `recurrent` may mean: {choices[:5]}; say which in "
+            f"{path.with_suffix(SIDECAR).name}."
+        )
+    return fronts.pop() if fronts else ""
+
+
+def _part(
+    path: Path, keys: Mapping[str, str], module: str, expected: Mapping[str, tuple[int, ...]], file: Any
+) -> dict[str, Tensor]:
+    """The weights of the module of this name, of these shapes, those that are computed from others made plain."""
+    dotted = f"{module.rstrip('.')}." if module else ""
+    inside = {key.removeprefix(dotted): name for key, name in keys.items() if key.startswith(dotted)}
+    if not module:
+        # Names with a dot are those of other modules.
+        inside = {key: name for key, name in inside.items() if "." not in key or key.startswith("parametrizations.")}
+    tensors = plain({key: file.get_tensor(name) for key, name in inside.items()})
+    refuse_computed(f"'{module}' of {path}" if module else str(path), expected, tensors)
+    missing = sorted(dotted + key for key in set(expected) - set(tensors))
+    extra = sorted(dotted + key for key in set(tensors) - set(expected))
+    if len(missing) == len(expected):
+        # Nothing of the module is there, so its name is wrong, and the names there are of help.
+        extra = extra or sorted(keys)
     for mark, option in MARKS.items():
         if any(mark in name for name in extra):
             raise ValueError(
@@ -202,9 +184,16 @@ def _check(path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping
             f"{path} is not what its {SIDECAR[1:]} says: missing {missing[:5]}, unexpected {extra[:5]}. There "
             "`recurrent` and `readout` are the names of the two modules."
         )
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"'{name}' of {path} has shape {tuple(tensors[name].shape)}, expected {shape}.")
+    for key, shape in expected.items():
+        if tuple(tensors[key].shape) != shape:
+            raise ValueError(f"'{dotted}{key}' of {path} has shape {tuple(tensors[key].shape)}, expected {shape}.")
+    return tensors
+
+
+def _check_dtypes(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors have values, in one floating dtype."""
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ValueError(f"{what} is on the device meta, where tensors have no values; load it on cpu first.")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-        raise ValueError(f"{path} holds tensors of {sorted(map(str, dtypes))}; expected one of {DTYPES} for all.")
+        raise ValueError(f"{what} holds tensors of {sorted(map(str, dtypes))}; expected one of {DTYPES} for all.")
