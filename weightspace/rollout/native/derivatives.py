@@ -113,6 +113,11 @@ def _divisor(to: Derivation, operation: Map, direction: Ref) -> Share:
     return "affine", (to.emit("mul", (quotient, operation.out)),), (-1.0, 0.0)
 
 
+def _reciprocal(to: Derivation, operation: Map, direction: Ref) -> Share:
+    once = to.emit("mul", (direction, operation.out))
+    return "affine", (to.emit("mul", (once, operation.out)),), (-1.0, 0.0)
+
+
 PARTIALS: Mapping[str, tuple[Partial, ...]] = {
     "copy": (_same,),
     "add": (_same, _same),
@@ -121,6 +126,8 @@ PARTIALS: Mapping[str, tuple[Partial, ...]] = {
     "fma": (_with("mul", 1), _with("mul", 0), _same),
     "div": (_with("div", 1), _divisor),
     "affine": (_affine,),
+    "reciprocal": (_reciprocal,),
+    "clamp_min": (_with("clamp_min_grad", 0),),
     "sigmoid": (_with_result("sigmoid_grad"),),
     "tanh": (_with_result("tanh_grad"),),
     "relu": (_with_result("relu_grad"),),

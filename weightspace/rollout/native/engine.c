@@ -9,9 +9,9 @@ enum Opcode {
     PRODUCT, COPY, ZERO, ADD, SUB, MUL, DIV, FMA, AFFINE, SIGMOID, TANH, RELU, LEAKY_RELU, EXP, LOG, SQRT, SIN, COS,
     SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, SPIKE, SPIKE_GRAD, ABS_GRAD,
     SOFTPLUS_GRAD, GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
-    SUM_PRODUCT_INTO
+    SUM_PRODUCT_INTO, RECIPROCAL, CLAMP_MIN, CLAMP_MIN_GRAD, GATHER, SCATTER, LOAD
 };
-enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, NUM_SPACES };
+enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, PARAMS, NUM_SPACES };
 enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
 
 typedef struct { int64_t opcode, rows, out[2], a[2], b[2], c[2], constant, first_term, num_terms; } Instruction;
@@ -37,6 +37,13 @@ typedef struct {
     // Sizes, in rows (a row is LANES numbers) or, for packed weights and gradients, in numbers.
     int64_t record_rows, input_rows, ring_rows, carry_rows, scratch_rows, sums_rows, output_rows, ring_steps;
     int64_t packed_size, vector_size, gradient_size;
+    // What is computed from a model's params before its first step, `computed` further tensors after the `stored` ones: a
+    // flat program on whole tensors, each a row of numbers (see flat.py). Without one, they are given as data.
+    int64_t num_prologue, num_prologue_back, stored, params_rows;
+    const Instruction *prologue, *prologue_back;
+    const int64_t *tables;
+    const int64_t *param_at, *param_size, *param_gradient_at, *direct_at;  // per stored tensor: rows of PARAMS, or -1
+    const int64_t *result_at, *result_gradient_at, *result_rows;           // per computed tensor
     int64_t num_states, num_inputs;
     const int64_t *state_at, *state_rows, *carry_at, *input_at, *input_size;
     int64_t output_at[2], output_gradient_at[2];
@@ -75,7 +82,9 @@ typedef struct {
 typedef struct {
     REAL *base[NUM_SPACES];
     REAL *record, *inputs, *ring, *carry, *packed, *slice_gradient, *row, *room;
-    REAL **gradient;     // per tensor, of the model that is run
+    const REAL **source; // per tensor, of the model that is run
+    REAL **gradient;     // per stored tensor, of the model that is run, or null
+    REAL **part;         // where the gradients of one slice are added: those, or rows of PARAMS
     const REAL *weight;  // (scored), of its update
     Soon soon[2];
 } Memory;
@@ -156,6 +165,9 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
                 for (int64_t i = r * LANES; i < (r + 1) * LANES; i += WIDTH)
                     store(out + i, load(a + i) * b[r] + load(c + i));
             break;
+        case RECIPROCAL: EACH(1 / x)
+        case CLAMP_MIN: EACH(pick(x < splat(k0), splat(k0), x))
+        case CLAMP_MIN_GRAD: EACH2(pick(y < splat(k0), zero, x))
         case SUM_INTO:
             for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i));
             break;
@@ -169,8 +181,26 @@ INLINE REAL *at(const Memory *m, const int64_t place[2]) {
     return m->base[place[0]] + (place[0] == VECTORS ? place[1] : place[1] * LANES);
 }
 
+// An operation of a flat program: what is beyond its last number repeats it.
+static void move_numbers(const Job *job, const Instruction *op, REAL *out, const REAL *a) {
+    int64_t count = op->num_terms, room = op->rows * LANES;
+    const int64_t *table = job->tables + op->first_term;
+    if (op->opcode == SCATTER) {
+        memset(out, 0, room * sizeof(REAL));
+        for (int64_t i = 0; i < count; i++) out[table[i]] += a[i];
+        return;
+    }
+    for (int64_t i = 0; i < count; i++)
+        out[i] = op->opcode == GATHER ? a[table[i]] : (REAL)job->constants[op->constant + i];
+    for (int64_t i = count; i < room; i++) out[i] = out[count - 1];
+}
+
 static void run(const Job *job, Memory *m, const Instruction *list, int64_t count) {
     for (const Instruction *op = list; op < list + count; op++) {
+        if (op->opcode >= GATHER) {
+            move_numbers(job, op, at(m, op->out), at(m, op->a));
+            continue;
+        }
         if (op->opcode != PRODUCT) {
             apply(op->opcode, op->rows, at(m, op->out), at(m, op->a), at(m, op->b), at(m, op->c),
                   job->constants + op->constant);
@@ -266,17 +296,32 @@ static void from_tile(REAL *to, const REAL *tile, int64_t size, int64_t lanes) {
             for (int64_t r = first; r < size && r < first + 8; r++) to[l * size + r] = tile[r * LANES + l];
 }
 
-// Rows of a matrix as they lie in a tensor of a model.
-INLINE const REAL *piece_of(const Job *job, const Piece *p, int64_t model) {
-    return job->tensor[p->tensor] + model * job->tensor_stride[p->tensor] + p->offset;
+// The tensors of a model, those that its params give included.
+static void find_sources(const Job *job, Memory *m, int64_t model) {
+    int64_t in_data = job->params_rows ? job->stored : job->tensors;
+    for (int64_t i = 0; i < in_data; i++) m->source[i] = job->tensor[i] + model * job->tensor_stride[i];
+    if (!job->params_rows) return;
+    for (int64_t i = 0; i < job->stored; i++) {
+        if (job->param_at[i] < 0) continue;
+        int64_t size = job->param_size[i];
+        REAL *to = m->base[PARAMS] + job->param_at[i] * LANES;
+        memcpy(to, m->source[i], size * sizeof(REAL));
+        for (; size % LANES; size++) to[size] = to[size - 1];
+    }
+    run(job, m, job->prologue, job->num_prologue);
+    for (int64_t i = job->stored; i < job->tensors; i++)
+        m->source[i] = m->base[PARAMS] + job->result_at[i - job->stored] * LANES;
 }
 
-static void pack_matrix(const Job *job, const Memory *m, int64_t model, const Matrix *matrix) {
+// Rows of a matrix as they lie in a tensor of a model.
+INLINE const REAL *piece_of(const Memory *m, const Piece *p) { return m->source[p->tensor] + p->offset; }
+
+static void pack_matrix(const Job *job, const Memory *m, const Matrix *matrix) {
     static const REAL zero = 0;
     REAL *to = m->packed + matrix->packed;
     for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
         int64_t is_zero = p->tensor < 0, row_stride = is_zero ? 0 : p->row_stride, col_stride = is_zero ? 0 : p->col_stride;
-        const REAL *from = is_zero ? &zero : piece_of(job, p, model);
+        const REAL *from = is_zero ? &zero : piece_of(m, p);
         if (matrix->transposed)
             pack(to, matrix->cols, matrix->rows, (Block){0, matrix->cols, p->first_row, p->rows}, from, col_stride, row_stride);
         else
@@ -284,14 +329,15 @@ static void pack_matrix(const Job *job, const Memory *m, int64_t model, const Ma
     }
 }
 
-static void pack_model(const Job *job, const Memory *m, int64_t model) {
-    for (int64_t i = 0; i < job->num_matrices; i++) pack_matrix(job, m, model, job->matrices + i);
+static void pack_model(const Job *job, Memory *m, int64_t model) {
+    find_sources(job, m, model);
+    for (int64_t i = 0; i < job->num_matrices; i++) pack_matrix(job, m, job->matrices + i);
     for (int64_t i = 0; i < job->num_vectors; i++) {
         const Matrix *vector = job->vectors + i;
         for (const Piece *p = job->pieces + vector->first_piece; p < job->pieces + vector->first_piece + vector->num_pieces; p++)
             for (int64_t r = 0; r < p->rows; r++)
                 m->base[VECTORS][vector->packed + p->first_row + r] =
-                    p->tensor < 0 ? 0 : piece_of(job, p, model)[r * p->row_stride];
+                    p->tensor < 0 ? 0 : piece_of(m, p)[r * p->row_stride];
     }
 }
 
@@ -306,6 +352,35 @@ static void zero_gradients(const Job *job, const Memory *m, int64_t model) {
     }
 }
 
+// Where a slice's gradients are added. Those that reach a tensor through others as well are put together apart, so that
+// the sum over slices is the same in whatever parts they are run.
+static void zero_parts(const Job *job, const Memory *m) {
+    for (int64_t i = 0; i < job->tensors; i++) m->part[i] = m->gradient[i];
+    if (!job->params_rows) return;
+    for (int64_t i = 0; i < job->stored; i++) {
+        if (job->direct_at[i] < 0 || !m->gradient[i]) continue;
+        m->part[i] = m->base[PARAMS] + job->direct_at[i] * LANES;
+        memset(m->part[i], 0, job->param_size[i] * sizeof(REAL));
+    }
+    for (int64_t i = 0; i < job->tensors - job->stored; i++) {
+        int64_t at = job->result_gradient_at[i];
+        m->part[job->stored + i] = at < 0 ? 0 : m->base[PARAMS] + at * LANES;
+        if (at >= 0) memset(m->base[PARAMS] + at * LANES, 0, job->result_rows[i] * LANES * sizeof(REAL));
+    }
+}
+
+// From the gradients of a slice with respect to computed tensors to those of the stored ones.
+static void back_to_params(const Job *job, Memory *m) {
+    if (!job->params_rows) return;
+    run(job, m, job->prologue_back, job->num_prologue_back);
+    for (int64_t i = 0; i < job->stored; i++) {
+        if (job->param_gradient_at[i] < 0 || !m->gradient[i]) continue;
+        const REAL *direct = m->base[PARAMS] + job->direct_at[i] * LANES;
+        const REAL *through = m->base[PARAMS] + job->param_gradient_at[i] * LANES;
+        for (int64_t k = 0; k < job->param_size[i]; k++) m->gradient[i][k] += direct[k] + through[k];
+    }
+}
+
 // Adds what a slice gave to the gradients of a model, slice after slice, so that the sum does not depend on threads.
 static void add_gradients(const Job *job, const Memory *m) {
     for (int64_t kind = 0; kind < 2; kind++)
@@ -313,8 +388,8 @@ static void add_gradients(const Job *job, const Memory *m) {
             const Matrix *matrix = (kind ? job->vectors : job->matrices) + i;
             if (matrix->gradient < 0) continue;
             for (const Piece *p = job->pieces + matrix->first_piece; p < job->pieces + matrix->first_piece + matrix->num_pieces; p++) {
-                if (p->tensor < 0 || !m->gradient[p->tensor]) continue;
-                REAL *to = m->gradient[p->tensor] + p->offset;
+                if (p->tensor < 0 || !m->part[p->tensor]) continue;
+                REAL *to = m->part[p->tensor] + p->offset;
                 const REAL *from = m->slice_gradient + matrix->gradient + p->first_row;
                 for (int64_t r = 0; r < p->rows; r++)
                     for (int64_t k = 0; k < matrix->cols; k++)
@@ -539,12 +614,15 @@ static Memory carved(const Job *job, REAL *workspace) {
     m.carry = carve(&workspace, 2 * job->carry_rows * LANES);
     m.packed = carve(&workspace, job->packed_size);
     m.slice_gradient = carve(&workspace, job->gradient_size);
+    m.source = (const REAL **)carve(&workspace, job->tensors * sizeof(REAL *) / sizeof(REAL));
     m.gradient = (REAL **)carve(&workspace, job->tensors * sizeof(REAL *) / sizeof(REAL));
+    m.part = (REAL **)carve(&workspace, job->tensors * sizeof(REAL *) / sizeof(REAL));
     m.row = carve(&workspace, row_size(job));
     m.room = carve(&workspace, job->move_room);
     m.base[SCRATCH] = carve(&workspace, job->scratch_rows * LANES);
     m.base[INPUT_GRADIENT] = carve(&workspace, job->input_rows * LANES);
     m.base[VECTORS] = carve(&workspace, job->vector_size);
+    m.base[PARAMS] = carve(&workspace, job->params_rows * LANES);
     m.base[SUMS] = carve(&workspace, job->sums_rows * LANES);
     return m;
 }
@@ -578,7 +656,9 @@ static double run_model(const Job *job, Memory *m, int64_t model, int64_t update
         if (!job->want_gradients) continue;
         loss += backward(job, m, model, sequence, lanes);
         sum_up_vectors(job, m);
+        zero_parts(job, m);
         add_gradients(job, m);
+        back_to_params(job, m);
     }
     return loss;
 }
@@ -607,6 +687,6 @@ void run_models(const Job *job, int64_t *next, int64_t low, int64_t high, REAL *
 
 // What Python must agree on.
 void constants(int64_t out[6]) {
-    out[0] = LANES, out[1] = NUM_SPACES, out[2] = SUM_PRODUCT_INTO + 1, out[3] = MAX_TERMS, out[4] = sizeof(Job);
+    out[0] = LANES, out[1] = NUM_SPACES, out[2] = LOAD + 1, out[3] = MAX_TERMS, out[4] = sizeof(Job);
     out[5] = VECTOR_BYTES;
 }

@@ -16,10 +16,13 @@ import torch
 from weightspace.families import Family
 from weightspace.rollout.native.adjoint import Adjoint, adjoint, pruned
 from weightspace.rollout.native.compiler import library
+from weightspace.rollout.native.flat import Prologue
+from weightspace.rollout.native.flat_layout import prologue_fields
 from weightspace.rollout.native.job import INT, Call, Job
 from weightspace.rollout.native.layout import MAX_TERMS, OPCODES, SPACES, Encoder, Layout, laid_out
 from weightspace.rollout.native.misfits import Sizes, refuse_misfits
 from weightspace.rollout.native.program import Program
+from weightspace.rollout.native.prologue_adjoint import prologue_adjoint
 from weightspace.rollout.native.sound import refuse_unsound
 from weightspace.rollout.native.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.threads import at_once
@@ -65,8 +68,15 @@ def lanes_for(batch: int) -> int:
 
 @functools.lru_cache(maxsize=512)
 def engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
-    """The engine of a family for what is wanted, made once."""
+    """The engine of a family for what is wanted, made once; tensors computed from params are data of a call."""
     return Engine(traced(family, dtype), dtype, lanes, wanted)
+
+
+@functools.lru_cache(maxsize=512)
+def learning_engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
+    """The engine of a family that computes in C what its params alone determine; the family has a flat prologue."""
+    traced_family = traced(family, dtype)
+    return Engine(traced_family, dtype, lanes, wanted, traced_family.flat)
 
 
 @functools.lru_cache(maxsize=256)
@@ -90,24 +100,38 @@ def jacobian_engine(family: Family, dtype: torch.dtype, lanes: int) -> Engine:
 class Engine:
     """A program for one dtype and slice width, encoded once and run often."""
 
-    def __init__(self, own: Traced, dtype: torch.dtype, lanes: int, wanted: Wanted) -> None:
+    def __init__(
+        self, own: Traced, dtype: torch.dtype, lanes: int, wanted: Wanted, prologue: Prologue | None = None
+    ) -> None:
+        """With a `prologue`, tensors that are computed from params are computed in C, else they are data of a call."""
         self.lanes, self.dtype, self.wanted = lanes, dtype, wanted
         self.library = engine_library(dtype, lanes)
         self.traced = own
         program, builder = self.traced.program, self.traced.builder.copy()
-        back = None
+        back, tensors = None, wanted.tensors
+        through = prologue_adjoint(prologue, tensors) if prologue is not None else None
+        if through is not None:
+            tensors |= {len(own.stored) + number for number in through.results}
         if wanted:
-            back = pruned(adjoint(program, builder), wanted.tensors, inputs=wanted.inputs, initial=wanted.initial)
+            back = pruned(adjoint(program, builder), tensors, inputs=wanted.inputs, initial=wanted.initial)
         refuse_unsound(program, builder.rows, back, once=False)
         layout = laid_out(program, back, builder.rows)
         self._kept: list[Any] = []
         self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
         self._job.tensors = len(self.traced.stored) + self.traced.computed
+        self._job.stored = len(self.traced.stored)
         encoder = Encoder(layout)
         self._encode(program, back, encoder)
+        if prologue is not None and through is not None:
+            sizes = list(own.stored.values())
+            fields, self._job.params_rows = prologue_fields(prologue, through, sizes, lanes, encoder.constants)
+            for name, array in fields.items():
+                self._array(name, array, counted=name.startswith("prologue"))
+        self._array("constants", np.array(encoder.constants))
         states = [ref.rows for ref in program.states.values()]
         inputs = [ref.rows for name, ref in program.inputs.items() if not name.startswith("state.")]
-        self._sizes = Sizes(dtype, inputs, states, program.output.rows, encoder.extents())
+        extents = {k: v for k, v in encoder.extents().items() if prologue is None or k < len(own.stored)}
+        self._sizes = Sizes(dtype, inputs, states, program.output.rows, extents)
         self._place(program, back, layout)
 
     def _encode(self, program: Program, back: Adjoint | None, encoder: Encoder) -> None:
@@ -125,7 +149,6 @@ class Engine:
         self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
         self._array("terms", _numbers(encoder.terms, 4))
         self._array("pieces", _numbers(encoder.pieces, 6))
-        self._array("constants", np.array(encoder.constants))
         job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
         job.gradient_size = encoder.gradient_size
 

@@ -23,6 +23,10 @@ _FIELDS: list[tuple[str, Any]] = [
     *((name, POINTER) for name in ("matrices", "vectors", "pieces", "jobs")),
     *((name, INT) for name in ("record_rows", "input_rows", "ring_rows", "carry_rows", "scratch_rows", "sums_rows")),
     *((name, INT) for name in ("output_rows", "ring_steps", "packed_size", "vector_size", "gradient_size")),
+    *((name, INT) for name in ("num_prologue", "num_prologue_back", "stored", "params_rows")),
+    *((name, POINTER) for name in ("prologue", "prologue_back", "tables")),
+    *((name, POINTER) for name in ("param_at", "param_size", "param_gradient_at", "direct_at")),
+    *((name, POINTER) for name in ("result_at", "result_gradient_at", "result_rows")),
     *((name, INT) for name in ("num_states", "num_inputs")),
     *((name, POINTER) for name in ("state_at", "state_rows", "carry_at", "input_at", "input_size")),
     ("output_at", INT * 2),
@@ -161,7 +165,7 @@ class Call:
         job.updates, job.move_room, job.move, job.how = moves.updates, moves.room, moves.move, moves.how
         job.learning = moves.learning.data_ptr()
         pairs = zip(self.tensors, self.moved, strict=True)
-        sizes = array_of(INT, len(self.tensors))(*(tensor[0].numel() if moves else 0 for tensor, moves in pairs))
+        sizes = array_of(INT, job.tensors)(*(tensor[0].numel() if moves else 0 for tensor, moves in pairs))
         job.gradient_stride = ctypes.addressof(sizes)
         return sizes
 
@@ -174,7 +178,7 @@ def _table(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
 
 def _sizes(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
     """How many numbers of each dense tensor belong to one model."""
-    table = array_of(INT, len(tensors))(*(0 if t is None else t[0].numel() for t in tensors))
+    table = array_of(INT, job.tensors)(*(0 if t is None else t[0].numel() for t in tensors))
     setattr(job, name, ctypes.addressof(table))
     return table
 

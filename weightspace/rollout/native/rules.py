@@ -41,15 +41,23 @@ def translated(tracer: Tracer, node: fx.Node) -> Any:
     target: Any = node.target
     if target not in RULES:
         raise Untraceable(f"there is no tile operation for {target}")
-    rule = RULES[target]
-    values = dict(zip((argument.name for argument in target._schema.arguments), node.args, strict=False))
+    return RULES[target](tracer, node, **arguments_of(node, RULES[target], skipped=2))
+
+
+def arguments_of(node: fx.Node, rule: Callable[..., Any], skipped: int) -> dict[str, Any]:
+    """The arguments that a rule reads, by name; Untraceable if another one does not have its default.
+
+    The rule's first `skipped` parameters are not arguments of the operation.
+    """
+    schema: Any = node.target._schema  # type: ignore[union-attr]
+    values = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
     values |= node.kwargs
-    read = list(inspect.signature(rule).parameters)[2:]
-    for argument in target._schema.arguments:
+    read = list(inspect.signature(rule).parameters)[skipped:]
+    for argument in schema.arguments:
         value = values.setdefault(argument.name, argument.default_value)
         if argument.name not in read and value != argument.default_value:
-            raise Untraceable(f"there is no tile operation for {target} with {argument.name}={value}")
-    return rule(tracer, node, **{name: values[name] for name in read})
+            raise Untraceable(f"there is no tile operation for {node.target} with {argument.name}={value}")
+    return {name: values[name] for name in read}
 
 
 def _number(value: Any) -> float | None:
