@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from weightspace import features
+from weightspace.checksum import refuse_damaged_embeddings
 from weightspace.features import Features
 from weightspace.store import Division, Zoo, folds, recorded_split, split_title
 
@@ -113,7 +114,9 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["weightspace"])
-            values = file.get_tensor("embedding").double().numpy()
+            embeddings = file.get_tensor("embedding")
+            refuse_damaged_embeddings(path, record, embeddings)
+            values = embeddings.double().numpy()
             found, learned_with = record["zoo"], record["learned_with"]
             name, (split, fold) = str(record.get("name") or path.stem), recorded_split(record)
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:

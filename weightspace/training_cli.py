@@ -10,15 +10,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from weightspace import encoders, objectives, plugins
+from weightspace.checkpoints import CHECKPOINTS, BestAndLast
 from weightspace.datamodule import ZooDataModule
-from weightspace.embed import read_checkpoint
-from weightspace.module import CHECKPOINTS, TRAINER, EmbeddingModule, interruptible, quiet, run_logger
+from weightspace.module import EmbeddingModule
 from weightspace.prediction import EmbeddingWriter
+from weightspace.restoring import read_checkpoint, refuse_misfit
 from weightspace.terminal import printable
+from weightspace.trainer import TRAINER, interruptible, quiet, run_logger
 
 Hint = Callable[[str], str]
 
@@ -46,7 +48,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints that a config can change, with this package's defaults."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINTS.items()})
         if "predict" in self.subcommands():
             parser.add_argument("--out", type=str, help="file for the embeddings, as `weightspace embed` writes it")
@@ -100,7 +102,7 @@ class TrainingCLI(LightningCLI):
         checkpoint = self.config[command].get("ckpt_path") if command else None
         if checkpoint is not None:
             # Says in one line what is wrong with it, where Lightning would show a traceback.
-            read_checkpoint(checkpoint)
+            refuse_misfit(checkpoint, read_checkpoint(checkpoint))
         super()._parse_ckpt_path()
         stored = self._model_options()
         for name, value in asked.items():
