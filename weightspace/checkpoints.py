@@ -45,6 +45,11 @@ class BestAndLast(ModelCheckpoint):
         if not self._should_save_on_train_epoch_end(trainer):
             self._save_latest(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning's, which would save what is only a try, too."""
+        if not trainer.fast_dev_run:
+            super().on_train_end(trainer, pl_module)
+
     def _save_latest(self, trainer: pl.Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

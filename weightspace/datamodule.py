@@ -119,7 +119,8 @@ class ZooDataModule(pl.LightningDataModule):
 
     def rows_for(self, stage: str) -> np.ndarray:
         """Row numbers that a stage of Lightning works on; ValueError where it needs a part that the zoo lacks."""
-        names = {"train": "training", "val": "validation", "test": "test"}
+        # Lightning's stages are enumerated text, which prints as something else.
+        stage, names = stage[:], {"train": "training", "val": "validation", "test": "test"}
         for part in STAGES.get(stage, ()):
             if not len(self.rows(part)):
                 raise ValueError(

@@ -49,8 +49,8 @@ class EmbeddingModule(pl.LightningModule):
         super().__init__()
         if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf and 0 <= warmup <= 1):
             raise ValueError(
-                f"`learning_rate` (={learning_rate}) must be above 0, `weight_decay` (={weight_decay}) at least 0, both "
-                f"finite, and `warmup` (={warmup}) a share from 0 to 1."
+                f"`learning_rate` (={learning_rate}) must be above 0, `weight_decay` (={weight_decay}) at least 0, "
+                f"both finite, and `warmup` (={warmup}) a share from 0 to 1."
             )
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"`schedule` (={schedule!r}) must be 'cosine' or 'constant'.")

@@ -32,6 +32,11 @@ def refuse_unusable_options(trainer: pl.Trainer) -> None:
             f"`precision` (={trainer.precision}) is refused, because zoos are read in float32; choose `32-true`, "
             "`bf16-mixed` or `16-mixed`."
         )
+    if trainer.overfit_batches:
+        raise ValueError(
+            f"`overfit_batches` (={trainer.overfit_batches}) is refused, because it takes away the sampler that makes "
+            "the batches; use `limit_train_batches`."
+        )
 
 
 def run_logger(run: Path) -> CSVLogger:
