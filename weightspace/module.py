@@ -132,6 +132,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch."""
+        self._stacks = batch.stacks
         return self._run(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -153,7 +154,6 @@ class EmbeddingModule(pl.LightningModule):
             super().backward(loss, *args, **kwargs)
 
     def _run(self, batch: Batch, stage: str) -> Tensor:
-        self._stacks = batch.stacks
         with room_for(batch.stacks):
             loss, metrics = self.objective(self.encoder, batch)
         shared: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
