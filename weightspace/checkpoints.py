@@ -47,7 +47,7 @@ class BestAndLast(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning's, which would save what is only a try, too."""
-        if not trainer.fast_dev_run:
+        if not getattr(trainer, "fast_dev_run", False):
             super().on_train_end(trainer, pl_module)
 
     def _save_latest(self, trainer: pl.Trainer) -> None:

@@ -32,9 +32,10 @@ def refuse_unusable_options(trainer: pl.Trainer) -> None:
             f"`precision` (={trainer.precision}) is refused, because zoos are read in float32; choose `32-true`, "
             "`bf16-mixed` or `16-mixed`."
         )
-    if trainer.overfit_batches:
+    overfit = getattr(trainer, "overfit_batches", 0)
+    if overfit:
         raise ValueError(
-            f"`overfit_batches` (={trainer.overfit_batches}) is refused, because it takes away the sampler that makes "
+            f"`overfit_batches` (={overfit}) is refused, because it takes away the sampler that makes "
             "the batches; use `limit_train_batches`."
         )
 

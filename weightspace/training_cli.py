@@ -36,14 +36,14 @@ LOGGER: dict[str, Any] = {
 class FitOnlySave(SaveConfigCallback):
     """Saves the resolved config.yaml in the run folder of a training, and leaves evaluations alone."""
 
-    def __init__(self, *args: Any, run: Path | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Any, run: Path | None = None) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.run = run
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save when fitting, in the folder of the first process."""
         if stage == "fit":
-            run = Path(trainer.strategy.broadcast(self.run or trainer.log_dir))
+            run = Path(str(trainer.strategy.broadcast(self.run or trainer.log_dir)))
             if self.run is None and self.config.get("ckpt_path") is None:
                 refuse_used(run, trainer.strategy.broadcast(kept_in(run / "checkpoints")))
             self.run = run
