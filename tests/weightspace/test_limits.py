@@ -251,6 +251,7 @@ def test_targets_may_be_names_fields_or_targets_and_nothing_else(tmp_path):
     [
         (lambda: MessagePassing(num_layers=0), "num_layers"),
         (lambda: MessagePassing(edge_dim=-1), "edge_dim"),
+        (lambda: MessagePassing(num_layers=2**63), "num_layers"),
         (lambda: Emulation(sequences_per_model=0), "sequences_per_model"),
         (lambda: Emulation(width=0), "width"),
         (lambda: Supervised(["score"], head_size=-1), "head_size"),

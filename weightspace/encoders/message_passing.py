@@ -17,6 +17,8 @@ from weightspace.graph import EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.spec import NODE_KINDS, NONLINEARITIES, ROW_ROLES
 from weightspace.store import Stack
 
+MAX_WIDTH = 2**16
+
 
 class MessagePassing(Encoder):
     """Message passing with edge states, invariant to permutations of hidden units and factors.
@@ -48,8 +50,8 @@ class MessagePassing(Encoder):
         super().__init__(embedding_dim)
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
         for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
-            if size < 1:
-                raise ValueError(f"`{name}` (={size}) must be at least 1.")
+            if not 1 <= size <= MAX_WIDTH:
+                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
         self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
         # Waves of lengths 2, 4, ... tell as many places apart as the longest one has.
         self.num_frequencies = max(1, math.ceil(math.log2(max_ends)))
