@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from weightspace import features
+from weightspace.checksum import refuse_damaged_embeddings
 from weightspace.features import Features
 from weightspace.store import Division, Zoo, folds, recorded_split, split_title
 
@@ -127,19 +128,21 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
             record = json.loads((file.metadata() or {})["weightspace"])
             kept = file.get_slice("embedding")
             shape, dtype = tuple(kept.get_shape()), kept.get_dtype()
-            values = file.get_tensor("embedding").double().numpy() if dtype in DTYPES else np.zeros(0)
+            embeddings = file.get_tensor("embedding") if dtype in DTYPES else None
             found, learned_with = record["zoo"], record["learned_with"]
             name, (split, fold) = str(record.get("name") or path.stem), recorded_split(record)
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(f"{path} is not a file of `weightspace embed`: {reason}.") from None
+    if embeddings is None:
+        raise ValueError(f"{path} holds embeddings of dtype {dtype}, expected one of {DTYPES}; embed it again.")
+    refuse_damaged_embeddings(path, record, embeddings)
+    values = embeddings.double().numpy()
     if found != zoo.fingerprint:
         raise ValueError(
             f"{path} embeds the zoo {str(found)[:12]}, but this zoo is {zoo.fingerprint[:12]}; run `weightspace embed` "
             "on this zoo."
         )
-    if dtype not in DTYPES:
-        raise ValueError(f"{path} holds embeddings of dtype {dtype}, expected one of {DTYPES}; embed it again.")
     if len(shape) != 2 or shape[0] != zoo.num_rows or not values.size:
         raise ValueError(f"{path} holds embeddings {shape}, but the zoo has {zoo.num_rows} rows; embed it again.")
     _refuse_wild(path, values, zoo)

@@ -14,13 +14,15 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 TOP_LEVEL = {"pyproject.toml", "weightspace", "zoo_builder", "probes", "tests", "configs", "README.md", "LICENSE"}
 
 # Rooms of weightspace, each with the rooms it may import.
-BASE = {"group", "spec", "discovery", "plugins", "terminal"}
+BASE = {"group", "spec", "discovery", "plugins", "terminal", "checksum"}
 ZOO = BASE | {"families", "rollout", "store"}
 READING = ZOO | {"features", "graph", "augment", "construction"}
-TRAINING = READING | {"targets", "batch", "sampling", "encoders", "objectives", "datamodule"}
+BATCHES = READING | {"targets", "batch", "sampling", "memory", "usable", "loading"}
+TRAINING = BATCHES | {"encoders", "objectives", "datamodule", "checkpoints", "trainer"}
 ROOMS = {
     "plugins": set(),
     "terminal": set(),
+    "checksum": set(),
     "discovery": {"plugins"},
     "group": set(),
     "spec": {"group"},
@@ -37,9 +39,15 @@ ROOMS = {
     "sampling": set(),
     "encoders": READING,
     "objectives": READING | {"targets", "batch", "encoders"},
-    "datamodule": READING | {"targets", "batch", "sampling"},
+    "memory": ZOO,
+    "usable": ZOO | {"memory", "sampling"},
+    "loading": READING | {"targets", "batch", "sampling"},
+    "datamodule": BATCHES,
+    "checkpoints": ZOO,
+    "trainer": set(),
     "module": TRAINING,
-    "embed": TRAINING | {"module", "state_dicts"},
+    "restoring": TRAINING | {"module"},
+    "embed": TRAINING | {"module", "restoring", "state_dicts"},
     "prediction": TRAINING | {"module", "embed"},
     "checks": READING | {"encoders"},
     "flat": ZOO,
@@ -48,14 +56,14 @@ ROOMS = {
     "replaced": ZOO,
     "hub": ZOO | {"flat", "replaced"},
     "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli", "hub"},
-    "training_cli": TRAINING | {"module", "embed", "prediction"},
+    "training_cli": TRAINING | {"module", "restoring", "prediction"},
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,
     "probes": BASE | {"store", "features"},
     "probes/benchmark.py": TRAINING | {"module", "embed"},
 }
-LIGHTNING = ("datamodule", "module", "embed", "prediction", "training_cli")
+LIGHTNING = ("datamodule", "checkpoints", "trainer", "module", "restoring", "prediction", "training_cli")
 LIBRARIES = {
     "lightning": {f"{r}.py" for r in LIGHTNING} | {"probes/benchmark.py"},
     "torch_geometric": {"graph.py", "augment.py", "datamodule.py", "encoders", "objectives"},

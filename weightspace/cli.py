@@ -204,9 +204,14 @@ def _parser() -> ArgumentParser:
 
 def _train(argv: list[str]) -> int:
     """fit, validate, test and predict, by Lightning's command line."""
+    from weightspace.module import Diverged
     from weightspace.training_cli import run
 
-    run(argv, prog="weightspace", hint=_hint)
+    try:
+        run(argv, prog="weightspace", hint=_hint)
+    except Diverged as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

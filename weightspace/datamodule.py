@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,24 +11,32 @@ from typing import Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from weightspace.augment import Augmentation
-from weightspace.batch import Batch, Training
+from weightspace.batch import Training
 from weightspace.discovery import near_match
-from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
+from weightspace.families import Family
+from weightspace.loading import ZooBatches
+from weightspace.memory import pairs_of
+from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, batch_limits
 from weightspace.store import SplitName, Stack, Zoo, divide, open_zoo, recorded_split, split_title
-from weightspace.targets import Labels, Target, read_labels
+from weightspace.targets import Target, read_labels
+from weightspace.usable import bounded_stacks, named, unusable
+
+logger = logging.getLogger(__name__)
 
 STATUSES = ("ok", "diverged", "untrained")
+Part = Literal["train", "val", "test"]
+STAGES: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+"""The parts that a stage of Lightning works on; any other works on every row."""
 
 
 class ZooDataModule(pl.LightningDataModule):
     """Train, validation and test rows of a zoo, as its columns say for `split` (see `store.SPLITS`).
 
     A split with folds needs `fold`, the one that is held out. Rows whose status is not among `statuses` are
-    neither trained on nor evaluated, but `predict` embeds every row.
+    neither trained on nor evaluated, but `predict` embeds every row; nor are models whose weights are not finite.
     `augment` changes training stacks only. A batch is `groups_per_batch` stacks, each of one shard: nothing is padded.
     """
 
@@ -45,6 +54,7 @@ class ZooDataModule(pl.LightningDataModule):
         fold: int | None = None,
     ) -> None:
         super().__init__()
+        batch_limits(batch_size, groups_per_batch, np.ones(0))
         for status in statuses:
             if status not in STATUSES:
                 raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{near_match(status, STATUSES)}")
@@ -56,9 +66,13 @@ class ZooDataModule(pl.LightningDataModule):
         self.division = divide(table, split, fold)
         self._used = np.isin(np.array(table.column("status").to_pylist(), dtype=object), self.statuses)
         self._shards = table.column("shard").to_numpy()
+        shards, first = np.unique(self._shards, return_index=True)
+        costs = np.array([pairs_of(self.zoo.family_of(int(row))) for row in first], dtype=np.int64)
+        self._costs = costs[np.searchsorted(shards, self._shards)]
+        self._checked: set[bool] = set()
         self._source: ZooBatches | None = None
 
-    def rows(self, part: Literal["train", "val", "test"]) -> np.ndarray:
+    def rows(self, part: Part) -> np.ndarray:
         """Row numbers of a part of the division that take part."""
         return np.flatnonzero(self._used & getattr(self.division, part))
 
@@ -73,20 +87,58 @@ class ZooDataModule(pl.LightningDataModule):
 
     def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
         """Get ready for an objective that asks for these targets, for stored rollouts, for neighbouring snapshots."""
-        if not len(self.rows("train")):
-            raise ValueError(
-                f"The zoo {self.zoo.path} has no training rows with status {self.statuses} for {self.division.name}."
-            )
+        self._leave_out_unusable(with_rollouts)
         labels = read_labels(self.zoo.table, targets, self._used & self.division.train)
         columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
         neighbours = Neighbours(*columns, used=self._used) if with_neighbours else None
         self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)
 
+    def _leave_out_unusable(self, with_rollouts: bool) -> None:
+        """Leave models out that would make every loss NaN, and name them."""
+        if with_rollouts in self._checked:
+            return
+        self._checked.add(with_rollouts)
+        part = self._used & (self.division.train | self.division.val | self.division.test)
+        problems = unusable(self.zoo, np.flatnonzero(part), with_rollouts)
+        if problems:
+            self._used[list(problems)] = False
+            logger.warning(
+                "%d of %d rows are left out, because their numbers are not finite or too large for float32: %s.",
+                len(problems), int(part.sum()), named(self.zoo, problems),
+            )  # fmt: skip
+
+    def refuse_unusable(self) -> None:
+        """Raise ValueError where a row of the zoo has no embedding, its weights being no numbers to work with."""
+        problems = unusable(self.zoo, np.arange(self.zoo.num_rows))
+        if problems:
+            raise ValueError(
+                f"{len(problems)} of {self.zoo.num_rows} rows have no embedding, because their weights are not finite "
+                f"or too large for float32: {named(self.zoo, problems)}; mend them, or make a zoo without them "
+                f"(`zoo-builder verify {self.zoo.path}` tells whether its bytes are as promised)."
+            )
+
+    def rows_for(self, stage: str) -> np.ndarray:
+        """Row numbers that a stage of Lightning works on; ValueError where it needs a part that the zoo lacks."""
+        # Lightning's stages are enumerated text, which prints as something else.
+        stage, names = stage[:], {"train": "training", "val": "validation", "test": "test"}
+        for part in STAGES.get(stage, ()):
+            if not len(self.rows(part)):
+                raise ValueError(
+                    f"The zoo {self.zoo.path} has no {names[part]} rows with status {self.statuses} for "
+                    f"{self.division.name}, which `{stage}` needs; build it with `splits: {{val: 0.1, ...}}`."
+                )
+        if stage not in STAGES:
+            return np.arange(self.zoo.num_rows)
+        return np.concatenate([self.rows(part) for part in STAGES[stage]])
+
+    def families(self, rows: np.ndarray) -> list[Family]:
+        """Family and size of each shard that these rows are of."""
+        first = np.unique(self._shards[rows], return_index=True)[1]
+        return [self.zoo.family_of(int(row)) for row in rows[first]]
+
     def training_stacks(self) -> Iterator[Stack]:
         """Stacks of the training rows, a chunk at a time, for scales that are learned once."""
-        rows = self.rows("train")
-        for start in range(0, len(rows), 4096):
-            yield from self.zoo.stacks(rows[start : start + 4096].tolist())
+        return bounded_stacks(self.zoo, self.rows("train"))
 
     def training(self) -> Training:
         """What the objective may learn its scales from."""
@@ -109,6 +161,7 @@ class ZooDataModule(pl.LightningDataModule):
             rows,
             self._shards[rows],
             _codes(self.zoo.table, rows),
+            costs=self._costs[rows],
             batch_size=self.batch_size,
             groups_per_batch=self.groups_per_batch,
             seed=self.seed,
@@ -132,6 +185,7 @@ class ZooDataModule(pl.LightningDataModule):
         sampler = OrderedSampler(
             rows,
             self._shards[rows],
+            costs=self._costs[rows],
             batch_size=self.batch_size,
             groups_per_batch=self.groups_per_batch,
             **self._place(),
@@ -160,115 +214,9 @@ class ZooDataModule(pl.LightningDataModule):
         return self._source
 
 
-class ZooBatches(Dataset):
-    """Loads the batch of a request; shards are decoded once and kept while `cache_bytes` allows."""
-
-    def __init__(
-        self,
-        zoo: Zoo,
-        labels: Labels,
-        with_rollouts: bool,
-        cache_bytes: int,
-        augment: Sequence[Augmentation] = (),
-        neighbours: Neighbours | None = None,
-    ) -> None:
-        self.zoo, self.labels, self.with_rollouts, self.augment = zoo, labels, with_rollouts, augment
-        self.neighbours = neighbours
-        self._targets = torch.from_numpy(labels.values).float()
-        self._cell_means = torch.from_numpy(labels.cell_means).float()
-        self._layouts = _output_layouts(zoo)
-        self._shards = zoo.table.column("shard").to_numpy()
-        self._cache = _Cache(zoo, self._shards, with_rollouts, cache_bytes)
-
-    def augmented(self, augment: Sequence[Augmentation]) -> ZooBatches:
-        """The same batches with their stacks transformed, sharing the cache."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin.augment = augment
-        return twin
-
-    def __getitem__(self, request: Request) -> Batch:
-        """The batch of a request, transformed with the draws of its key."""
-        loaded = [self._cache.load(group) for group in request.groups]
-        stacks = self._transformed([stack for stack, _ in loaded], request.key)
-        near = self.neighbours.draw(request) if self.neighbours else []
-        rows = torch.tensor([row for group in request.groups for row in group])
-        return Batch(
-            stacks=stacks,
-            rows=rows,
-            targets=self._targets[rows],
-            cell_means=self._cell_means[rows],
-            rollouts=[rollouts for _, rollouts in loaded if rollouts is not None],
-            output_kinds=[self._layouts[group[0]][0] for group in request.groups],
-            classes_per_head=[self._layouts[group[0]][1] for group in request.groups],
-            neighbours=self._transformed(
-                [self._cache.load(group)[0] for group in near], derive_key(request.key, "near")
-            ),
-            models=torch.from_numpy(self.neighbours.models)[rows] if self.neighbours else None,
-            key=request.key,
-        )
-
-    def _transformed(self, stacks: list[Stack], key: int) -> list[Stack]:
-        for place, transform in enumerate(self.augment):
-            transform.reseed(derive_key(key, place))
-            stacks = [transform(stack) for stack in stacks]
-        return stacks
-
-
-class _Cache:
-    """Whole shards in memory up to a bound; what does not fit is read from its mapped file each time."""
-
-    def __init__(self, zoo: Zoo, shards: np.ndarray, with_rollouts: bool, cache_bytes: int) -> None:
-        self.zoo, self.shards, self.with_rollouts, self.left = zoo, shards, with_rollouts, cache_bytes
-        self._kept: dict[int, tuple[Stack, tuple[Tensor, Tensor] | None, int]] = {}
-
-    def load(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
-        """Stack and rollouts of rows of one shard."""
-        shard = int(self.shards[rows[0]])
-        if shard not in self._kept and self.left > 0:
-            self._keep(shard)
-        if shard not in self._kept:
-            return self._read(rows)
-        stack, rollouts, first = self._kept[shard]
-        index = torch.tensor(rows) - first
-        params = {name: tensor.index_select(0, index) for name, tensor in stack.params.items()}
-        chosen = None if rollouts is None else (rollouts[0].index_select(0, index), rollouts[1].index_select(0, index))
-        return Stack(family=stack.family, params=params, rows=stack.rows.index_select(0, index)), chosen
-
-    def _read(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
-        return self.zoo.stack(list(rows)), self.zoo.rollouts(list(rows)) if self.with_rollouts else None
-
-    def _keep(self, shard: int) -> None:
-        members = np.flatnonzero(self.shards == shard)
-        # Positions are taken relative to the first row, which holds because a shard's rows follow each other.
-        assert members[-1] - members[0] + 1 == len(members)
-        stack, rollouts = self._read(members.tolist())
-        tensors = [*stack.params.values(), *(rollouts or ())]
-        size = sum(tensor.nbytes for tensor in tensors)
-        if size <= self.left:
-            self.left -= size
-            self._kept[shard] = (stack, rollouts, int(members[0]))
-        else:
-            self.left = 0
-
-
 def _codes(table, rows: np.ndarray) -> np.ndarray:
     """Cohort code (rows): models of one family config and one task class."""
     columns = [table.column(name).to_pylist() for name in ("family", "family_config", "task")]
     numbers: dict[tuple, int] = {}
     codes = [numbers.setdefault(key, len(numbers)) for key in zip(*columns, strict=True)]
     return np.array(codes, dtype=np.int64)[rows]
-
-
-def _output_layouts(zoo: Zoo) -> list[tuple[str, int | None]]:
-    """What each row's outputs are and how many classes a head has (None: one head), as the manifest says of its task.
-
-    Categorical with one head where it says nothing.
-    """
-    layouts = {}
-    for name, task in zoo.manifest.get("tasks", {}).items():
-        classes = task.get("classes_per_head")
-        if classes is not None and (type(classes) is not int or classes < 2):
-            raise ValueError(f"{zoo.path} says of {name} that a head has {classes!r} classes; expected 2 or more.")
-        layouts[name] = (task.get("output_kind", "categorical"), classes)
-    return [layouts.get(task, ("categorical", None)) for task in zoo.table.column("task").to_pylist()]

@@ -5,87 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from weightspace import plugins, state_dicts
-from weightspace.construction import Constructed
+from weightspace import state_dicts
+from weightspace.checksum import embedding_digest
 from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
 from weightspace.families import Family
-from weightspace.module import EmbeddingModule, quiet
+from weightspace.memory import pairs_of, room_for, usable_device
+from weightspace.module import EmbeddingModule
+from weightspace.restoring import load, read_checkpoint
+from weightspace.sampling import batch_limits
 from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
 
 logger = logging.getLogger(__name__)
-
-TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
-"""Where classes that a checkpoint names may come from, besides allowed packages and imported components."""
-
-
-def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint of `weightspace fit`, read as plain data, its classes checked but not imported."""
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise ValueError(f"There is no checkpoint {path}; `weightspace fit` writes best.ckpt and last.ckpt.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises errors of many kinds here, by what is wrong with the file.
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is no checkpoint of plain data, which is all that is accepted ({reason}).") from None
-    if not isinstance(content, dict) or "weightspace" not in content or "hyper_parameters" not in content:
-        raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: it does not say which encoder it holds.")
-    try:
-        recorded_split(content["weightspace"])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: {error}.") from None
-    for class_path in _class_paths(content["hyper_parameters"]):
-        if not (class_path.startswith(TRUSTED) or plugins.covers(class_path) or _is_imported(class_path)):
-            raise ValueError(
-                f"{path} names the class {class_path!r}, which is not part of this package. "
-                f"{plugins.way_out(class_path)}"
-            )
-    return content
-
-
-def _is_imported(class_path: str) -> bool:
-    """Whether a component is there already under this path; nothing is imported to find out."""
-    module, _, name = class_path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return isinstance(found, type) and issubclass(found, Constructed)
-
-
-def load(checkpoint: Path | str) -> EmbeddingModule:
-    """The trained module of a checkpoint; nothing that it names is imported from elsewhere."""
-    read_checkpoint(checkpoint)
-    try:
-        with quiet():
-            return EmbeddingModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except (ArgumentError, AttributeError, KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint} does not fit the encoder and objective that it names: {reason}.") from None
-
-
-def _class_paths(value: Any) -> Iterable[str]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if key in ("class_path", "_class_path"):
-                yield str(item)
-            else:
-                yield from _class_paths(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _class_paths(item)
-
 
 def embed(
     checkpoint: Path | str,
@@ -101,8 +44,8 @@ def embed(
     `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on
     are among them: the file says for which split (and fold) it was trained, whose held-out rows it has not seen.
     """
-    module = load(checkpoint).to(device).eval()
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
+    module = load(checkpoint).to(usable_device(device)).eval()
     metadata = record(module, checkpoint, data.zoo, name)
     write_embeddings(Path(out), embed_rows(module.encoder, data, device), metadata)
     return Path(out)
@@ -128,7 +71,8 @@ def embed_state_dicts(
     The names stand under `state_dicts` in the metadata, whose `zoo` is null. Encoders read float32, so weights of
     another dtype are rounded to it.
     """
-    module = load(checkpoint).to(device).eval()
+    batch_limits(batch_size, 1, np.ones(0))
+    module = load(checkpoint).to(usable_device(device)).eval()
     paths = state_dicts.listed(folder)
     embeddings = torch.full((len(paths), module.encoder.embedding_dim), torch.nan)
     for stack in _stacks_of(paths, batch_size):
@@ -148,7 +92,7 @@ def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"'{key}' of {path} is not finite in float32; take the file away, or mend it.")
         waiting.setdefault(family, []).append((row, params))
-        if len(waiting[family]) == max_models:
+        if len(waiting[family]) == batch_limits(max_models, 1, np.array([pairs_of(family)]))[1][0]:
             yield _stack_of(family, waiting.pop(family))
     yield from (_stack_of(family, models) for family, models in waiting.items())
 
@@ -186,6 +130,7 @@ def _held_out(said: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
 def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Tensor:
     """Embeddings (rows, embedding_dim) float32 of every row of the zoo, in its order."""
     data.serve()
+    data.refuse_unusable()
     embeddings = torch.full((data.zoo.table.num_rows, encoder.embedding_dim), torch.nan)
     batches = tqdm(data.predict_dataloader(), desc="embed", unit="batch", disable=not sys.stderr.isatty())
     for batch in batches:
@@ -197,21 +142,26 @@ def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
     """Embeddings (models, embedding_dim) of stacks, with the encoder frozen and in evaluation mode."""
     was_training = encoder.training
     encoder.eval()
-    with torch.inference_mode():
-        embeddings = encoder(stacks)
-    encoder.train(was_training)
-    return embeddings
+    try:
+        with torch.inference_mode(), room_for(stacks):
+            return encoder(stacks)
+    finally:
+        encoder.train(was_training)
 
 
 def write_embeddings(path: Path, embeddings: Tensor, metadata: Mapping[str, Any]) -> None:
-    """Write `embedding` with one metadata key, `weightspace`, that holds sorted JSON; whole or not at all."""
+    """Write `embedding` with one metadata key, `weightspace`, that holds sorted JSON; whole or not at all.
+
+    The entry `sha256` is the checksum of the embeddings and all other entries.
+    """
     if not torch.isfinite(embeddings).all():
         row = int((~torch.isfinite(embeddings).all(1)).nonzero()[0, 0])
         raise ValueError(
             f"The embedding of row {row} is not finite, so nothing was written; the checkpoint may come from a "
             "training that diverged (try a lower learning rate)."
         )
-    text = json.dumps(dict(metadata), sort_keys=True, allow_nan=False)
+    digest = embedding_digest(metadata, embeddings)
+    text = json.dumps({**metadata, "sha256": digest}, sort_keys=True, allow_nan=False)
     data = safetensors.torch.save({"embedding": embeddings.contiguous()}, {"weightspace": text})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, data)

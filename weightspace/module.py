@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
 from weightspace.batch import Batch
+from weightspace.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
 from weightspace.construction import plain
 from weightspace.datamodule import ZooDataModule
 from weightspace.encoders.base import Encoder
+from weightspace.memory import room_for
 from weightspace.objectives.base import Objective
 from weightspace.sampling import EpochSampler, derive_key
-from weightspace.store import recorded_split
+from weightspace.store import Stack, recorded_split
+from weightspace.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
+
+
+class Diverged(ValueError):
+    """Training came to numbers that are not finite."""
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -46,6 +47,13 @@ class EmbeddingModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf and 0 <= warmup <= 1):
+            raise ValueError(
+                f"`learning_rate` (={learning_rate}) must be above 0, `weight_decay` (={weight_decay}) at least 0, "
+                f"both finite, and `warmup` (={warmup}) a share from 0 to 1."
+            )
+        if schedule not in ("cosine", "constant"):
+            raise ValueError(f"`schedule` (={schedule!r}) must be 'cosine' or 'constant'.")
         hyper_parameters = {
             "encoder": encoder,
             "objective": objective,
@@ -64,6 +72,7 @@ class EmbeddingModule(pl.LightningModule):
         objective.build(encoder.embedding_dim)
         self.register_buffer("fitted", torch.tensor(False))
         self.spent, self.trained_for = 0.0, None
+        self._stacks: list[Stack] = []
 
     fitted: Tensor
     spent: float
@@ -80,16 +89,19 @@ class EmbeddingModule(pl.LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Tell the data module what this objective needs."""
-        if stage == "fit" and not len(self.data.rows("val")):
-            raise ValueError(
-                f"The zoo {self.data.zoo.path} has no validation rows, by which the best epoch is chosen; "
-                "build it with `splits: {val: 0.1, ...}`."
-            )
+        """Tell the data module what this objective needs, and refuse what could only fail later."""
+        seal_checkpoints(self.trainer)
+        refuse_unusable_options(self.trainer)
         if self.trained_for is not None and stage != "predict":
             self.data.refuse_other_than(self.trained_for)
         objective = self.objective
-        self.data.serve(objective.targets, objective.needs_rollouts, objective.needs_neighbours)
+        if stage == "predict":
+            self.data.serve()
+            self.data.refuse_unusable()
+        else:
+            self.data.serve(objective.targets, objective.needs_rollouts, objective.needs_neighbours)
+        for family in self.data.families(self.data.rows_for(stage)):
+            self.encoder.refuse_too_large(family)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Learn from a checkpoint which rows its training has seen."""
@@ -120,6 +132,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch."""
+        self._stacks = batch.stacks
         return self._run(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -132,10 +145,17 @@ class EmbeddingModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Row numbers (models,) and embeddings (models, embedding_dim)."""
-        return {"rows": batch.rows, "embedding": self.encoder(batch.stacks)}
+        with room_for(batch.stacks):
+            return {"rows": batch.rows, "embedding": self.encoder(batch.stacks)}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, but where memory does not suffice, the models are named."""
+        with room_for(self._stacks):
+            super().backward(loss, *args, **kwargs)
 
     def _run(self, batch: Batch, stage: str) -> Tensor:
-        loss, metrics = self.objective(self.encoder, batch)
+        with room_for(batch.stacks):
+            loss, metrics = self.objective(self.encoder, batch)
         shared: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
         self.log(f"{stage}/loss", loss, batch_size=len(batch), prog_bar=True, **shared)
         for name, (value, count) in metrics.items():
@@ -148,7 +168,12 @@ class EmbeddingModule(pl.LightningModule):
         vectors = [p for p in self.parameters() if p.requires_grad and p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+
+        def share(step: int) -> float:
+            # Of the rate that is asked for now, which a callback may have changed since the optimizer was made.
+            return self._factor(step) * self.learning_rate / optimizer.param_groups[0]["initial_lr"]
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _factor(self, step: int) -> float:
@@ -162,8 +187,28 @@ class EmbeddingModule(pl.LightningModule):
         left = min((done - self.warmup) / max(1 - self.warmup, 1e-9), 1.0)
         return 0.5 * (1 + math.cos(math.pi * left))
 
+    def on_train_epoch_end(self) -> None:
+        """End a run that diverged, before the epoch is saved as a checkpoint."""
+        self._refuse_diverged()
+
+    def _refuse_diverged(self) -> None:
+        """Raise Diverged where a mean loss of the epoch or a tensor of the module is not finite."""
+        metrics = self.trainer.callback_metrics
+        losses = {name: metrics[name] for name in ("train/loss", "val/loss") if name in metrics}
+        wrong = [f"{name} is {value:.3g}" for name, value in losses.items() if not torch.isfinite(value)]
+        wrong += [f"'{name}' is not finite" for name, value in self.state_dict().items() if not value.isfinite().all()]
+        if not wrong:
+            return
+        kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        left = f"{kept} is the last epoch before" if kept else "no epoch before was kept as a checkpoint"
+        raise Diverged(
+            f"Training diverged in epoch {self.trainer.current_epoch}: {wrong[0]}; {left}. Train with a lower "
+            f"`learning_rate` (={self.learning_rate:g}), or with `gradient_clip_val`."
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in plain words what the checkpoint holds."""
+        """Say in plain words what the checkpoint holds; nothing that is not finite gets into one."""
+        self._refuse_diverged()
         checkpoint["weightspace"] = {
             "encoder": type(self.encoder).__name__,
             "objective": type(self.objective).__name__,
@@ -197,77 +242,6 @@ class StopAfter(Callback):
             trainer.should_stop = True
 
 
-TRAINER: dict[str, Any] = {
-    # The sampler shards batches over devices itself.
-    "use_distributed_sampler": False,
-    "gradient_clip_val": 1.0,
-    "max_epochs": 30,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-}
-"""How a Trainer is made here unless told otherwise."""
-
-CHECKPOINTS: dict[str, Any] = {
-    "filename": "best",
-    "monitor": "val/loss",
-    "save_last": True,
-    "enable_version_counter": False,
-    "save_on_train_epoch_end": True,
-}
-"""Keeps the best epoch by validation loss as `best.ckpt` and the latest as `last.ckpt`, at epoch ends only: there a
-resumed run goes on exactly, because batches are a function of the epoch."""
-
-
-def run_logger(run: Path) -> CSVLogger:
-    """Writes `metrics.csv` into the run folder; that of an earlier part of the run is kept as `metrics-N.csv`."""
-    metrics = run / "metrics.csv"
-    with suppress(FileNotFoundError):
-        # There are none yet, or another process of this run was quicker.
-        number = 1 + sum(1 for _ in run.glob("metrics-*.csv"))
-        metrics.rename(run / f"metrics-{number}.csv")
-    return CSVLogger(save_dir=run, name="", version="")
-
-
-@contextmanager
-def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Make Ctrl-C during training a KeyboardInterrupt again, where Lightning exits with status 1."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what Lightning says that helps nobody here."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-
-    def informs(record: logging.LogRecord) -> bool:
-        return not any(text in record.getMessage() for text in ("Tip:", "available:", "Loading `train_dataloader`"))
-
-    log.addFilter(informs)
-    try:
-        with warnings.catch_warnings():
-            # Shards are mapped and cached: worker processes would only copy them.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # A run that goes on does so in its own folder, where `run_logger` has put the earlier metrics aside.
-            warnings.filterwarnings("ignore", message="(Experiment logs|Checkpoint) directory.* is not empty.*")
-            # Evaluating keeps no checkpoints, so it does not matter where the training kept them.
-            warnings.filterwarnings("ignore", message="The dirpath has changed.*")
-            # Lightning's own use of jsonargparse and torch.
-            warnings.filterwarnings("ignore", message="(?s).*(JsonargparseDeprecationWarning|was deprecated in v4)")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            yield
-    finally:
-        log.removeFilter(informs)
-
-
 def fit(
     module: EmbeddingModule,
     data: ZooDataModule,
@@ -281,7 +255,7 @@ def fit(
 ) -> Path:
     """Train and return the path of the best checkpoint in the folder `run`; `resume` goes on from its last one."""
     run = Path(run)
-    kept = ModelCheckpoint(dirpath=run / "checkpoints", **CHECKPOINTS)
+    kept = BestAndLast(dirpath=run / "checkpoints", **CHECKPOINTS)
     extra: list[Callback] = [StopAfter(cpu_minutes)] if cpu_minutes else []
     extra += [TQDMProgressBar()] if progress else []
     last = run / "checkpoints" / "last.ckpt"

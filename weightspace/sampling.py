@@ -25,11 +25,27 @@ def derive_key(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+MAX_PAIRS = 2**20
+"""Largest number of pairs of nodes (summed over the models) of a batch of more than one model: encoders hold a few
+hundred bytes for each pair, and several times as many while they learn. A model of 512 units has 270,000."""
+
+
+def batch_limits(batch_size: int, groups_per_batch: int, costs: np.ndarray) -> tuple[int, np.ndarray]:
+    """Groups of a batch, and for each row the models of the largest group it may be in, by costs (rows,) in pairs."""
+    if batch_size < 1 or groups_per_batch < 1:
+        raise ValueError(
+            f"`batch_size` (={batch_size}) and `groups_per_batch` (={groups_per_batch}) must be at least 1."
+        )
+    groups = min(groups_per_batch, batch_size, max(1, MAX_PAIRS // int(costs.max(initial=1))))
+    return groups, np.clip(MAX_PAIRS // groups // np.maximum(costs, 1), 1, batch_size // groups)
+
+
 class EpochSampler(Sampler[Request]):
     """Training batches: every row once an epoch, in groups of one shard, a batch's groups spread over cohorts.
 
-    rows, shards, cohorts (rows,) describe the training rows. Batch i of epoch e is a pure function of (seed, e, i) and
-    of the rows; rank r of w takes batches r, r + w, ... and all ranks take equally many.
+    rows, shards, cohorts, costs (rows,) describe the training rows; all rows of a shard cost the same, and batches of
+    models that cost much hold fewer of them (see `batch_limits`). Batch i of epoch e is a pure function of (seed, e, i)
+    and of the rows; rank r of w takes batches r, r + w, ... and all ranks take equally many.
     """
 
     def __init__(
@@ -38,19 +54,16 @@ class EpochSampler(Sampler[Request]):
         shards: np.ndarray,
         cohorts: np.ndarray,
         *,
+        costs: np.ndarray | None = None,
         batch_size: int,
         groups_per_batch: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or groups_per_batch < 1:
-            raise ValueError(
-                f"`batch_size` (={batch_size}) and `groups_per_batch` (={groups_per_batch}) must be at least 1."
-            )
         self.rows, self.shards, self.cohorts = rows, shards, cohorts
-        self.groups_per_batch = min(groups_per_batch, batch_size)
-        self.group_size = batch_size // self.groups_per_batch
+        costs = np.ones(len(rows), dtype=np.int64) if costs is None else costs
+        self.groups_per_batch, self.group_sizes = batch_limits(batch_size, groups_per_batch, costs)
         self.seed, self.rank, self.world_size, self.epoch = seed, rank, world_size, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,7 +71,8 @@ class EpochSampler(Sampler[Request]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        groups = sum(math.ceil(int(count) / self.group_size) for count in np.unique(self.shards, return_counts=True)[1])
+        _, first, counts = np.unique(self.shards, return_index=True, return_counts=True)
+        groups = int(np.ceil(counts / self.group_sizes[first]).sum())
         return math.ceil(math.ceil(groups / self.groups_per_batch) / self.world_size)
 
     def __iter__(self) -> Iterator[Request]:
@@ -76,7 +90,7 @@ class EpochSampler(Sampler[Request]):
         groups: dict[int, list[tuple[int, ...]]] = {}
         for shard in np.unique(self.shards):
             members = generator.permutation(np.flatnonzero(self.shards == shard))
-            count = math.ceil(len(members) / self.group_size)
+            count = math.ceil(len(members) / self.group_sizes[members[0]])
             cohort = int(self.cohorts[members[0]])
             for part in np.array_split(members, count):
                 groups.setdefault(cohort, []).append(tuple(np.sort(self.rows[part]).tolist()))
@@ -107,13 +121,15 @@ class OrderedSampler(Sampler[Request]):
         rows: np.ndarray,
         shards: np.ndarray,
         *,
+        costs: np.ndarray | None = None,
         batch_size: int,
         groups_per_batch: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        group_size = max(1, batch_size // groups_per_batch)
-        groups = list(_runs(rows, shards, group_size))
+        costs = np.ones(len(rows), dtype=np.int64) if costs is None else costs
+        groups_per_batch, sizes = batch_limits(batch_size, groups_per_batch, costs)
+        groups = list(_runs(rows, shards, sizes))
         starts = range(0, len(groups), groups_per_batch)
         batches = [groups[start : start + groups_per_batch] for start in starts]
         if len(batches) < world_size:
@@ -133,13 +149,14 @@ class OrderedSampler(Sampler[Request]):
         return iter(self.requests)
 
 
-def _runs(rows: np.ndarray, shards: np.ndarray, size: int) -> Iterator[tuple[int, ...]]:
-    """Rows in order, cut wherever the shard changes and into pieces of at most `size`."""
+def _runs(rows: np.ndarray, shards: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """Rows in order, cut wherever the shard changes and into pieces of at most the size (rows,) of their first."""
     order = np.argsort(rows)
-    rows, shards = rows[order], shards[order]
-    for run in np.split(rows, np.flatnonzero(np.diff(shards)) + 1):
+    rows, shards, sizes = rows[order], shards[order], sizes[order]
+    for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(shards)) + 1):
+        size = int(sizes[run[0]]) if len(run) else 1
         for start in range(0, len(run), size):
-            yield tuple(run[start : start + size].tolist())
+            yield tuple(rows[run[start : start + size]].tolist())
 
 
 class Neighbours:

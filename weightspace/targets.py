@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from weightspace.discovery import near_match
+from weightspace.discovery import check_fields, near_match, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,18 @@ class Target:
     high: float = math.inf
     quantile: float = 0.005
     trained_only: bool = False
+
+    @classmethod
+    def of(cls, asked: str | Mapping[str, Any] | Target) -> Target:
+        """The target with this name, or with these fields."""
+        if isinstance(asked, Target):
+            return asked
+        fields = {"name": asked} if isinstance(asked, str) else asked
+        if not isinstance(fields, Mapping) or "name" not in fields:
+            raise ValueError(f"A target is a label's name or a dict with its `name`, not {asked!r}.")
+        refuse_unknown(cls, fields)
+        check_fields(cls, fields)
+        return cls(**fields)
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

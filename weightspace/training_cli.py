@@ -10,15 +10,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from weightspace import encoders, objectives, plugins
+from weightspace.checkpoints import CHECKPOINTS, BestAndLast
 from weightspace.datamodule import ZooDataModule
-from weightspace.embed import read_checkpoint
-from weightspace.module import CHECKPOINTS, TRAINER, EmbeddingModule, interruptible, quiet, run_logger
+from weightspace.module import EmbeddingModule
 from weightspace.prediction import EmbeddingWriter
+from weightspace.restoring import read_checkpoint, refuse_misfit
 from weightspace.terminal import printable
+from weightspace.trainer import TRAINER, interruptible, quiet, run_logger
 
 Hint = Callable[[str], str]
 
@@ -33,12 +36,24 @@ LOGGER: dict[str, Any] = {
 class FitOnlySave(SaveConfigCallback):
     """Saves the resolved config.yaml in the run folder of a training, and leaves evaluations alone."""
 
+    def __init__(self, parser: LightningArgumentParser, config: Any, run: Path | None = None) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.run = run
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save when fitting to a logger's folder; without one, nothing is written into the current directory."""
-        # A run that goes on writes the options it goes on with.
-        self.overwrite = self.config.get("ckpt_path") is not None
-        if stage == "fit" and trainer.loggers:
+        """Save when fitting, in the folder of the first process."""
+        if stage == "fit":
+            run = Path(str(trainer.strategy.broadcast(self.run or trainer.log_dir)))
+            if self.run is None and self.config.get("ckpt_path") is None:
+                refuse_used(run, trainer.strategy.broadcast(kept_in(run / "checkpoints")))
+            self.run = run
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write config.yaml; a run that goes on writes the options it goes on with."""
+        assert self.run is not None
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, self.run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class TrainingCLI(LightningCLI):
@@ -46,7 +61,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints that a config can change, with this package's defaults."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINTS.items()})
         if "predict" in self.subcommands():
             parser.add_argument("--out", type=str, help="file for the embeddings, as `weightspace embed` writes it")
@@ -54,18 +69,30 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer, with plain progress bar and summary whatever else is installed."""
         config = self._get(self.config_init, "trainer", default={})
-        callbacks = list(config.get("callbacks") or [])
+        asked = config.get("callbacks") or []
+        callbacks = list(asked) if isinstance(asked, list) else [asked]
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TQDMProgressBar())
         if config.get("enable_model_summary") is not False:
             callbacks.append(ModelSummary())
         logger = config.get("logger")
-        if self.subcommand == "fit" and _is_default(self.config[self.subcommand].trainer.logger):
-            run = self._run_folder(config.get("default_root_dir"), self.config[self.subcommand].get("ckpt_path"))
-            logger = run_logger(run) if run else logger
+        refuse_barebones(config)
+        self.run = self._run_folder(config) if self.subcommand == "fit" else None
+        if self.run is not None and (logger is True or _is_default(self.config[self.subcommand].trainer.logger)):
+            logger = run_logger(self.run)
+        self.save_config_kwargs = {"run": self.run}
         callbacks += self._writers()
         # The switch only says whether Lightning adds a summary of its own choice.
         return super().instantiate_trainer(callbacks=callbacks, logger=logger, enable_model_summary=False, **kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
+        """Lightning's, with checkpoints in the run folder, whatever logger there is, or without any."""
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, BestAndLast)]
+        for callback in callbacks:
+            if isinstance(callback, BestAndLast) and callback.dirpath is None and self.run is not None:
+                callback.dirpath = str((self.run / "checkpoints").resolve())
+        return super()._instantiate_trainer(config, callbacks)
 
     def _writers(self) -> list[EmbeddingWriter]:
         """What `predict --out` asks for."""
@@ -81,14 +108,20 @@ class TrainingCLI(LightningCLI):
         options = super()._prepare_subcommand_kwargs(subcommand)
         return {**options, "return_predictions": False} if subcommand == "predict" else options
 
-    def _run_folder(self, root: str | None, checkpoint: str | None) -> Path | None:
-        """The folder a run is told to use, or goes on in, or None for a new one."""
-        going_on = checkpoint is not None and Path(checkpoint).parent.name == "checkpoints"
-        run = Path(root) if root else Path(str(checkpoint)).parent.parent if going_on else None
-        if run is not None and (run / "config.yaml").exists() and not checkpoint:
-            last = run / "checkpoints" / "last.ckpt"
-            raise ValueError(f"{run} already holds a run; go on with `--ckpt_path {last}`, or choose another folder.")
-        return run
+    def _run_folder(self, config: Mapping[str, Any]) -> Path | None:
+        """The folder a run is told to use, or goes on in, or a new one; None for that of a logger with its own."""
+        options = self.config[self.subcommand]
+        root, checkpoint = config.get("default_root_dir"), options.get("ckpt_path")
+        if root:
+            if not checkpoint:
+                refuse_used(Path(root), kept_in(options.checkpoint.get("dirpath") or Path(root) / "checkpoints"))
+            return Path(root)
+        if checkpoint is not None and Path(checkpoint).parent.name == "checkpoints":
+            return Path(checkpoint).parent.parent
+        if isinstance(config.get("logger"), CSVLogger | TensorBoardLogger):
+            return None
+        numbers = [path.name.removeprefix("version_") for path in Path(RUNS).glob("version_*")]
+        return Path(RUNS) / f"version_{max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)}"
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments given, without the warning that `sys.argv` holds some too."""
@@ -100,9 +133,9 @@ class TrainingCLI(LightningCLI):
         checkpoint = self.config[command].get("ckpt_path") if command else None
         if checkpoint is not None:
             # Says in one line what is wrong with it, where Lightning would show a traceback.
-            read_checkpoint(checkpoint)
+            refuse_misfit(checkpoint, read_checkpoint(checkpoint))
         super()._parse_ckpt_path()
-        stored = self._model_options()
+        stored = self._model_options() if checkpoint is not None else {}
         for name, value in asked.items():
             if name in stored and stored[name] != value and value != _default(name, asked):
                 raise ValueError(
@@ -117,6 +150,27 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with interruptible(self.trainer):
             super()._run_subcommand(subcommand)
+
+
+def kept_in(folder: Path | str) -> str:
+    """The checkpoint in a folder that a run would go on from, or nothing."""
+    kept = sorted(Path(folder).glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime))
+    return str(kept[-1]) if kept else ""
+
+
+def refuse_used(run: Path, checkpoint: str) -> None:
+    """Raise ValueError where a folder holds a run that came as far as a checkpoint."""
+    if checkpoint:
+        raise ValueError(f"{run} already holds a run; go on with `--ckpt_path {checkpoint}`, or choose another folder.")
+
+
+def refuse_barebones(options: Mapping[str, Any]) -> None:
+    """Raise ValueError where a trainer is to do without all that makes a run."""
+    if options.get("barebones"):
+        raise ValueError(
+            "`--trainer.barebones true` is refused, because it takes away the metrics and checkpoints that make a run; "
+            "use `--trainer.logger false --trainer.enable_checkpointing false`."
+        )
 
 
 def _is_default(logger: Any) -> bool:

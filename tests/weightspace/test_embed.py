@@ -56,6 +56,7 @@ def test_the_file_says_in_one_key_what_it_holds_and_its_bytes_are_stable(made, t
         "zoo": open_zoo(zoo).fingerprint,
         "split": "in_distribution",
         "fold": None,
+        "sha256": said["sha256"],
     }
 
 

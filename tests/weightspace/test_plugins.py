@@ -15,7 +15,7 @@ from probes.cli import main as probes_main
 from tests.weightspace.test_cli import CONFIG, call
 from tests.weightspace.zoos import write_zoo
 from weightspace import encoders, families, plugins
-from weightspace.embed import read_checkpoint
+from weightspace.restoring import read_checkpoint
 from weightspace.store import open_zoo, verify
 from zoo_builder import ray_engine
 from zoo_builder.build import build, build_identity

@@ -44,6 +44,8 @@ class Contrastive(Objective):
         spread_weight: float = 0.1,
     ) -> None:
         super().__init__()
+        self.refuse_below(1, width=width)
+        self.refuse_below(0, spread_weight=spread_weight)
         if not (neighbours or views):
             raise ValueError("Without `neighbours` and `views` both views are the same; give at least one of them.")
         if negatives not in ("batch", "stack"):

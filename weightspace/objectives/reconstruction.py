@@ -35,6 +35,8 @@ class Reconstruction(Objective):
 
     def __init__(self, share: float = 0.15, width: int = 64, edge_weight: float = 1.0) -> None:
         super().__init__()
+        self.refuse_below(1, width=width)
+        self.refuse_below(0, edge_weight=edge_weight)
         self.masking = MaskEdges(share)
         self.share, self.width, self.edge_weight = share, width, edge_weight
         self.register_buffer("mean", torch.zeros(NUM_SUMMARIES))
