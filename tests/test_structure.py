@@ -14,13 +14,14 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 TOP_LEVEL = {"pyproject.toml", "weightspace", "zoo_builder", "probes", "tests", "configs", "README.md", "LICENSE"}
 
 # Rooms of weightspace, each with the rooms it may import.
-BASE = {"group", "spec", "discovery", "plugins", "terminal"}
+BASE = {"group", "spec", "discovery", "plugins", "terminal", "child"}
 ZOO = BASE | {"families", "rollout", "store"}
 READING = ZOO | {"features", "graph", "augment", "construction"}
 TRAINING = READING | {"targets", "batch", "sampling", "encoders", "objectives", "datamodule"}
 ROOMS = {
     "plugins": set(),
     "terminal": set(),
+    "child": set(),
     "discovery": {"plugins"},
     "group": set(),
     "spec": {"group"},

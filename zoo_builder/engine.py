@@ -7,12 +7,11 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from weightspace import child
 from zoo_builder.worker import ENVIRONMENT
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -73,15 +72,13 @@ def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | No
 
 
 def _start(job: Mapping[str, Any]) -> subprocess.Popen[str]:
-    package_root = str(Path(__file__).resolve().parent.parent)
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-m", "zoo_builder.worker"],
+        child.command("zoo_builder.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, **ENVIRONMENT},
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
