@@ -6,7 +6,9 @@ import os
 import sys
 
 # The working folder, which `-m` would put first, may hold anybody's torch.py or random.py.
-START = "import sys; sys.path[:] = {path}; import runpy; runpy.run_module({module!a}, run_name='__main__', alter_sys=True)"
+START = (
+    "import sys; sys.path[:] = {path}; import runpy; runpy.run_module({module!a}, run_name='__main__', alter_sys=True)"
+)
 
 
 def command(module: str, *arguments: str) -> list[str]:
