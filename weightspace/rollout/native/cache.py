@@ -44,7 +44,7 @@ def library(key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
             # What this process starts goes there at once, and does not say so again.
             os.environ[VARIABLE] = str(folder)
         return found
-    raise NoNative(f"no compiled engine can be kept and loaded ({'; '.join(reasons)}); {VARIABLE} names a folder for it")
+    raise NoNative(f"no compiled engine can be kept and loaded ({'; '.join(reasons)}); {VARIABLE} names another folder")
 
 
 def _asked() -> Path:
