@@ -22,7 +22,7 @@ ROOMS = {
     "plugins": set(),
     "terminal": set(),
     "child": set(),
-    "discovery": {"plugins"},
+    "discovery": {"plugins", "terminal"},
     "group": set(),
     "spec": {"group"},
     "families": BASE,

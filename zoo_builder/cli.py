@@ -170,7 +170,7 @@ def _engine(options: Namespace) -> Engine:
 
 
 def _dry_run(options: Namespace, share: Share | None) -> int:
-    from zoo_builder.engine import default_workers
+    from zoo_builder.engine import chosen_workers
     from zoo_builder.estimate import estimate, table
     from zoo_builder.executor import ROLLOUTS, chosen_method, refuse_missing_device
     from zoo_builder.plan import make_plan
@@ -178,7 +178,7 @@ def _dry_run(options: Namespace, share: Share | None) -> int:
 
     refuse_missing_device(options.device)
     plan = make_plan(read_recipe(options.config, options.seed, options.device))
-    workers = default_workers(options.device) if options.workers is None else options.workers
+    workers = chosen_workers(options.workers, options.device)
     workers *= share.count if share else 1
     method = ROLLOUTS[chosen_method(options.device, options.method)]
     estimated = estimate(plan, workers, options.device, method)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from weightspace import child
+from zoo_builder.container import num_cores
 from zoo_builder.worker import ENVIRONMENT
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -24,25 +25,22 @@ class BuildFailed(ValueError):
     """A shard could not be made; the message says which and why."""
 
 
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_workers(device: str) -> int:
-    """One process per core; one in all on CUDA, where several would only take turns."""
-    return 1 if device == "cuda" else num_cores()
+def chosen_workers(workers: int | None, device: str) -> int:
+    """The number asked for, else one process per core; one in all on CUDA, where several would only take turns."""
+    if workers is None:
+        return 1 if device == "cuda" else num_cores()
+    if workers < 1:
+        raise ValueError(f"`workers` (={workers}) must be at least 1.")
+    return workers
 
 
 def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
-    """Have the shards `indices` made by worker processes on this machine; for `workers` None see `default_workers`.
+    """Have the shards `indices` made by worker processes on this machine; for `workers` None see `chosen_workers`.
 
     Workers are processes of their own, not forks, because their environment must be set before they import torch.
     Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
     """
-    workers = default_workers(job["device"]) if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"`workers` (={workers}) must be at least 1.")
+    workers = chosen_workers(workers, job["device"])
     waiting = list(reversed(indices))
     messages: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
     processes: list[subprocess.Popen[str]] = []

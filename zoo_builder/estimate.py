@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from weightspace.rollout import Method
 from zoo_builder import labels
+from zoo_builder.bounds import check_memory
 from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.plan import Cohort, Plan
 from zoo_builder.shard import COLUMNS, label_columns
@@ -30,6 +31,7 @@ class _Enough(Exception):
 
 def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "stacked") -> dict[str, Any]:
     """Cohorts with their models, bytes and CPU seconds, and the totals; `seconds` is wall-clock time with `workers`."""
+    check_memory(plan)
     torch.set_num_threads(1)
     num_labels = len(label_columns(plan))
     for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
