@@ -65,7 +65,8 @@ def refuse_unknown(kind: type, fields: Iterable[str]) -> None:
     known = list(inspect.signature(kind).parameters)
     for key in fields:
         if key not in known:
-            raise ValueError(f"{kind.__name__} has no option {shown(key)}; it has {known}.{near_match(str(key), known)}")
+            near = near_match(str(key), known)
+            raise ValueError(f"{kind.__name__} has no option {shown(key)}; it has {known}.{near}")
 
 
 def check_fields(kind: type, fields: Mapping[str, Any]) -> None:

@@ -26,5 +26,7 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = LENGTH
 
     def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**LENGTH:
+            return super().repr_int(x, level)
         # Python writes no number of more than some thousand digits.
-        return super().repr_int(x, level) if abs(x) < 10**LENGTH else f"a number of about {x.bit_length() * 3 // 10} digits"
+        return f"a number of about {x.bit_length() * 3 // 10} digits"

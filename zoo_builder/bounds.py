@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +26,26 @@ TOGETHER = 64
 
 
 def check_counts(recipe: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the field, where the lists of a recipe cross to more than a zoo can hold, or to nothing."""
-    counts, longest = {}, ("", 1)
+    """Raise ValueError, with the field, where the lists of a recipe cross to more than a zoo holds, or to nothing."""
+    lengths: dict[str, int] = {}
+    cohorts = 1
     for name in ("families", "tasks"):
-        entries = recipe[name]
-        for index, entry in enumerate(entries):
+        crossed = []
+        for index, entry in enumerate(recipe[name]):
             lists = {f"{name}[{index}].{key}": len(value) for key, value in entry.items() if isinstance(value, list)}
-            for field, length in lists.items():
-                if not length:
-                    raise ValueError(f"`{field}` is an empty list, which leaves nothing to build; give at least one.")
-            longest = max(longest, *lists.items(), key=lambda pair: pair[1]) if lists else longest
-            counts[name, index] = math.prod(lists.values())
-    cohorts = math.prod(sum(c for (kind, _), c in counts.items() if kind == name) or 1 for name in ("families", "tasks"))
+            crossed.append(math.prod(lists.values()))
+            lengths |= lists
+        lengths[name] = len(crossed)
+        cohorts *= sum(crossed) if crossed else 1
+    empty = [field for field, length in lengths.items() if "." in field and not length]
+    if empty:
+        raise ValueError(f"`{empty[0]}` is an empty list, which leaves nothing to build; give at least one.")
     if cohorts > MOST_COHORTS:
-        blame = f"`{longest[0]}` alone lists {longest[1]:,}" if longest[0] else "give fewer entries"
-        raise ValueError(f"The recipe crosses to {cohorts:,} cohorts, but a zoo has {MOST_COHORTS:,} at most; {blame}.")
+        longest = max(lengths, key=lambda field: lengths[field])
+        raise ValueError(
+            f"The lists of the recipe cross to {cohorts:,} cohorts, but a zoo has {MOST_COHORTS:,} at most; shorten "
+            f"`{longest}`, which lists {lengths[longest]:,}."
+        )
     size, snapshots = recipe["models_per_cohort"], len(set(recipe["snapshots"]))
     if cohorts * size > MOST_MODELS:
         raise ValueError(
@@ -73,12 +80,24 @@ def check_memory(plan: Plan, memory: int | None = None) -> None:
     for cohort in plan.cohorts:
         least = least_bytes(plan, cohort)
         if memory is not None and least > memory:
-            rollouts = plan.recipe["rollouts"] or {}
-            fields = {"shard_size": plan.recipe["shard_size"], "rollouts.sequences": rollouts.get("sequences", 0)}
             raise ValueError(
                 f"A shard of the cohort '{cohort.name}' takes {least / 2**30:,.1f} GB of memory at least, and this "
-                f"machine has {memory / 2**30:,.1f} GB; {_blame(cohort.family, cohort.task, cohort.learner, fields)}."
+                f"machine has {memory / 2**30:,.1f} GB; {_what_to_lower(plan, cohort)}."
             )
+
+
+@contextlib.contextmanager
+def memory_named(plan: Plan, cohort: Cohort) -> Iterator[None]:
+    """Say of memory that cannot be had which cohort wanted it, and what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Torch's own words on the CPU, and those of CUDA.
+        if isinstance(error, RuntimeError) and not re.search("can't allocate|out of memory", str(error)):
+            raise
+        raise ValueError(
+            f"There is not enough memory for models of the cohort '{cohort.name}'; {_what_to_lower(plan, cohort)}."
+        ) from None
 
 
 def least_bytes(plan: Plan, cohort: Cohort) -> int:
@@ -94,6 +113,12 @@ def least_bytes(plan: Plan, cohort: Cohort) -> int:
     rollouts = plan.recipe["rollouts"] or {"sequences": 0}
     kept = models * len(plan.snapshots) * rollouts["sequences"] * cohort.task.num_steps * cohort.task.output_size * 4
     return max(learning + drawn, stored + kept)
+
+
+def _what_to_lower(plan: Plan, cohort: Cohort) -> str:
+    rollouts = plan.recipe["rollouts"] or {"sequences": 0}
+    fields = {"shard_size": plan.recipe["shard_size"], "rollouts.sequences": rollouts["sequences"]}
+    return _blame(cohort.family, cohort.task, cohort.learner, fields)
 
 
 def _blame(*parts: Family | Task | Learner | Mapping[str, Any] | None) -> str:

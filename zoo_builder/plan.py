@@ -118,15 +118,7 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
         raise ValueError(f"{type(learner).__name__} learns no task; remove `tasks` and `rollouts` from the recipe.")
     for label in recipe["labels"]:
         labels.load(label, {})
-    members = [
-        (family, task, spreads)
-        for task, spreads in _tasks(recipe)
-        for entry in recipe["families"]
-        for family in _families(entry, task)
-    ]
-    for family, task, _ in members:
-        learner.check_task(task)
-        check_family(family)
+    members = _members(recipe, learner)
     names = [_cohort_name(family, task) for family, task, _ in members]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
@@ -157,6 +149,20 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
 def hidden_size(family: Family) -> int:
     """Number of units of a family's largest hidden layer."""
     return max(axis.size for axis in family.spec.axes.values() if axis.kind == "hidden")
+
+
+def _members(recipe: Mapping[str, Any], learner: Learner) -> list[tuple[Family, Task | None, dict[str, Spread]]]:
+    """Every family with every task and that one's spreads."""
+    members = [
+        (family, task, spreads)
+        for task, spreads in _tasks(recipe)
+        for entry in recipe["families"]
+        for family in _families(entry, task)
+    ]
+    for family, task, _ in members:
+        learner.check_task(task)
+        check_family(family)
+    return members
 
 
 def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, Spread]]]:

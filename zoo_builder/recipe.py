@@ -116,8 +116,9 @@ def _check_lists(recipe: Mapping[str, Any]) -> None:
     _check_entry("learning", recipe["learning"])
     if not isinstance(recipe["snapshots"], list) or not recipe["snapshots"]:
         raise ValueError(f"`snapshots` must be a list of numbers of updates, found {shown(recipe['snapshots'])}.")
-    if not all(_whole(step) and step >= 0 for step in recipe["snapshots"]):
-        raise ValueError(f"`snapshots` must be whole numbers of updates, 0 or more, found {shown(recipe['snapshots'])}.")
+    for step in recipe["snapshots"]:
+        if not _whole(step) or step < 0:
+            raise ValueError(f"`snapshots` must be whole numbers of updates, 0 or more, found {shown(step)}.")
     if not isinstance(recipe["title"], str):
         raise ValueError(f"`title` must be text, found {shown(recipe['title'])}.")
     if not isinstance(recipe["labels"], list) or not all(isinstance(label, str) for label in recipe["labels"]):

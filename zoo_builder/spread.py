@@ -88,7 +88,8 @@ def parse_spread(where: str, value: Any) -> Spread:
         raise ValueError(f"{where} has {shown(list(value))}; a spread is exactly one of {kinds}.")
     kind, bounds = next(iter(value.items()))
     if kind not in kinds:
-        raise ValueError(f"{where}: no spread is called {shown(kind)}; there are {kinds}.{near_match(str(kind), kinds)}")
+        near = near_match(str(kind), kinds)
+        raise ValueError(f"{where}: no spread is called {shown(kind)}; there are {kinds}.{near}")
     if not isinstance(bounds, list):
         raise ValueError(f"{where}: '{kind}' takes a list of numbers, found {shown(bounds)}.")
     _refuse_odd_numbers(where, kind, bounds)
@@ -112,7 +113,8 @@ def _check_bounds(where: str, spread: Spread) -> None:
             raise ValueError(f"{where}: 'choice' needs at least one value.")
         return
     if len(bounds) != 2 or bounds[0] > bounds[1]:
-        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {shown(list(bounds))}.")
+        found = shown(list(bounds))
+        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {found}.")
     if spread.kind == "log_uniform" and bounds[0] <= 0:
         raise ValueError(f"{where}: 'log_uniform' needs bounds above 0, found {shown(list(bounds))}.")
     if spread.kind == "integers" and any(b != round(b) for b in bounds):

@@ -9,6 +9,7 @@ from zoo_builder import container
 # Path below the root -> what the file says, cores out of 8, and memory.
 V2 = {"proc/self/cgroup": "0::/\n"}
 INNER = {"proc/self/cgroup": "0::/user.slice/job\n"}
+PERIOD = {"sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}
 V1 = {"proc/self/cgroup": "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/x\n0::/\n"}
 CASES = {
     "nothing": ({}, 8),
@@ -19,11 +20,11 @@ CASES = {
     "more than there are": (V2 | {"sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),
     "a group above": (INNER | {"sys/fs/cgroup/user.slice/cpu.max": "300000 100000"}, 3),
     "the least of several": (
-        INNER | {"sys/fs/cgroup/user.slice/cpu.max": "300000 100000", "sys/fs/cgroup/cpu.max": "100000 100000"},
+        INNER | {"sys/fs/cgroup/user.slice/cpu.max": "300000 100000", "sys/fs/cgroup/cpu.max": "90000 100000"},
         1,
     ),
-    "version 1": (V1 | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 4),
-    "version 1, no limit": (V1 | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
+    "version 1": (V1 | PERIOD | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000"}, 4),
+    "version 1, no limit": (V1 | PERIOD | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1"}, 8),
     "nonsense": ({"proc/self/cgroup": "x\n0::/../../..\n::\n", "sys/fs/cgroup/cpu.max": "a b c"}, 8),
     "division by nothing": (V2 | {"sys/fs/cgroup/cpu.max": "5 0\n"}, 8),
 }  # fmt: skip
