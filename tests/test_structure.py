@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 TOP_LEVEL = {"pyproject.toml", "weightspace", "zoo_builder", "probes", "tests", "configs", "README.md", "LICENSE"}
 
 # Rooms of weightspace, each with the rooms it may import.
-BASE = {"group", "spec", "discovery", "plugins", "terminal", "checksum"}
+BASE = {"group", "spec", "discovery", "plugins", "terminal", "checksum", "child"}
 ZOO = BASE | {"families", "rollout", "store"}
 READING = ZOO | {"features", "graph", "augment", "construction"}
 BATCHES = READING | {"targets", "batch", "sampling", "memory", "usable", "loading"}
@@ -23,7 +23,8 @@ ROOMS = {
     "plugins": set(),
     "terminal": set(),
     "checksum": set(),
-    "discovery": {"plugins"},
+    "child": set(),
+    "discovery": {"plugins", "terminal"},
     "group": set(),
     "spec": {"group"},
     "families": BASE,

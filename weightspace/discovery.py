@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 from weightspace import plugins
+from weightspace.terminal import shown
 
 T = TypeVar("T")
 
@@ -38,9 +41,11 @@ def _found(package: str, base: type, allowed: tuple[str, ...]) -> dict[str, type
 
 def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mapping[str, Any]) -> T:
     """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
+    if not isinstance(name, str) or not isinstance(fields, Mapping):
+        raise ValueError(f"A {kind} is the name of a class with a mapping of options, found {shown((name, fields))}.")
     if name not in found:
         raise ValueError(
-            f"No {kind} is called '{name}'; there are {sorted(found)}.{near_match(name, found)} "
+            f"No {kind} is called {shown(name)}; there are {sorted(found)}.{near_match(name, found)} "
             f"({plugins.OPTION} PKG adds those of your own package.)"
         )
     refuse_unknown(found[name], fields)
@@ -60,20 +65,41 @@ def refuse_unknown(kind: type, fields: Iterable[str]) -> None:
     known = list(inspect.signature(kind).parameters)
     for key in fields:
         if key not in known:
-            raise ValueError(f"{kind.__name__} has no option '{key}'; it has {known}.{near_match(key, known)}")
+            near = near_match(str(key), known)
+            raise ValueError(f"{kind.__name__} has no option {shown(key)}; it has {known}.{near}")
 
 
 def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
-    """Raise ValueError where a field is not of the type its class declares (int, float, str, bool or a Literal)."""
+    """Raise ValueError where a field is not of the type its class declares, or a number that is not finite."""
     hints = typing.get_type_hints(kind)
     for name, value in fields.items():
-        hint = hints.get(name)
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-        if choices is not None and value not in choices:
-            raise ValueError(f"`{name}` (={value!r}) of {kind.__name__} must be one of {list(choices)}.")
-        wanted = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}.get(hint) if hint else None
-        if hint and wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool)):
-            raise ValueError(f"`{name}` (={value!r}) of {kind.__name__} must be of type {hint.__name__}.")
+        hint = hints.get(name, Any)
+        if not _fits(value, hint):
+            raise ValueError(f"`{name}` (={shown(value)}) of {kind.__name__} must be {_described(hint)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if hint is float and isinstance(value, float):
+        return math.isfinite(value)
+    if hint in (int, float):
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    # What a list or mapping is of, its class must see to.
+    return isinstance(value, hint) if isinstance(hint, type) and origin is None else True
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {list(typing.get_args(hint))}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_described(one) for one in typing.get_args(hint))
+    if hint is float:
+        return "of type float, and finite"
+    return "null" if hint is type(None) else f"of type {getattr(hint, '__name__', hint)}"
 
 
 def near_match(name: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace import plugins, store
+from zoo_builder.bounds import check_memory
 from zoo_builder.differences import refuse_differences
 from zoo_builder.engine import Engine, run_shards
 from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
@@ -58,6 +59,7 @@ def build(
     builders of the same plan; whoever then finds all shards there and nobody else at work merges them.
     """
     plan = make_plan(read_recipe(recipe, seed, device))
+    check_memory(plan)
     out = Path(out)
     identity = build_identity(plan, device, chosen_method(device, method))
     _refuse_other_files(out)
@@ -90,7 +92,7 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     """
     out = Path(out)
     manifest = store.open_zoo(out).manifest
-    plan = make_plan(manifest["recipe"])
+    plan = make_plan(read_recipe(manifest["recipe"]))
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")

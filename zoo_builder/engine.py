@@ -7,12 +7,12 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from weightspace import child
+from zoo_builder.container import num_cores
 from zoo_builder.worker import ENVIRONMENT
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -25,25 +25,22 @@ class BuildFailed(ValueError):
     """A shard could not be made; the message says which and why."""
 
 
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_workers(device: str) -> int:
-    """One process per core; one in all on CUDA, where several would only take turns."""
-    return 1 if device == "cuda" else num_cores()
+def chosen_workers(workers: int | None, device: str) -> int:
+    """The number asked for, else one process per core; one in all on CUDA, where several would only take turns."""
+    if workers is None:
+        return 1 if device == "cuda" else num_cores()
+    if workers < 1:
+        raise ValueError(f"`workers` (={workers}) must be at least 1.")
+    return workers
 
 
 def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
-    """Have the shards `indices` made by worker processes on this machine; for `workers` None see `default_workers`.
+    """Have the shards `indices` made by worker processes on this machine; for `workers` None see `chosen_workers`.
 
     Workers are processes of their own, not forks, because their environment must be set before they import torch.
     Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
     """
-    workers = default_workers(job["device"]) if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"`workers` (={workers}) must be at least 1.")
+    workers = chosen_workers(workers, job["device"])
     waiting = list(reversed(indices))
     messages: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
     processes: list[subprocess.Popen[str]] = []
@@ -73,15 +70,13 @@ def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | No
 
 
 def _start(job: Mapping[str, Any]) -> subprocess.Popen[str]:
-    package_root = str(Path(__file__).resolve().parent.parent)
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-m", "zoo_builder.worker"],
+        child.command("zoo_builder.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, **ENVIRONMENT},
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):

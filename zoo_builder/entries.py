@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weightspace.discovery import refuse_unknown
+from weightspace.terminal import shown
 from zoo_builder.spread import Spread, parse_spread
 
 
@@ -35,7 +36,7 @@ def spread_entry(entry: Mapping[str, Any], load: Any, available: Mapping[str, An
     A field of a group of options has a dotted name, such as `exams.threshold`.
     """
     name = entry["class"]
-    fields = {key: value for key, value in entry.items() if key != "class"}
+    fields: dict[str, Any] = {key: value for key, value in entry.items() if key != "class"}
     if name not in available:
         return load(name, fields), {}
     kind = available[name]
@@ -62,7 +63,7 @@ def _flattened(name: str, fields: Mapping[str, Any], groups: Mapping[str, type])
         elif isinstance(value, Mapping):
             yield from ((f"{key}.{option}", choice) for option, choice in value.items())
         else:
-            raise ValueError(f"`{key}` of {name} must be a mapping of options, found {value!r}.")
+            raise ValueError(f"`{key}` of {name} must be a mapping of options, found {shown(value)}.")
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

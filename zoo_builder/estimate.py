@@ -12,12 +12,15 @@ from tqdm import tqdm
 
 from weightspace.rollout import Method
 from zoo_builder import labels
+from zoo_builder.bounds import check_memory, memory_named
 from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.plan import Cohort, Plan
 from zoo_builder.shard import COLUMNS, label_columns
 from zoo_builder.stacks import chunk_size, models_together
 
 UPDATES = 17
+# After so long, the updates that were made must do.
+MOST_SECONDS = 10.0
 # Labels of large models take seconds and gigabytes: fewer of these are measured, as many as have this many parameters.
 MODELS_LABELLED, PARAMETERS_LABELLED = (4, 16), 40_000
 # Bytes of one row's text columns, after compression.
@@ -30,11 +33,13 @@ class _Enough(Exception):
 
 def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "stacked") -> dict[str, Any]:
     """Cohorts with their models, bytes and CPU seconds, and the totals; `seconds` is wall-clock time with `workers`."""
+    check_memory(plan)
     torch.set_num_threads(1)
     num_labels = len(label_columns(plan))
     for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
         # The first measurement of a family is slow and tells nothing of the later ones.
-        _label_seconds(plan, cohort, device, method)
+        with memory_named(plan, cohort):
+            _label_seconds(plan, cohort, device, method)
     bar = tqdm(plan.cohorts, unit=" cohorts", disable=not sys.stderr.isatty(), desc="estimate")
     cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in bar]
     cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
@@ -57,14 +62,14 @@ def _three_digits(seconds: float) -> float:
 
 def _cohort(plan: Plan, cohort: Cohort, num_labels: int, device: str, method: Method) -> dict[str, Any]:
     models = len(cohort.splits)
+    with memory_named(plan, cohort):
+        seconds = _learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort, device, method)
     return {
         "name": cohort.name,
         "models": models,
         "num_parameters": cohort.family.spec.num_parameters,
         "bytes": models * len(plan.snapshots) * _row_bytes(plan, cohort, num_labels),
-        "cpu_seconds": _three_digits(
-            _learning_seconds(plan, cohort, device, method) + _label_seconds(plan, cohort, device, method)
-        ),
+        "cpu_seconds": _three_digits(seconds),
     }
 
 
@@ -87,7 +92,7 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
 
     def timed(update: int) -> None:
         times.append(_now(device))
-        if update > UPDATES:
+        if update > UPDATES or times[-1] - start > MOST_SECONDS:
             raise _Enough
 
     start = _now(device)
@@ -108,8 +113,9 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
         cohort.learner.learn(*arguments)
     except _Enough:
         # The quickest of two rounds, each with one draw of data, because other work on the machine slows some.
-        count = UPDATES_PER_DRAW
-        update = min(later - earlier for earlier, later in zip(times, times[count:], strict=False)) / count
+        count, update = UPDATES_PER_DRAW, (times[-1] - start) / len(times)
+        if len(times) > UPDATES:
+            update = min(later - earlier for earlier, later in zip(times, times[count:], strict=False)) / count
         return update * plan.snapshots[-1] * len(cohort.splits) / len(ids)
     return (_now(device) - start) * len(cohort.splits) / len(ids)
 

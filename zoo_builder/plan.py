@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from weightspace.rollout import Streams
 from weightspace.rollout.streams import derive
 from weightspace.store import digest
 from zoo_builder import labels, learning, tasks
+from zoo_builder.bounds import check_counts, check_family
 from zoo_builder.entries import crossed, refuse_missing, spread_entry
 from zoo_builder.learning import Learner
 from zoo_builder.spread import Spread
@@ -108,6 +110,7 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
 
     Cohorts are sorted by name, so that the order of families and tasks in the recipe has no effect.
     """
+    check_counts(recipe)
     learner, learning_spreads = spread_entry(recipe["learning"], learning.load, learning.available())
     if learner.needs_task and not recipe["tasks"]:
         raise ValueError(f"{type(learner).__name__} needs a task; add `tasks` to the recipe.")
@@ -115,18 +118,11 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
         raise ValueError(f"{type(learner).__name__} learns no task; remove `tasks` and `rollouts` from the recipe.")
     for label in recipe["labels"]:
         labels.load(label, {})
-    members = [
-        (family, task, spreads)
-        for task, spreads in _tasks(recipe)
-        for entry in recipe["families"]
-        for family in _families(entry, task)
-    ]
-    for _, task, _ in members:
-        learner.check_task(task)
+    members = _members(recipe, learner)
     names = [_cohort_name(family, task) for family, task, _ in members]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"The recipe gives the cohort '{name}' twice; remove one of its entries.")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"The recipe gives the cohort '{name}' twice; remove one of its entries.")
     splits = _splits(recipe, sorted(names))
     classes = sorted({type(family).__name__ for family, _, _ in members})
     sizes = {hidden_size(family) for family, _, _ in members}
@@ -153,6 +149,20 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
 def hidden_size(family: Family) -> int:
     """Number of units of a family's largest hidden layer."""
     return max(axis.size for axis in family.spec.axes.values() if axis.kind == "hidden")
+
+
+def _members(recipe: Mapping[str, Any], learner: Learner) -> list[tuple[Family, Task | None, dict[str, Spread]]]:
+    """Every family with every task and that one's spreads."""
+    members = [
+        (family, task, spreads)
+        for task, spreads in _tasks(recipe)
+        for entry in recipe["families"]
+        for family in _families(entry, task)
+    ]
+    for family, task, _ in members:
+        learner.check_task(task)
+        check_family(family)
+    return members
 
 
 def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, Spread]]]:

@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from weightspace import child
 from zoo_builder.engine import BuildFailed, Report
 from zoo_builder.worker import ENVIRONMENT, make_and_write
 
@@ -98,7 +99,9 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGTERM)
     own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
+        # Ray has its workers look first into the folder that this is called in, whatever lies there.
+        with contextlib.nullcontext() if child.imports_from_here() else contextlib.chdir("/"):
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"Ray cannot be reached at {address}: {str(error).strip()}") from None
     if in_main:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from weightspace.discovery import near_match
+from weightspace.terminal import shown
+from zoo_builder.plain import read_yaml, refuse_odd
 
 DEVICES = ["cpu", "cuda"]
 DEFAULTS: dict[str, Any] = {
@@ -30,7 +31,9 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None,
     `shard_size` may differ between devices, `{cpu: 32, cuda: 1024}`: a GPU is busy with no fewer models. A recipe that
     is read has the number for `device`.
     """
-    data = source if isinstance(source, Mapping) else _load_yaml(Path(source))
+    data = source if isinstance(source, Mapping) else read_yaml(Path(source))
+    refuse_odd({"seed": seed}, "--seed")
+    refuse_odd(data, "The recipe")
     known = [*REQUIRED, *DEFAULTS]
     refuse_unknown("The recipe", data, known)
     missing = [key for key in REQUIRED if key not in data]
@@ -53,15 +56,16 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None,
 def refuse_unknown(where: str, found: Any, known: list[str]) -> None:
     """Raise ValueError unless `found` is a mapping with known keys only."""
     if not isinstance(found, Mapping):
-        raise ValueError(f"{where} must be a mapping with keys {known}, found {found!r}.")
+        raise ValueError(f"{where} must be a mapping with keys {known}, found {shown(found)}.")
     for key in found:
         if key not in known:
-            raise ValueError(f"{where} has no key '{key}'; it has {known}.{near_match(str(key), known)}")
+            raise ValueError(f"{where} has no key {shown(key)}; it has {known}.{near_match(str(key), known)}")
 
 
 def _filled(where: str, found: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    refuse_unknown(f"`{where}`", found or {}, list(defaults))
-    return {**defaults, **(found or {})}
+    found = {} if found is None else found
+    refuse_unknown(f"`{where}`", found, list(defaults))
+    return {**defaults, **found}
 
 
 def _for_device(where: str, found: Any, device: str) -> Any:
@@ -74,32 +78,15 @@ def _for_device(where: str, found: Any, device: str) -> Any:
     return found[device]
 
 
-def _load_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML 1.2 numbers: 1e-3 is one, which YAML 1.1 takes for text."""
-
-    number = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    if not path.is_file():
-        raise ValueError(f"There is no recipe {path}.")
-    try:
-        # Safe: the loader derives from SafeLoader.
-        return yaml.load(path.read_text(), Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-
-
 def _check_numbers(recipe: Mapping[str, Any]) -> None:
     positive = {"models_per_cohort": recipe["models_per_cohort"], "shard_size": recipe["shard_size"]}
     if recipe["rollouts"] is not None:
         positive["rollouts.sequences"] = recipe["rollouts"]["sequences"]
     for name, value in positive.items():
         if not _whole(value) or value < 1:
-            raise ValueError(f"`{name}` (={value!r}) must be a whole number, at least 1.")
+            raise ValueError(f"`{name}` (={shown(value)}) must be a whole number, at least 1.")
     if not _whole(recipe["seed"]):
-        raise ValueError(f"`seed` (={recipe['seed']!r}) must be a whole number.")
+        raise ValueError(f"`seed` (={shown(recipe['seed'])}) must be a whole number.")
     for name in ("test", "val"):
         value = recipe["splits"][name]
         if (
@@ -108,27 +95,41 @@ def _check_numbers(recipe: Mapping[str, Any]) -> None:
             or value < 0
             or (value >= 1 and not _whole(value))
         ):
-            raise ValueError(f"`splits.{name}` (={value!r}) must be a share below 1 or a whole number of models.")
+            raise ValueError(f"`splits.{name}` (={shown(value)}) must be a share below 1 or a whole number of models.")
     share = recipe["splits"]["out_of_distribution"]["task_share"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise ValueError(f"`splits.out_of_distribution.task_share` (={share!r}) must be from 0 to 1.")
+        raise ValueError(f"`splits.out_of_distribution.task_share` (={shown(share)}) must be from 0 to 1.")
+    largest = recipe["splits"]["out_of_distribution"]["largest_size"]
+    if not isinstance(largest, bool):
+        raise ValueError(f"`splits.out_of_distribution.largest_size` (={shown(largest)}) must be true or false.")
 
 
 def _check_lists(recipe: Mapping[str, Any]) -> None:
     for name in ("families", "tasks"):
         entries = recipe[name]
-        if not isinstance(entries, list) or not all(isinstance(e, Mapping) and "class" in e for e in entries):
-            raise ValueError(f"`{name}` must be a list of entries with a `class`, found {entries!r}.")
+        if not isinstance(entries, list):
+            raise ValueError(f"`{name}` must be a list of entries with a `class`, found {shown(entries)}.")
+        for index, entry in enumerate(entries):
+            _check_entry(f"{name}[{index}]", entry)
     if not recipe["families"]:
         raise ValueError("`families` is empty; give at least one.")
-    if not isinstance(recipe["learning"], Mapping) or "class" not in recipe["learning"]:
-        raise ValueError(f"`learning` must be one entry with a `class`, found {recipe['learning']!r}.")
+    _check_entry("learning", recipe["learning"])
     if not isinstance(recipe["snapshots"], list) or not recipe["snapshots"]:
-        raise ValueError(f"`snapshots` must be a list of numbers of updates, found {recipe['snapshots']!r}.")
-    if not all(_whole(step) and step >= 0 for step in recipe["snapshots"]):
-        raise ValueError(f"`snapshots` must be whole numbers of updates, 0 or more, found {recipe['snapshots']!r}.")
+        raise ValueError(f"`snapshots` must be a list of numbers of updates, found {shown(recipe['snapshots'])}.")
+    for step in recipe["snapshots"]:
+        if not _whole(step) or step < 0:
+            raise ValueError(f"`snapshots` must be whole numbers of updates, 0 or more, found {shown(step)}.")
+    if not isinstance(recipe["title"], str):
+        raise ValueError(f"`title` must be text, found {shown(recipe['title'])}.")
     if not isinstance(recipe["labels"], list) or not all(isinstance(label, str) for label in recipe["labels"]):
-        raise ValueError(f"`labels` must be a list of names, found {recipe['labels']!r}.")
+        raise ValueError(f"`labels` must be a list of names, found {shown(recipe['labels'])}.")
+
+
+def _check_entry(where: str, entry: Any) -> None:
+    if not isinstance(entry, Mapping) or "class" not in entry:
+        raise ValueError(f"`{where}` must be an entry with a `class`, found {shown(entry)}.")
+    if not isinstance(entry["class"], str):
+        raise ValueError(f"`{where}.class` must be the name of one class, found {shown(entry['class'])}.")
 
 
 def _whole(value: Any) -> bool:

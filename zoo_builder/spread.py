@@ -12,6 +12,10 @@ from torch import Tensor
 
 from weightspace.discovery import near_match
 from weightspace.rollout import Streams
+from weightspace.terminal import shown
+
+LARGEST = 1e300
+"""Number that may stand in a recipe: beyond it, the distance of two is no number."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,31 @@ KINDS: dict[str, Callable[[tuple[float, ...], Tensor], Tensor]] = {
 def parse_spread(where: str, value: Any) -> Spread:
     """The spread a recipe asks for: a number, {uniform|log_uniform|integers: [low, high]} or {choice: [...]}."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Mapping)):
-        raise ValueError(f"{where} is {value!r}; give a number or a spread such as {{uniform: [0, 1]}}.")
+        raise ValueError(f"{where} is {shown(value)}; give a number or a spread such as {{uniform: [0, 1]}}.")
     if not isinstance(value, Mapping):
+        _refuse_odd_numbers(where, "fixed", [value])
         return Spread("fixed", (float(value),))
     kinds = [kind for kind in KINDS if kind != "fixed"]
     if len(value) != 1:
-        raise ValueError(f"{where} has {sorted(value)}; a spread is exactly one of {kinds}.")
+        raise ValueError(f"{where} has {shown(list(value))}; a spread is exactly one of {kinds}.")
     kind, bounds = next(iter(value.items()))
     if kind not in kinds:
-        raise ValueError(f"{where}: no spread is called '{kind}'; there are {kinds}.{near_match(str(kind), kinds)}")
-    if not isinstance(bounds, list) or not all(isinstance(b, (int, float)) and math.isfinite(b) for b in bounds):
-        raise ValueError(f"{where}: '{kind}' takes a list of numbers, found {bounds!r}.")
+        near = near_match(str(kind), kinds)
+        raise ValueError(f"{where}: no spread is called {shown(kind)}; there are {kinds}.{near}")
+    if not isinstance(bounds, list):
+        raise ValueError(f"{where}: '{kind}' takes a list of numbers, found {shown(bounds)}.")
+    _refuse_odd_numbers(where, kind, bounds)
     numbers = tuple(float(b) for b in bounds)
     # The order in which choices are listed means nothing, so no draw depends on it.
     spread = Spread(kind, tuple(sorted(numbers)) if kind == "choice" else numbers)
     _check_bounds(where, spread)
     return spread
+
+
+def _refuse_odd_numbers(where: str, kind: str, numbers: list[Any]) -> None:
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) <= LARGEST:
+            raise ValueError(f"{where}: '{kind}' takes numbers of at most {LARGEST:g}, found {shown(number)}.")
 
 
 def _check_bounds(where: str, spread: Spread) -> None:
@@ -100,8 +113,9 @@ def _check_bounds(where: str, spread: Spread) -> None:
             raise ValueError(f"{where}: 'choice' needs at least one value.")
         return
     if len(bounds) != 2 or bounds[0] > bounds[1]:
-        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {list(bounds)}.")
+        found = shown(list(bounds))
+        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {found}.")
     if spread.kind == "log_uniform" and bounds[0] <= 0:
-        raise ValueError(f"{where}: 'log_uniform' needs bounds above 0, found {list(bounds)}.")
+        raise ValueError(f"{where}: 'log_uniform' needs bounds above 0, found {shown(list(bounds))}.")
     if spread.kind == "integers" and any(b != round(b) for b in bounds):
-        raise ValueError(f"{where}: 'integers' takes whole numbers, found {list(bounds)}.")
+        raise ValueError(f"{where}: 'integers' takes whole numbers, found {shown(list(bounds))}.")

@@ -98,9 +98,11 @@ def make_and_write(
         stage_shard(Path(job["out"]), plan, shard, **job["relabel"])
         return
     from weightspace.store import write_shard
+    from zoo_builder.bounds import memory_named
     from zoo_builder.shard import make_shard
 
-    content = make_shard(plan, shard, job["device"], job["method"], progress)
+    with memory_named(plan, shard.cohort):
+        content = make_shard(plan, shard, job["device"], job["method"], progress)
     write_shard(Path(job["out"]), shard.index, content, job["plan"])
 
 

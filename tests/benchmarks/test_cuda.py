@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from weightspace import families
 from weightspace.rollout import Streams, captured
 from zoo_builder.build import build
-from zoo_builder.engine import num_cores
+from zoo_builder.container import num_cores
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.lessons import UPDATES_PER_DRAW

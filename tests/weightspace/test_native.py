@@ -355,27 +355,6 @@ def test_narrower_vectors_give_the_same_answers(switches, fresh, monkeypatch):
         assert far(found[1][name], gradient) < TOLERANCE[torch.float32]
 
 
-def test_a_cache_that_cannot_be_written_is_replaced_by_the_temporary_folder(fresh, monkeypatch, caplog):
-    (fresh / "file").write_text("not a folder")
-    monkeypatch.setenv("WEIGHTSPACE_CACHE", str(fresh / "file" / "cache"))
-    both_methods()
-    assert not caplog.records
-    assert len(list(fresh.rglob("*.so"))) == 1
-
-
-def test_a_library_that_others_could_have_written_is_not_loaded(fresh, caplog):
-    both_methods()
-    (made,) = (fresh / "cache").glob("*.so")
-    # Not written over: this process runs it.
-    made.unlink()
-    made.write_bytes(b"not a library")
-    (fresh / "cache").chmod(0o777)
-    for cache in (compiler.library, engine.engine, native._reason):
-        cache.cache_clear()
-    both_methods()
-    assert not caplog.records
-
-
 def test_every_family_here_is_traced_and_a_listing_says_what_is_not(monkeypatch):
     assert {row["not_native"] for row in listing("families")} == {None}
     monkeypatch.setattr(families, "available", lambda: {"Sorting": Sorting})

@@ -18,6 +18,9 @@ from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, Wei
 UNREPRESENTED: dict[str, Any] = {"bidirectional": False, "proj_size": 0}
 """Options of torch.nn's layers that no family has, each with the value that does without."""
 
+MOST_LAYERS = 100
+"""A declaration names every tensor of every layer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layered(Family):
@@ -45,6 +48,10 @@ class Layered(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(
+                f"`num_layers` (={self.num_layers}) of {type(self).__name__} must be at most {MOST_LAYERS}."
+            )
         if not self.has_readout and self.output_size != self.hidden_size:
             raise ValueError(
                 f"`output_size` (={self.output_size}) of {type(self).__name__} must be `hidden_size` "

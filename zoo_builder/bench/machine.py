@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zoo_builder.engine import num_cores
+from zoo_builder.container import num_cores
 
 FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "asimd", "sve")
 """What tells how wide vectors are and whether a product and a sum are one instruction."""

@@ -1,4 +1,4 @@
-"""Compiling the engine on first use with the system's C compiler, and keeping what was compiled by its content."""
+"""Compiling the engine on first use with the system's C compiler."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
+from typing import Any
+
+from weightspace.rollout.native import cache
+from weightspace.rollout.native.cache import NoNative
+
+__all__ = ["NoNative", "compiler", "library", "version"]
 
 FLAGS = (
     "-O3",
@@ -23,11 +28,8 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
-TIMEOUT = 300
-
-
-class NoNative(RuntimeError):
-    """The engine cannot be had on this machine; the message says why."""
+COMPILATION, ANSWER = 300, 30
+"""Seconds after which a compiler that does not end is given up, compiling or saying its version."""
 
 
 @functools.cache
@@ -36,28 +38,26 @@ def library(source: str, *defines: str) -> ctypes.CDLL:
 
     A name without a folder is that of a file beside this one. What a file includes lies beside it.
     """
-    path = _cached(Path(__file__).parent / source, defines)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NoNative(f"the compiled engine does not load ({error})") from error
+    path = Path(__file__).parent / source
+    command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
+    content = b"\0".join(file.read_bytes() for file in (path, *sorted(path.parent.glob("*.[ch]"))))
+    machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
+    key = hashlib.sha256(content + machine.encode(errors="replace")).hexdigest()[:32]
+    return cache.library(key, lambda made: _compile([*command, str(path), "-o", str(made), "-lm"], made))
 
 
 def compiler() -> list[str]:
     """The command of the C compiler: the environment's CC, else cc, gcc or clang."""
-    if os.environ.get("CC"):
-        return shlex.split(os.environ["CC"])
+    asked = os.environ.get("CC", "").strip()
+    if asked:
+        try:
+            return [asked] if shutil.which(asked) else shlex.split(asked)
+        except ValueError as error:
+            raise NoNative(f"CC in the environment is {asked!r}, which is no command ({error})") from None
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
     raise NoNative("no C compiler was found (looked for CC in the environment, cc, gcc and clang)")
-
-
-def cache() -> Path:
-    """Where compiled engines are kept: WEIGHTSPACE_CACHE, else the user's cache folder."""
-    if os.environ.get("WEIGHTSPACE_CACHE"):
-        return Path(os.environ["WEIGHTSPACE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weightspace"
 
 
 def version() -> str:
@@ -65,50 +65,25 @@ def version() -> str:
     return (_version(tuple(compiler())).splitlines() or ["unknown"])[0]
 
 
-def _cached(source: Path, defines: tuple[str, ...]) -> Path:
-    command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
-    content = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.[ch]"))))
-    machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
-    name = hashlib.sha256(content + machine.encode()).hexdigest()[:32] + ".so"
-    for folder in (cache(), Path(tempfile.gettempdir()) / f"weightspace-{os.getuid()}"):
-        if (folder / name).exists() and _is_own(folder):
-            return folder / name
-    for folder in (cache(), Path(tempfile.gettempdir()) / f"weightspace-{os.getuid()}"):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as aside:
-                if not _is_own(folder):
-                    continue
-                made = Path(aside) / name
-                _compile([*command, str(source), "-o", str(made), "-lm"])
-                os.replace(made, folder / name)
-                return folder / name
-        except OSError:
-            # A read-only or full cache: the next folder may do.
-            continue
-    raise NoNative(f"nothing can be written to the cache {cache()} nor to the temporary folder")
-
-
-def _is_own(folder: Path) -> bool:
-    """Whether nobody else could have put a library there."""
-    status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
-
-
-def _compile(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    except (FileNotFoundError, PermissionError, subprocess.TimeoutExpired) as error:
-        raise NoNative(f"the C compiler could not be run ({error})") from error
+def _compile(command: list[str], made: Path) -> None:
+    done = _run(command, COMPILATION)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
         raise NoNative(f"the C compiler failed: {reason}")
+    if not made.is_file():
+        raise NoNative(f"the C compiler {command[0]} said that it was done, but left no library")
 
 
 @functools.cache
 def _version(command: tuple[str, ...]) -> str:
+    return _run([*command, "--version"], ANSWER).stdout
+
+
+def _run(command: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
+    # What a compiler says need not be text; one that reads what nobody types would never end.
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "errors": "replace"}
     try:
-        return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=TIMEOUT).stdout
+        return subprocess.run(command, timeout=seconds, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoNative(f"the C compiler could not be run ({error})") from error
 
