@@ -84,8 +84,10 @@ def flush(path: Path) -> None:
 
 
 def write_flushed(path: Path, data: bytes) -> None:
-    """Write a new file and flush it to the disk; its mode follows the umask."""
-    # Exclusive, so that a link of this name is not written through.
+    """Write a file anew and flush it to the disk; its mode follows the umask."""
+    with naming(path, len(data)):
+        # So that a link of this name is not written through.
+        path.unlink(missing_ok=True)
     with naming(path, len(data)), path.open("xb") as file:
         file.write(data)
         file.flush()

@@ -20,7 +20,7 @@ from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
 from weightspace.store.layout import MANIFEST, TABLE, Damaged
 from weightspace.store.manifest import read_manifest
-from weightspace.store.shard_files import ShardFiles, promised
+from weightspace.store.shard_files import ShardFiles, finite, promised
 from weightspace.store.table import read_table
 
 
@@ -47,7 +47,7 @@ class Stack:
     @property
     def finite(self) -> Tensor:
         """Whether all weights of a model are finite numbers (models,), bool; with others everything becomes NaN."""
-        return torch.stack([v.flatten(1).isfinite().all(1) for v in self.params.values()]).all(0)
+        return finite(self.params)
 
 
 class Zoo:

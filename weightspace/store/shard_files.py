@@ -66,6 +66,11 @@ class ShardFiles:
         stored = self._read(ROLLOUTS, places)
         return stored["x"], stored["outputs"]
 
+    def not_finite(self) -> list[int]:
+        """The places of the models whose weights are not all finite numbers, read a few at a time."""
+        parts = [range(first, min(first + 256, self.entry["rows"])) for first in range(0, self.entry["rows"], 256)]
+        return [part[i] for part in parts for i in (~finite(self.params(part))).nonzero()[:, 0].tolist()]
+
     def _promised(self, name: str) -> Path:
         return promised(self.zoo, f"{self.folder}/{name}", self.entry["files"][name]["bytes"])
 
@@ -88,6 +93,11 @@ class ShardFiles:
         except ValueError as error:
             raise Damaged(path, f"does not hold what is declared: {str(error).removesuffix('.')}") from None
         return tensors
+
+
+def finite(params: Params) -> Tensor:
+    """Whether all weights of a model are finite numbers (models,), bool."""
+    return torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in params.values()]).all(0)
 
 
 def _rows(stored: Any, places: Sequence[int]) -> Tensor:
