@@ -14,8 +14,10 @@ import torch
 import zoo_builder.cli
 from tests.weightspace.test_store import FAMILY, HEAD, columns, content, reseal, write_zoo
 from weightspace.store import documents, finish, good_shards, open_zoo, verify, write_shard
-from weightspace.store.layout import file_entry
+from weightspace.store.layout import file_entry, pretty, sealed
+from zoo_builder.overview import info
 
+LABEL = {"unit": "", "definition": ""}
 PARAMS, ROLLOUTS = "shards/00001/params.safetensors", "shards/00001/rollouts.safetensors"
 
 
@@ -159,7 +161,7 @@ def test_a_column_of_another_type_or_with_strange_cells_is_refused(zoo, name, ce
     for path, part in ((zoo / f"shards/0000{i}/table.parquet", table.slice(5 * i, 5)) for i in range(2)):
         pq.write_table(part, path)
     pq.write_table(table, zoo / "models.parquet")
-    renewed(zoo, lambda m: m.update(labels={"label": {"unit": "", "definition": ""}}))
+    renewed(zoo, lambda m: m.update(labels={"label": LABEL}))
     refused(zoo, message, capsys)
 
 
@@ -189,7 +191,7 @@ MANIFESTS = [
         "says of 'Copy' that a head has 0.5 classes, expected 2 or more",
     ),
     (lambda m: m["recipe"].update(title=["t"]), "has ['t'] as the title of its `recipe`"),
-    (lambda m: m.update(labels={"label": {"unit": "", "definition": "", "measured_with": 1}}), "what the label 'label'"),
+    (lambda m: m.update(labels={"label": {**LABEL, "measured_with": 1}}), "what the label 'label'"),
     (lambda m: m["shards"].reverse(), "does not have its shards in their order"),
     (lambda m: m["shards"][1].update(name="00007"), "has the shards 00000, 00007, expected all from 00000 on"),
     (lambda m: m["shards"][1].update(rows=4), " rows, zoo.json says "),
@@ -202,6 +204,44 @@ MANIFESTS = [
 def test_odd_values_in_the_manifest_are_refused(zoo, change, message, capsys):
     renewed(zoo, change)
     refused(zoo, message, capsys)
+
+
+ODD = [None, True, -1, 2.5, 10**30, "x", [1], {"a": 1}]
+
+
+def paths(value, before=()):
+    """The place of every value inside a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*before, key)
+        yield from paths(inner, (*before, key))
+
+
+def put(document, path, value):
+    *outer, last = path
+    for key in outer:
+        document = document[key]
+    document[last] = value
+
+
+def test_an_odd_value_anywhere_in_the_manifest_is_read_as_before_or_refused_in_one_line(zoo):
+    renewed(zoo, lambda m: m.update(tasks={"Copy": {"output_kind": "categorical"}}, labels={"label": LABEL}))
+    whole = (zoo / "zoo.json").read_bytes()
+    refusals = 0
+    for path in paths({name: part for name, part in json.loads(whole).items() if name != "digest"}):
+        for odd in ODD:
+            manifest = json.loads(whole)
+            put(manifest, path, odd)
+            (zoo / "zoo.json").write_bytes(pretty(sealed(manifest)))
+            try:
+                opened = open_zoo(zoo)
+                info(zoo)
+                opened.rollouts([opened.stack([0]).rows[0]])
+            except ValueError as error:
+                refusals += 1
+                (message,) = str(error).splitlines()
+    assert refusals > 300
+    assert message
 
 
 @pytest.mark.parametrize("depth", [100, 900, 100_000])
@@ -264,7 +304,7 @@ def test_a_shard_copied_over_another_is_noticed(tmp_path):
     good, bad = good_shards(tmp_path, range(2), "p")
     assert good == [0]
     assert bad == {1: "table.parquet says `shard` 0 in row 0, expected 1"}
-    with pytest.raises(ValueError, match="Shard 00001: table.parquet says `shard` 0"):
+    with pytest.raises(ValueError, match=r"Shard 00001: table\.parquet says `shard` 0"):
         finish(tmp_path, HEAD, 2, "A test zoo")
 
 
