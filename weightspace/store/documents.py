@@ -10,14 +10,25 @@ DEEPEST = 64
 """No document of ours is nested half as deep; what works on a document may go down it by calling itself."""
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+# Made once, because tables have a text in every row.
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
 def parse(text: str | bytes) -> dict[str, Any]:
     """The mapping that a text of JSON holds; ValueError says, as the end of a sentence, why it is none."""
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        text = text.decode() if isinstance(text, bytes) else text
+        found = _DECODER.decode(text)
     except (ValueError, RecursionError):
         raise ValueError("is not JSON") from None
     if not isinstance(found, dict):
         raise ValueError(f"holds JSON of type {type(found).__name__}, expected a mapping")
+    if text.count("{") + text.count("[") <= DEEPEST:
+        return found
     level: list[Any] = [found]
     for _ in range(DEEPEST):
         level = [item for outer in level for item in _inner(outer)]
@@ -39,7 +50,3 @@ def read(path: Path) -> dict[str, Any]:
 def _inner(value: Any) -> list[Any]:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [item for item in items if isinstance(item, dict | list)]
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
