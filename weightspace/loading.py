@@ -117,8 +117,5 @@ def _output_layouts(zoo: Zoo) -> list[tuple[str, int | None]]:
     """
     layouts = {}
     for name, task in zoo.manifest.get("tasks", {}).items():
-        classes = task.get("classes_per_head")
-        if classes is not None and (type(classes) is not int or classes < 2):
-            raise ValueError(f"{zoo.path} says of {name} that a head has {classes!r} classes; expected 2 or more.")
-        layouts[name] = (task.get("output_kind", "categorical"), classes)
+        layouts[name] = (task["output_kind"], task.get("classes_per_head"))
     return [layouts.get(task, ("categorical", None)) for task in zoo.table.column("task").to_pylist()]

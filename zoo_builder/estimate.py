@@ -11,11 +11,12 @@ import torch
 from tqdm import tqdm
 
 from weightspace.rollout import Method
+from weightspace.store import SCHEMA
 from zoo_builder import labels
 from zoo_builder.bounds import check_memory, memory_named
 from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.plan import Cohort, Plan
-from zoo_builder.shard import COLUMNS, label_columns
+from zoo_builder.shard import label_columns
 from zoo_builder.stacks import chunk_size, models_together
 
 UPDATES = 17
@@ -77,7 +78,7 @@ def _row_bytes(plan: Plan, cohort: Cohort, num_labels: int) -> int:
     """Bytes of one (model, snapshot) on the disk; the table is there twice, in its shard and merged."""
     spec = cohort.family.spec
     weights = 4 * sum(torch.Size(spec.shape(name)).numel() for name in spec.tensors)
-    table = 2 * (8 * (len(COLUMNS) + num_labels) + TEXT_BYTES)
+    table = 2 * (8 * (len(SCHEMA) + num_labels) + TEXT_BYTES)
     if cohort.task is None or plan.recipe["rollouts"] is None:
         return weights + table
     channels = cohort.task.input_size + cohort.task.output_size

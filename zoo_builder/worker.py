@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -58,6 +59,8 @@ def _serve(job: dict[str, Any], orders: queue.Queue[dict[str, Any]], reports: Te
     from zoo_builder.plan import make_plan
 
     torch.set_num_threads(1)
+    # The builder has said what the file system cannot do.
+    logging.getLogger("weightspace.store").setLevel(logging.ERROR)
     plugins.allow(*job["allow_import"])
     plan = make_plan(job["recipe"])
     shards = plan.shards
