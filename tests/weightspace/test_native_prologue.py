@@ -68,7 +68,7 @@ def test_gradients_through_what_is_computed_from_params_are_those_of_autograd(na
         torch.testing.assert_close(found[0], expected[0], rtol=bound, atol=bound)
         for key, gradient in expected[1].items():
             scale = float(gradient.abs().max().clamp(min=1e-6))
-            torch.testing.assert_close(found[1][key] / scale, gradient / scale, rtol=0, atol=bound, msg=f"{name}: {key}")
+            torch.testing.assert_close(found[1][key] / scale, gradient / scale, rtol=0, atol=bound, msg=key)
 
 
 def test_threads_do_not_change_a_bit_of_gradients_that_come_both_ways():
