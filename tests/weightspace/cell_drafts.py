@@ -114,6 +114,7 @@ class Draft:
         self.draw = random.Random(f"cell {seed}")
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.tiles: list[tuple[str, int]] = []
+        self.unread: set[str] = set()
         self.lines: list[str] = []
         self.named = 0
 
@@ -164,12 +165,18 @@ class Draft:
         fitting = [one for one in self.tiles if size in (None, one[1])]
         if not fitting or (size is not None and self.chance(0.04)):
             return self.resized(size or 1)
-        return self.draw.choice(fitting[-5:] if self.chance(recent) else fitting)
+        unread = [one for one in fitting if one[0] in self.unread]
+        if unread and self.chance(recent):
+            fitting = unread
+        made = self.draw.choice(fitting[-5:] if self.chance(recent) else fitting)
+        self.unread.discard(made[0])
+        return made
 
     def line(self, text: str, size: int) -> tuple[str, int]:
         """A new tile, written as a line."""
         self.named += 1
         self.lines.append(f"t{self.named} = {text}")
+        self.unread.add(f"t{self.named}")
         self.tiles.append((f"t{self.named}", size))
         return self.tiles[-1]
 
@@ -234,9 +241,9 @@ class Draft:
         tile, size = self.tile()
         if size == 1:
             return
-        if size % 2 == 0 and self.chance(0.6):
+        if size % 2 == 0 and self.chance(0.7):
             self._unpack(f"{tile}.chunk(2, dim={self.draw.choice([1, -1])})", [size // 2] * 2)
-        elif self.chance(0.5):
+        elif self.chance(0.15):
             low = self.draw.randrange(1, size)
             self._unpack(f"{tile}.split([{low}, {size - low}], dim=1)", [low, size - low])
         else:
@@ -259,6 +266,7 @@ class Draft:
         names = [f"t{self.named + place}" for place in range(1, len(sizes) + 1)]
         self.named += len(sizes)
         self.lines.append(f"{', '.join(names)}{',' if len(names) == 1 else ''} = {text}")
+        self.unread |= set(names)
         self.tiles += zip(names, sizes, strict=True)
         return names
 
@@ -290,8 +298,8 @@ def drawn(seed: int) -> Cell:
     noises = (("e", draw.choice(sizes)),) if draft.chance(0.2) else ()
     input_size = draw.choice([1, 2, 3, 5, sizes[0]])
     draft.tiles = [("x", input_size), *noises, *states]
-    count = draw.randrange(2, 13)
-    strange = {draw.randrange(count) for _ in range(draw.choice([1, 1, 2]))} if draft.chance(0.4) else set()
+    count = draw.choice([1, 2, 3, 4, 5, 6, 7, 8, 12])
+    strange = {draw.randrange(count) for _ in range(draw.choice([1, 1, 2]))} if draft.chance(0.3) else set()
     for place in range(count):
         draft.beyond() if place in strange else draft.operation()
     after = _ends(draft, states)
@@ -348,8 +356,10 @@ def _answer(draft: Draft, states: tuple[tuple[str, int], ...]) -> tuple[tuple[st
     elif kind < 0.97:
         parts = [draft.tile() for _ in range(draw.choice([2, 3, 13]))]
         answer = " + ".join(f"F.linear({name}, {draft.matrix(output_size, rows)})" for name, rows in parts)
-    else:
+    elif kind < 0.98:
         answer = f"{tile}.new_zeros({tile}.shape[0], {output_size})"
+    else:
+        answer, output_size = f"torch.tanh({tile}) * {draft.vector(size)}", size
     return tuple(draft.lines), answer, output_size
 
 

@@ -137,7 +137,7 @@ def outcomes(seeds: Sequence[int], *, deep: bool) -> Iterator[dict[str, Any]]:
                 left.pop(0)
             _, said = child.communicate()
         if left:
-            end = f"the process died with status {child.returncode}: {said.strip()[-2000:]}"
+            end = f"the process died with status {child.returncode}: {' '.join(said.strip().splitlines()[-1:])}"
             yield {"seed": left.pop(0), "outcome": "crashed", "detail": end}
 
 
@@ -185,7 +185,7 @@ def _here(seeds: Sequence[int], options: argparse.Namespace) -> int:
         if options.judge:
             print(json.dumps({"seed": seed, **judged(drawn(seed), seed, deep=options.deep)}), flush=True)
         else:
-            print(f"# {seed}\n{shrunk(drawn(seed), seed) if options.shrink else drawn(seed)}\n")
+            print(f"# {seed}\n{shrunk(drawn(seed), seed, deep=options.deep) if options.shrink else drawn(seed)}\n")
     return 0
 
 
