@@ -11,18 +11,23 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from time import monotonic
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.weightspace.cells import Cell, small_params
+from tests.weightspace.test_native_drive import expected as measured
 from weightspace.rollout import generator, native, rollout
 from weightspace.rollout.criterion import NOT_ASKED, Criterion
 from weightspace.rollout.forward import last_outputs, last_states
 from weightspace.rollout.gradients import losses_and_gradients
-from weightspace.rollout.tangents import jacobians, tangent_rollout
+from weightspace.rollout.native.drive import LANES, Steps, native_drive
+from weightspace.rollout.tangents import jacobians, tangent_rollout, unflatten
 
+DRIVEN = Steps(warm_up=2, aligning=1, window=3, jacobians=2)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 BATCHES, TIMES = (1, 5, 16, 19, 33), (1, 2, 7)
 Values = dict[str, Tensor]
@@ -332,8 +337,6 @@ def _bytes(cell: Cell, seed: int, draw: int) -> None:
 
 def _updates(cell: Cell, seed: int, draw: int) -> None:
     """Three updates made in one call of C are those made one by one, and by torch."""
-    from functools import partial
-
     from weightspace.rollout.native import can_descend_on, descend, descend_on
     from zoo_builder.learning.optimiser import StackedAdamW
 
@@ -367,25 +370,69 @@ def _updates(cell: Cell, seed: int, draw: int) -> None:
         raise Different(f"losses of three updates in one call, time {time} batch {batch}")
 
 
+def _drive(cell: Cell, seed: int, draw: int) -> None:
+    """What is measured along trajectories is what torch measures."""
+    own = problem(cell, draw, DRIVEN.total, LANES)
+    moved = torch.randn(2, LANES, cell.spec.state_size, generator=own.draw, dtype=torch.float64)
+    tangent = unflatten(cell, moved / torch.linalg.vector_norm(moved, dim=-1, keepdim=True))
+    data = (cell, own.params, own.x, own.start, own.noise, tangent, DRIVEN)
+    try:
+        expected = measured(*data)
+    except RuntimeError as error:
+        raise Undecided from error
+    found = native_drive(*data, want_states=True)
+    # What vanishes is minus infinity in both.
+    values = {k: (getattr(found, k).nan_to_num(neginf=-9), v.nan_to_num(neginf=-9, nan=torch.nan)) for k, v in expected.items()}
+    compare("drive", {k: v for k, (v, _) in values.items()}, {k: v for k, (_, v) in values.items()})
+
+
 CHECKS: tuple[Callable[[Cell, int, int], None], ...] = (
     _all_in_float64, _all_in_float32, _some_gradients, _last_steps, _tangents, _losses, _losses_in_float32, _bytes, _updates,
+    _drive,
 )  # fmt: skip
 
 
-def shrunk(cell: Cell, seed: int, *, deep: bool = True) -> str:
-    """The smallest cell found that goes wrong like this one, with what is wrong."""
-    outcome = _apart(cell, seed, deep)
+def shrunk(cell: Cell, seed: int, *, deep: bool = False, seconds: float = 60) -> str:
+    """The smallest cell found in some time that goes wrong like this one, with what is wrong."""
+    outcome, end = _apart(lambda: judged(cell, seed, deep=deep)), monotonic() + seconds
     if outcome["outcome"] not in ("different", "crashed"):
         return f"{outcome['outcome']}: {outcome['detail']}"
-    kind, smaller = _kind(outcome), True
-    while smaller:
+    cause, kind = next(((c, k) for c in _causes(cell, seed, deep) if (k := _kind(_apart(c(cell)))) == _kind(outcome)), None) or (
+        lambda trial: lambda: judged(trial, seed, deep=deep), _kind(outcome))  # fmt: skip
+    tried: set[Cell] = {cell}
+    smaller = True
+    while smaller and monotonic() < end:
         smaller = False
         for trial in _smaller(cell):
-            found = _apart(trial, seed, deep)
-            if _kind(found) == kind:
-                cell, outcome, smaller = trial, found, True
+            if monotonic() > end:
                 break
+            if trial not in tried:
+                tried.add(trial)
+                found = _apart(cause(trial))
+                if _kind(found) == kind:
+                    cell, outcome, smaller = trial, found, True
+                    break
     return f"{outcome['outcome']}: {outcome['detail']}\n{cell}"
+
+
+def _causes(cell: Cell, seed: int, deep: bool) -> Iterator[Callable[[Cell], Callable[[], dict[str, Any]]]]:
+    """For each check and its first data, what makes that check alone of a cell."""
+
+    def of(check: Callable[[Cell, int, int], None], draw: int, trial: Cell) -> dict[str, Any]:
+        torch.use_deterministic_algorithms(True)
+        warnings.simplefilter("ignore")
+        try:
+            _valid(trial, seed)
+            check(trial, seed, draw)
+        except (Different, Undecided) as error:
+            return {"outcome": type(error).__name__.lower(), "detail": str(error)}
+        except Exception as error:
+            return {"outcome": "crashed", "detail": f"{type(error).__name__}: {error}"}
+        return {"outcome": "accepted", "detail": ""}
+
+    for check in _chosen(seed, deep):
+        for attempt in range(2):
+            yield lambda trial, check=check, draw=1000 * attempt + seed: partial(of, check, draw, trial)  # type: ignore[misc]
 
 
 def _kind(outcome: dict[str, Any]) -> tuple[str, str]:
@@ -393,12 +440,12 @@ def _kind(outcome: dict[str, Any]) -> tuple[str, str]:
     return outcome["outcome"], outcome["detail"].partition(":")[0] if outcome["outcome"] == "crashed" else ""
 
 
-def _apart(cell: Cell, seed: int, deep: bool) -> dict[str, Any]:
-    """The outcome of a cell, judged in a process that may die of it."""
+def _apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """An outcome that is found in a process which may die of it."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write, json.dumps(judged(cell, seed, deep=deep)).encode()[:60000])
+        os.write(write, json.dumps(work()).encode()[:60000])
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
