@@ -1,5 +1,7 @@
 """Cells that no family has, random ones and named ones: the native engine gives torch's numbers, or refuses them."""
 
+import re
+
 import pytest
 
 from tests.weightspace.cell_judge import judged
@@ -32,7 +34,7 @@ def cell(*body, answer="h", reading=(), noises=(), first=(), tensors=None, x=3, 
     """A cell of states of 4 units; its tensors are what its lines name: `w` square, `w_x` for inputs, `b` a vector."""
     shapes = {"w": (4, 4), "v": (4, 4), "w_x": (4, x), "wide": (8, x), "b": (4,), "g": (4,)}
     text = " ".join((*body, answer, *reading, *first, *after.values()))
-    used = {name: shape for name, shape in shapes.items() if name in text.replace("(", " ").replace(")", " ").replace(",", " ").split()}
+    used = {name: shape for name, shape in shapes.items() if re.search(rf"\b{name}\b", text)}
     named = tuple((name, "trained", shape) for name, shape in (tensors or used or {"b": (4,)}).items())
     return Cell(
         input_size=x, output_size=out, states=tuple((name, 4) for name in after), tensors=named, noises=noises,
