@@ -19,92 +19,118 @@ torch.maximum({a}, {b}) | torch.minimum({a}, {b}) | {a} * {b} + {c} | {c} + {a} 
 (1 - {a}) * {b} + {a} * {c} | {a} + {b} + {c} | {a} * {b} * {c} | {a} * {b} - {c} | {c} - {a} * {b} | {b} + {b} * {a}
 {a} + {v} | {a} * {v} | {a} - {v} | {v} - {a} | {v} * {a} | {v} + {a} | {a} / ({v}.abs() + {p}) | {a} * {v} + {b}
 {b} + {v} * {a} | {a} * {v} + {b} * {c} + {u} | {a} + {v} + {u} | {a} * {v} + {b} * {v} | {a} * {b} * {v} + {u}
-F.linear({a}, {W}) | F.linear({a}, {W}, {v}) | {a} @ {W} | {a} @ {W}.t() | torch.addmm({v}, {a}, {W}.t()) | {a}.mm({W})
-F.linear({a}, {W}) + {b} | {a} + F.linear({b}, {W}, {v}) | F.linear({a}, {W}) + F.linear({b}, {X}) + {v}
+F.linear({a}, {W}) | F.linear({a}, {W}, {v}) | {a} @ {W} | {a} @ {W}.t() | torch.addmm({v}, {a}, {W}.t())
+{a}.mm({W}) | F.linear({a}, {W}) + {b} | {a} + F.linear({b}, {W}, {v}) | F.linear({a}, {W}) + F.linear({b}, {X}) + {v}
 F.linear({a} * {b}, {W}) + {c} * {d} | {q} * {a} + {q} * torch.tanh({b}) | torch.tanh(F.linear({a}, {W}) + {c} * {v})
-torch.log({a} * {a}) | torch.sqrt({a}.abs()) | torch.tanh({b} / {a}) | torch.sigmoid({a}) * {b} | torch.tanh({a}) * torch.sigmoid({b}) | torch.relu({a}) * torch.relu({a}) | {a} + {a} | {a} - {a}
+torch.log({a} * {a}) | torch.sqrt({a}.abs()) | torch.tanh({b} / {a}) | torch.sigmoid({a}) * {b}
+torch.tanh({a}) * torch.sigmoid({b}) | torch.relu({a}) * torch.relu({a}) | {a} + {a} | {a} - {a}
 """
 BEYOND = """
 F.softplus({a}, beta={p}) | F.softplus({a}, threshold={q}) | F.softplus({a}, {p}, {q}) | F.leaky_relu({a}, 0.0)
 F.leaky_relu({a}, -{q}) | F.leaky_relu({a}, 2.5) | torch.sub({a}, {b}, alpha={n}) | torch.add({a}, {b}, alpha={n})
 torch.rsub({a}, {n}, alpha={n}) | torch.rsub({a}, {b}) | torch.rsub({a}, {b}, alpha={n}) | torch.rsub({a}, {n})
 torch.add({a}, {v}, alpha={n}) | torch.sub({a}, {v}, alpha={n}) | torch.sub({v}, {a}, alpha={n}) | {a} ** 3 | {a} ** 1
-({a}.abs() + {p}) ** 0.5 | ({a}.abs() + {p}) ** -1 | ({a}.abs() + {p}) ** {b} | {p} ** {a} | {a} ** 0 | {a}.pow({a} > 0)
-{a}.clamp(-{q}, {q}) | {a}.clamp(min={q}) | {a}.clamp(max={q}) | {a}.clamp({v}, {v} + 1) | torch.clip({a}, -0.3, 0.3)
-torch.where({a} > 0, {a}, {b}) | torch.where({a} > {b}, {c}, {n}) | torch.where({v} > 0, {a}, {b}) | torch.sign({a})
-({a} > 0) * {b} | ({a} > {n}).to({a}.dtype) | ({a} > 0).float() * {b} | {a}.masked_fill({a} < {n}, 0.0) | {a}.floor()
-torch.div({a}, {p}, rounding_mode="floor") | torch.div({a}, {p}, rounding_mode="trunc") | {a} // {p} | {a} % {p} | {n} / (1 + {a}.abs())
+({a}.abs() + {p}) ** 0.5 | ({a}.abs() + {p}) ** -1 | ({a}.abs() + {p}) ** {b} | {p} ** {a} | {a} ** 0
+{a}.pow({a} > 0) | {a}.clamp(-{q}, {q}) | {a}.clamp(min={q}) | {a}.clamp(max={q}) | {a}.clamp({v}, {v} + 1)
+torch.clip({a}, -0.3, 0.3) | torch.where({a} > 0, {a}, {b}) | torch.where({a} > {b}, {c}, {n})
+torch.where({v} > 0, {a}, {b}) | torch.sign({a}) | ({a} > 0) * {b} | ({a} > {n}).to({a}.dtype)
+({a} > 0).float() * {b} | {a}.masked_fill({a} < {n}, 0.0) | {a}.floor() | torch.div({a}, {p}, rounding_mode="floor")
+torch.div({a}, {p}, rounding_mode="trunc") | {a} // {p} | {a} % {p} | {n} / (1 + {a}.abs())
 {a}.mean(1, keepdim=True) + {b} | {a} - {a}.mean(dim=1, keepdim=True) | {a} / (1 + {a}.abs().sum(-1, keepdim=True))
 torch.softmax({a}, 1) | F.log_softmax({a}, dim=-1) | F.layer_norm({a}, ({r},)) | F.layer_norm({a}, ({r},), {v}, {u})
-F.gelu({a}) | F.gelu({a}, approximate="tanh") | F.silu({a}) | F.elu({a}) | F.elu({a}, alpha={p}) | F.selu({a}) | F.celu({a}, {p})
-F.hardtanh({a}) | F.hardtanh({a}, -{q}, {q}) | F.relu6({a}) | F.hardsigmoid({a}) | F.hardswish({a}) | F.mish({a})
-F.softsign({a}) | F.logsigmoid({a}) | F.threshold({a}, {q}, {n}) | F.tanhshrink({a}) | F.softshrink({a}, {q})
-torch.erf({a}) | torch.expm1({a}) | torch.log1p({a}.abs()) | torch.sinh({a}) | torch.atan({a}) | torch.asinh({a})
-({a}.abs() + {p}).rsqrt() | ({a}.abs() + {p}).reciprocal() | torch.exp2({a}) | torch.log2({a}.abs() + {p}) | {a}.frac()
-torch.logaddexp({a}, {b}) | torch.hypot({a}, {b} + 2) | torch.atan2({a}, {b} + 3) | torch.fmod({a}, {p}) | {a}.nan_to_num()
-torch.lerp({a}, {b}, {q}) | torch.lerp({a}, {b}, {c}) | torch.lerp({a}, {b}, {v}.expand_as({a})) | torch.max({a}, {b})
-torch.addcmul({a}, {b}, {c}) | torch.addcmul({a}, {b}, {c}, value={n}) | torch.addcdiv({a}, {b}, {c}.abs() + 1, value={n})
-torch.addmm({v}, {a}, {W}, beta={n}, alpha={n}) | torch.addmm({b}, {a}, {W}) | torch.addmm({b}, {a}, {W}, alpha={n}, beta={n})
-torch.baddbmm({b}[None], {a}[None], {W}[None])[0] | torch.einsum("bi,oi->bo", {a}, {W}) | torch.einsum("bi,i->bi", {a}, {v})
-torch.bmm({a}[:, None], {W}.expand(len({a}), -1, -1))[:, 0] | torch.tensordot({a}, {W}, dims=([1], [1])) | {a}.matmul({W})
-F.linear({a}[:, None], {W}).squeeze(1) | F.bilinear({a}, {b}, {W}[None].expand({r}, -1, -1)) | F.normalize({a} + 2, dim=1)
-{a} * {v}.sum() | {a} + {W}.mean() | {a} * {v}[0] | {a} * {v}[-1] | {a} + {v}[None] | {a} * {v}.unsqueeze(0) | {a} + {v}.expand_as({a})
-torch.flip({a}, [1]) | torch.roll({a}, 1, 1) | {a}.t().t() | {a}.reshape(-1, {r}) | {a}.view({a}.shape[0], {r}) | {a}.cumsum(1)
-{a}.repeat(1, 2)[:, :{r}] | {a}[:, :1].expand(-1, {r}) | {a}[:, :1] * {b} | {a}[:, :1] + {b} | {b} - {a}[:, -1:]
-torch.stack([{a}, {b}], 1).flatten(1)[:, {r}:] | torch.stack([{a}, {b}], 2).flatten(1)[:, :{r}] | torch.stack({a}.unbind(1), 1)
-{a}.index_select(1, torch.arange({r} - 1, -1, -1)) | {a}[:, list(range({r}))[::-1]] | {a}.gather(1, torch.zeros_like({a}).long())
-torch.zeros_like({a}) + {b} | torch.ones_like({a}) * {b} | torch.full_like({a}, {n}) - {b} | {a}.new_zeros({a}.shape) + {b}
-{a} + {a}.new_ones({r}) | {a} * {a}.new_full(({r},), {n}) | {a} + {a}.new_tensor([{n}] * {r}) | {a} * torch.tensor({n}) | {a} - {a}.new_zeros(1)
-{a} + torch.tensor([{n}] * {r}) | {a} * torch.tensor([{n}] * {r}, dtype={a}.dtype) | {a} * torch.arange({r}) | {a} + torch.full(({r},), {n})
-{a} * torch.arange({r}, dtype={a}.dtype) | {a} @ torch.eye({r}, dtype={a}.dtype) | {a} * torch.linspace(0, 1, {r}, dtype={a}.dtype)
-{a} + torch.zeros({a}.shape[0], {r}, dtype={a}.dtype) | {a} + torch.full((len({a}), 1), {n}, dtype={a}.dtype) | {a} + torch.ones(1, {r})
-{a} * (0.1 * {a}.shape[0]) | {a} / len({a}) | {a} + 1 / {a}.size(0) | {a} * {a}.shape[1] | {a} / {a}.numel() | {a} - {a}.size(-1) / 2
-{a} * {v}.shape[0] | {a} * True | {a} + False | {a} * 2 | 3 - {a} | {a} / 4 | {a}.to(torch.float64).to({b}.dtype) | {a}.float().to({b}.dtype) + {b}
-torch.sort({a}, dim=1).values | {a}.max(1, keepdim=True).values + {b} | {a}.norm(dim=1, keepdim=True) * {b} | torch.prod({a}, 1, True) + {b}
-F.glu(torch.cat([{a}, {b}], 1)) | F.pad({a}, (1, 0))[:, :{r}] | F.dropout({a}, 0.3, False) | torch.special.expit({a}) | torch.square({a})
-{a}.contiguous() | {a}.detach() * {a} | {a} + ({b} - {b}.detach()) | {a}.positive() | torch.neg({a}) | torch.negative({a}) | torch.clone({a})
-{a}.unflatten(1, (1, {r})).flatten(1) | {a}.tile(1, 1) | torch.logit({a}.abs().clamp(0.1, 0.9)) | {a}.unsqueeze(1).squeeze(1) | {a}[..., None].flatten(1)
-torch.mul({a}, {b}, out=None) | torch.div({a}, {b}.abs() + 1) | torch.true_divide({a}, {p}) | torch.subtract({a}, {b}) | torch.multiply({a}, {b})
-torch.divide({a}, {v}.abs() + 1) | torch.add({v}, {a}, alpha={n}) | {v} / ({a}.abs() + 1) | torch.maximum({a}, {v}) | torch.minimum({a}, {v} * 0)
-{a} * {v} / {p} | {n} * {v} + {a} | torch.float_power({a}, 2).to({a}.dtype) | torch.heaviside({a}, {b}) | torch.where({a} > 0, {a}.exp(), -{a})
-{a} * {a}.requires_grad | {a} + {a}.dim() | {a} * {a}.stride(1) | {a} + float({a}.shape[1]) | {a}.T.T | {a} - ({a} > {b}) * {c} | {a} == {b}
+F.gelu({a}) | F.gelu({a}, approximate="tanh") | F.silu({a}) | F.elu({a}) | F.elu({a}, alpha={p}) | F.selu({a})
+F.celu({a}, {p}) | F.hardtanh({a}) | F.hardtanh({a}, -{q}, {q}) | F.relu6({a}) | F.hardsigmoid({a}) | F.hardswish({a})
+F.mish({a}) | F.softsign({a}) | F.logsigmoid({a}) | F.threshold({a}, {q}, {n}) | F.tanhshrink({a})
+F.softshrink({a}, {q}) | torch.erf({a}) | torch.expm1({a}) | torch.log1p({a}.abs()) | torch.sinh({a})
+torch.atan({a}) | torch.asinh({a}) | ({a}.abs() + {p}).rsqrt() | ({a}.abs() + {p}).reciprocal() | torch.exp2({a})
+torch.log2({a}.abs() + {p}) | {a}.frac() | torch.logaddexp({a}, {b}) | torch.hypot({a}, {b} + 2)
+torch.atan2({a}, {b} + 3) | torch.fmod({a}, {p}) | {a}.nan_to_num() | torch.lerp({a}, {b}, {q})
+torch.lerp({a}, {b}, {c}) | torch.lerp({a}, {b}, {v}.expand_as({a})) | torch.max({a}, {b})
+torch.addcmul({a}, {b}, {c}) | torch.addcmul({a}, {b}, {c}, value={n})
+torch.addcdiv({a}, {b}, {c}.abs() + 1, value={n}) | torch.addmm({v}, {a}, {W}, beta={n}, alpha={n})
+torch.addmm({b}, {a}, {W}) | torch.addmm({b}, {a}, {W}, alpha={n}, beta={n})
+torch.baddbmm({b}[None], {a}[None], {W}[None])[0] | torch.einsum("bi,oi->bo", {a}, {W})
+torch.einsum("bi,i->bi", {a}, {v}) | torch.bmm({a}[:, None], {W}.expand(len({a}), -1, -1))[:, 0]
+torch.tensordot({a}, {W}, dims=([1], [1])) | {a}.matmul({W}) | F.linear({a}[:, None], {W}).squeeze(1)
+F.bilinear({a}, {b}, {W}[None].expand({r}, -1, -1)) | F.normalize({a} + 2, dim=1) | {a} * {v}.sum() | {a} + {W}.mean()
+{a} * {v}[0] | {a} * {v}[-1] | {a} + {v}[None] | {a} * {v}.unsqueeze(0) | {a} + {v}.expand_as({a})
+torch.flip({a}, [1]) | torch.roll({a}, 1, 1) | {a}.t().t() | {a}.reshape(-1, {r}) | {a}.view({a}.shape[0], {r})
+{a}.cumsum(1) | {a}.repeat(1, 2)[:, :{r}] | {a}[:, :1].expand(-1, {r}) | {a}[:, :1] * {b} | {a}[:, :1] + {b}
+{b} - {a}[:, -1:] | torch.stack([{a}, {b}], 1).flatten(1)[:, {r}:] | torch.stack([{a}, {b}], 2).flatten(1)[:, :{r}]
+torch.stack({a}.unbind(1), 1) | {a}.index_select(1, torch.arange({r} - 1, -1, -1)) | {a}[:, list(range({r}))[::-1]]
+{a}.gather(1, torch.zeros_like({a}).long()) | torch.zeros_like({a}) + {b} | torch.ones_like({a}) * {b}
+torch.full_like({a}, {n}) - {b} | {a}.new_zeros({a}.shape) + {b} | {a} + {a}.new_ones({r})
+{a} * {a}.new_full(({r},), {n}) | {a} + {a}.new_tensor([{n}] * {r}) | {a} * torch.tensor({n}) | {a} - {a}.new_zeros(1)
+{a} + torch.tensor([{n}] * {r}) | {a} * torch.tensor([{n}] * {r}, dtype={a}.dtype) | {a} * torch.arange({r})
+{a} + torch.full(({r},), {n}) | {a} * torch.arange({r}, dtype={a}.dtype) | {a} @ torch.eye({r}, dtype={a}.dtype)
+{a} * torch.linspace(0, 1, {r}, dtype={a}.dtype) | {a} + torch.zeros({a}.shape[0], {r}, dtype={a}.dtype)
+{a} + torch.full((len({a}), 1), {n}, dtype={a}.dtype) | {a} + torch.ones(1, {r}) | {a} * (0.1 * {a}.shape[0])
+{a} / len({a}) | {a} + 1 / {a}.size(0) | {a} * {a}.shape[1] | {a} / {a}.numel() | {a} - {a}.size(-1) / 2
+{a} * {v}.shape[0] | {a} * True | {a} + False | {a} * 2 | 3 - {a} | {a} / 4 | {a}.to(torch.float64).to({b}.dtype)
+{a}.float().to({b}.dtype) + {b} | torch.sort({a}, dim=1).values | {a}.max(1, keepdim=True).values + {b}
+{a}.norm(dim=1, keepdim=True) * {b} | torch.prod({a}, 1, True) + {b} | F.glu(torch.cat([{a}, {b}], 1))
+F.pad({a}, (1, 0))[:, :{r}] | F.dropout({a}, 0.3, False) | torch.special.expit({a}) | torch.square({a})
+{a}.contiguous() | {a}.detach() * {a} | {a} + ({b} - {b}.detach()) | {a}.positive() | torch.neg({a})
+torch.negative({a}) | torch.clone({a}) | {a}.unflatten(1, (1, {r})).flatten(1) | {a}.tile(1, 1)
+torch.logit({a}.abs().clamp(0.1, 0.9)) | {a}.unsqueeze(1).squeeze(1) | {a}[..., None].flatten(1)
+torch.mul({a}, {b}, out=None) | torch.div({a}, {b}.abs() + 1) | torch.true_divide({a}, {p}) | torch.subtract({a}, {b})
+torch.multiply({a}, {b}) | torch.divide({a}, {v}.abs() + 1) | torch.add({v}, {a}, alpha={n}) | {v} / ({a}.abs() + 1)
+torch.maximum({a}, {v}) | torch.minimum({a}, {v} * 0) | {a} * {v} / {p} | {n} * {v} + {a}
+torch.float_power({a}, 2).to({a}.dtype) | torch.heaviside({a}, {b}) | torch.where({a} > 0, {a}.exp(), -{a})
+{a} * {a}.requires_grad | {a} + {a}.dim() | {a} * {a}.stride(1) | {a} + float({a}.shape[1]) | {a}.T.T
+{a} - ({a} > {b}) * {c} | {a} == {b}
 """
 IN_PLACE = """
-{t} = {a}.clone(); {t} += {b} | {t} = {a} + 0; {t}.mul_({b}) | {t} = {a} * 1; {t}.copy_({b}) | {t} = {a}.clone(); {t}[:, :1] = {b}[:, :1]
-{t} = {a}.clone(); {t}[:, 0] = 0 | {t} = {a}.clone(); {t}[:, -1:] += {b}[:, -1:] | {t} = torch.tanh({a}); {t}.zero_() | {t} = F.relu_({a}.clone())
-{t} = {a}.clone(); {t}.add_({v}, alpha={n}) | {t} = torch.tanh_({a} + {b}) | {t} = {a} * {b}; {t} += {c}; {t} *= {n} | {t} = ({a} + {b}).relu_()
-{t} = {a}.clone(); {t}.fill_({n}) | {t} = {a}.new_zeros({a}.shape); {t}[:, :] = {b} | {t} = torch.empty_like({a}); {t}.copy_({b})
-{t} = {a} * {b}; {t}.sub_({c}) | {t} = {a}.clone(); {t}.clamp_(min=0) | {t} = {a} * 2; {t}[:, :1].mul_(3) | {t} = {a}.new_empty({a}.shape); {t}[:, :] = {a}
-w{t} = {v}.clone(); w{t}.mul_({n}); {t} = {a} * w{t} | w{t} = {W}.clone(); w{t}.fill_diagonal_(0); {t} = F.linear({a}, w{t})
-w{t} = {W} * 1; w{t}[0] = 0; {t} = {a} @ w{t} | w{t} = {v} + 0; w{t}[:1] += {v}[:1]; {t} = {a} + w{t} | w{t} = {W}.clone(); w{t}.t()[0] += 1; {t} = {a} @ w{t}
-w{t} = {v}.clone(); w{t}.add_({u}); {t} = {a} - w{t}; w{t}.zero_() | w{t} = {a}.new_zeros({r}); w{t}[:] = {v}; {t} = {a} * w{t}
+{t} = {a}.clone(); {t} += {b} | {t} = {a} + 0; {t}.mul_({b}) | {t} = {a} * 1; {t}.copy_({b})
+{t} = {a}.clone(); {t}[:, :1] = {b}[:, :1] | {t} = {a}.clone(); {t}[:, 0] = 0
+{t} = {a}.clone(); {t}[:, -1:] += {b}[:, -1:] | {t} = torch.tanh({a}); {t}.zero_() | {t} = F.relu_({a}.clone())
+{t} = {a}.clone(); {t}.add_({v}, alpha={n}) | {t} = torch.tanh_({a} + {b}) | {t} = {a} * {b}; {t} += {c}; {t} *= {n}
+{t} = ({a} + {b}).relu_() | {t} = {a}.clone(); {t}.fill_({n}) | {t} = {a}.new_zeros({a}.shape); {t}[:, :] = {b}
+{t} = torch.empty_like({a}); {t}.copy_({b}) | {t} = {a} * {b}; {t}.sub_({c}) | {t} = {a}.clone(); {t}.clamp_(min=0)
+{t} = {a} * 2; {t}[:, :1].mul_(3) | {t} = {a}.new_empty({a}.shape); {t}[:, :] = {a}
+w{t} = {v}.clone(); w{t}.mul_({n}); {t} = {a} * w{t}
+w{t} = {W}.clone(); w{t}.fill_diagonal_(0); {t} = F.linear({a}, w{t}) | w{t} = {W} * 1; w{t}[0] = 0; {t} = {a} @ w{t}
+w{t} = {v} + 0; w{t}[:1] += {v}[:1]; {t} = {a} + w{t} | w{t} = {W}.clone(); w{t}.t()[0] += 1; {t} = {a} @ w{t}
+w{t} = {v}.clone(); w{t}.add_({u}); {t} = {a} - w{t}; w{t}.zero_()
+w{t} = {a}.new_zeros({r}); w{t}[:] = {v}; {t} = {a} * w{t}
 """
 VECTORS = """
-{v} * {u} | torch.tanh({v}) | {v}.exp() | {v}[None] | {v}.detach() | {v}.flip(0) | -{v} | {v} + {u} | {W}.sum(0) | {W}.mean(1)
-{W}[0] | {W}[:, 0] | {W}[-1] | {W}.diagonal() | {W}.diag() | {v}.clamp(min=0.1) | 1 / ({v}.abs() + 1) | {W} @ {v} | {v}.view(1, -1)
-torch.cat([{v}[:1], {v}[1:]]) | torch.softmax({v}, 0) | {W}.select(1, 0) | {v}.clone() | {v}.repeat(2)[:{r}] | {W}.flatten()[:{r}] | {W}.T[0]
+{v} * {u} | torch.tanh({v}) | {v}.exp() | {v}[None] | {v}.detach() | {v}.flip(0) | -{v} | {v} + {u} | {W}.sum(0)
+{W}.mean(1) | {W}[0] | {W}[:, 0] | {W}[-1] | {W}.diagonal() | {W}.diag() | {v}.clamp(min=0.1) | 1 / ({v}.abs() + 1)
+{W} @ {v} | {v}.view(1, -1) | torch.cat([{v}[:1], {v}[1:]]) | torch.softmax({v}, 0) | {W}.select(1, 0) | {v}.clone()
+{v}.repeat(2)[:{r}] | {W}.flatten()[:{r}] | {W}.T[0]
 """
 MATRICES = """
-{W} + {X} | 2 * {W} | torch.tanh({W}) | {W}.detach() | {W}.t() | {W} @ {X} | {W} - torch.diag({W}.diagonal()) | {W}.flip(0) | {W}.T.contiguous()
-torch.outer({v}, {u}) | {W} * {v} | {W} * {v}[:, None] | {W}.triu() | ({W} + {W}.t()) / 2 | {W}.abs() | {W} * (1 - torch.eye({r}, dtype={W}.dtype))
-torch.cat([{W}[:1], {X}[1:]]) | torch.cat([{W}[:, :1], {X}[:, 1:]], 1) | {W}.reshape(-1, {r}) | {W} / ({W}.norm() + 1) | {W}.roll(1, 0) | {v}.expand({r}, {r})
-torch.diag({v}) | {W} * {X} | {W}.clone() | torch.linalg.matrix_exp(0.3 * {W}) | {W}.expand(2, -1, -1)[1] | {W}[:, range({r})] | {W}[None][0]
+{W} + {X} | 2 * {W} | torch.tanh({W}) | {W}.detach() | {W}.t() | {W} @ {X} | {W} - torch.diag({W}.diagonal())
+{W}.flip(0) | {W}.T.contiguous() | torch.outer({v}, {u}) | {W} * {v} | {W} * {v}[:, None] | {W}.triu()
+({W} + {W}.t()) / 2 | {W}.abs() | {W} * (1 - torch.eye({r}, dtype={W}.dtype)) | torch.cat([{W}[:1], {X}[1:]])
+torch.cat([{W}[:, :1], {X}[:, 1:]], 1) | {W}.reshape(-1, {r}) | {W} / ({W}.norm() + 1) | {W}.roll(1, 0)
+{v}.expand({r}, {r}) | torch.diag({v}) | {W} * {X} | {W}.clone() | torch.linalg.matrix_exp(0.3 * {W})
+{W}.expand(2, -1, -1)[1] | {W}[:, range({r})] | {W}[None][0]
 """
 ENDS = """
-torch.tanh({a}) | torch.tanh({a}) | torch.tanh({a} + {b}) | torch.tanh(F.linear({a}, {W}) + {b}) | {q} * {a} + {q} * torch.tanh({b}) | {a} | {a} | {a}
-torch.sigmoid({a}) * torch.tanh({b}) | {q} * {a} | {a} * {b} | {a} * {b} + {c} | torch.tanh({a}) * {b} + {c} | {a} + {v} | {v} * {a} | F.linear({a}, {W})
+torch.tanh({a}) | torch.tanh({a}) | torch.tanh({a} + {b}) | torch.tanh(F.linear({a}, {W}) + {b})
+{q} * {a} + {q} * torch.tanh({b}) | {a} | {a} | {a} | torch.sigmoid({a}) * torch.tanh({b}) | {q} * {a} | {a} * {b}
+{a} * {b} + {c} | torch.tanh({a}) * {b} + {c} | {a} + {v} | {v} * {a} | F.linear({a}, {W})
 {a} * {b} + F.linear({c}, {W}, {v}) | torch.relu({a})
 """
 RARE_ENDS = """
-{a}.detach() | torch.zeros_like({a}) | torch.full_like({a}, {n}) | torch.tanh({a}.detach() + {b}) | {a}.clone() | {a} + 0 | torch.tanh({v}) + 0 * {a}
+{a}.detach() | torch.zeros_like({a}) | torch.full_like({a}, {n}) | torch.tanh({a}.detach() + {b}) | {a}.clone()
+{a} + 0 | torch.tanh({v}) + 0 * {a}
 """
+NUMBERS = {
+    "n": (-1.5, -1.0, -0.7, -0.2, 0.3, 0.5, 0.9, 1.25, 2.0, 1, 2, -3),
+    "p": (0.2, 0.5, 0.8, 1.5),
+    "q": (0.2, 0.5, 0.8),
+}
 
 
 def _listed(text: str) -> list[str]:
     return [one for line in text.strip().splitlines() for one in line.split(" | ")]
 
 
-TABLES = {name: _listed(globals()[name]) for name in ("PLAIN", "BEYOND", "IN_PLACE", "VECTORS", "MATRICES", "ENDS", "RARE_ENDS")}
+NAMES = ("PLAIN", "BEYOND", "IN_PLACE", "VECTORS", "MATRICES", "ENDS", "RARE_ENDS")
+TABLES = {name: _listed(globals()[name]) for name in NAMES}
 
 
 class Draft:
@@ -120,9 +146,6 @@ class Draft:
 
     def chance(self, share: float) -> bool:
         return self.draw.random() < share
-
-    def number(self) -> float:
-        return self.draw.choice([-1.5, -1.0, -0.7, -0.2, 0.3, 0.5, 0.9, 1.25, 2.0, 1, 2, -3])
 
     def tensor(self, shape: tuple[int, ...], role: str = "trained") -> str:
         """A tensor of this shape: often one that there is, so that some are read many times."""
@@ -200,8 +223,8 @@ class Draft:
 
         def one(match: re.Match[str]) -> str:
             letter = match[1]
-            if letter in "np" or letter == "q":
-                return str(self.number() if letter == "n" else self.draw.choice([0.2, 0.5, 0.8, *([1.5] if letter == "p" else [])]))
+            if letter in NUMBERS:
+                return str(self.draw.choice(NUMBERS[letter]))
             if letter == "r":
                 return str(size)
             if letter not in kept:
@@ -369,7 +392,7 @@ def _first(draft: Draft, size: int) -> str:
     if kind < 0.3:
         return f"start.new_zeros(start.shape[0], {size})"
     if kind < 0.5:
-        return f"start.new_full((len(start), {size}), {draft.number()})"
+        return f"start.new_full((len(start), {size}), {draft.draw.choice(NUMBERS['n'])})"
     if kind < 0.75:
         return f"torch.tanh({draft.vector(size)}).expand(len(start), {size})"
     if kind < 0.9:

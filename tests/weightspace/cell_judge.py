@@ -163,8 +163,10 @@ def sized(seed: int) -> tuple[int, int]:
     return draw.choice(TIMES), draw.choice(BATCHES)
 
 
-def compare(what: str, found: Values, expected: Values, rounded: Values | None = None, dtype: torch.dtype = torch.float64) -> None:
-    """Raise Different unless all are near; `rounded` is what torch itself gives in float32, and bounds what can be asked."""
+def compare(
+    what: str, found: Values, expected: Values, rounded: Values | None = None, dtype: torch.dtype = torch.float64
+) -> None:
+    """Raise Different unless all are near; `rounded` is what torch gives in float32, and bounds what can be asked."""
     if not all(bool(value.isfinite().all()) for value in expected.values()):
         raise Undecided
     largest = max((float(value.abs().max()) for value in expected.values() if value.numel()), default=0.0)
@@ -185,7 +187,9 @@ def compare(what: str, found: Values, expected: Values, rounded: Values | None =
             raise Different(f"{what}: {name} is off by {error:.3g} where the largest number is {scale:.3g}")
 
 
-def everything(own: Problem, method: Any, wanted: Sequence[str], weights: Mapping[str, Tensor], *, given: bool) -> Values:
+def everything(
+    own: Problem, method: Any, wanted: Sequence[str], weights: Mapping[str, Tensor], *, given: bool
+) -> Values:
     """Outputs, states, and the gradients of a weighted sum of some of them with respect to what is wanted."""
     leaves = {f"param {k}": v for k, v in own.params.items()} | {"x": own.x}
     leaves |= {f"noise {k}": v for k, v in own.noise.items()}
@@ -248,12 +252,13 @@ def _last_steps(cell: Cell, seed: int, draw: int) -> None:
     time, batch = sized(draw)
     own = problem(cell, draw, time, batch)
     last = random.Random(draw).randrange(1, time + 1)
-    data = (cell, own.params, own.x)
-    run, of_state = (rollout(*data, own.start, noise=own.noise, state=s, method="sequential") for s in (None, own.state))
-    compare(f"last {last} outputs of {time}, batch {batch}", {"outputs": last_outputs(*data, own.start, own.noise, last, method="native")},
-            {"outputs": run.outputs[:, -last:]})  # fmt: skip
+    data, what = (cell, own.params, own.x), f"of the last {last} of {time} steps, batch {batch}"
+    expected = rollout(*data, own.start, noise=own.noise, method="sequential").outputs[:, -last:]
+    outputs = last_outputs(*data, own.start, own.noise, last, method="native")
+    compare(f"outputs {what}", {"outputs": outputs}, {"outputs": expected})
+    states = rollout(*data, own.start, noise=own.noise, state=own.state, method="sequential").states
     found = last_states(*data, own.state, own.noise, last, method="native")
-    compare(f"last {last} states of {time}, batch {batch}", found, {k: v[:, -last:] for k, v in of_state.states.items()})
+    compare(f"states {what}", found, {k: v[:, -last:] for k, v in states.items()})
 
 
 def _tangents(cell: Cell, seed: int, draw: int) -> None:
@@ -268,7 +273,8 @@ def _tangents(cell: Cell, seed: int, draw: int) -> None:
     found = tangent_rollout(*data, moved, own.noise, method="native")
     for what, one, other in zip(("states", "tangents"), found, expected, strict=True):
         compare(f"{what} beside tangents, time {time} batch {batch}", one, other)
-    compare(f"jacobians, time {time} batch {batch}", {"jacobians": jacobians(*data, own.noise, method="native")}, {"jacobians": of_steps})
+    natively = jacobians(*data, own.noise, method="native")
+    compare(f"jacobians, time {time} batch {batch}", {"jacobians": natively}, {"jacobians": of_steps})
 
 
 def _criteria(own: Problem, time: int, batch: int) -> Iterator[Criterion]:
@@ -350,7 +356,7 @@ def _updates(cell: Cell, seed: int, draw: int) -> None:
     rate = torch.full((2,), 1e-2, dtype=torch.float64)
 
     def optimiser() -> StackedAdamW:
-        return StackedAdamW(cell.spec, {k: v.clone() for k, v in own.params.items()}, rate, 0 * rate, 0 * rate, fused=True)
+        return StackedAdamW(cell.spec, own.params, rate, 0 * rate, 0 * rate, fused=True)
 
     together, apart = optimiser(), optimiser()
     weights, trained = criterion.weight.expand(3, *criterion.weight.shape), cell.spec.trained
@@ -382,13 +388,13 @@ def _drive(cell: Cell, seed: int, draw: int) -> None:
         raise Undecided from error
     found = native_drive(*data, want_states=True)
     # What vanishes is minus infinity in both.
-    values = {k: (getattr(found, k).nan_to_num(neginf=-9), v.nan_to_num(neginf=-9, nan=torch.nan)) for k, v in expected.items()}
-    compare("drive", {k: v for k, (v, _) in values.items()}, {k: v for k, (_, v) in values.items()})
+    sides = ({k: getattr(found, k) for k in expected}, expected)
+    compare("drive", *({k: torch.where(v == -torch.inf, -9, v) for k, v in side.items()} for side in sides))
 
 
 CHECKS: tuple[Callable[[Cell, int, int], None], ...] = (
-    _all_in_float64, _all_in_float32, _some_gradients, _last_steps, _tangents, _losses, _losses_in_float32, _bytes, _updates,
-    _drive,
+    _all_in_float64, _all_in_float32, _some_gradients, _last_steps, _tangents, _losses, _losses_in_float32, _bytes,
+    _updates, _drive,
 )  # fmt: skip
 
 
@@ -397,8 +403,9 @@ def shrunk(cell: Cell, seed: int, *, deep: bool = False, seconds: float = 60) ->
     outcome, end = _apart(lambda: judged(cell, seed, deep=deep)), monotonic() + seconds
     if outcome["outcome"] not in ("different", "crashed"):
         return f"{outcome['outcome']}: {outcome['detail']}"
-    cause, kind = next(((c, k) for c in _causes(cell, seed, deep) if (k := _kind(_apart(c(cell)))) == _kind(outcome)), None) or (
-        lambda trial: lambda: judged(trial, seed, deep=deep), _kind(outcome))  # fmt: skip
+    kind = _kind(outcome)
+    causes = (cause for cause in _causes(cell, seed, deep) if _kind(_apart(cause(cell))) == kind)
+    cause = next(causes, lambda trial: lambda: judged(trial, seed, deep=deep))
     tried: set[Cell] = {cell}
     smaller = True
     while smaller and monotonic() < end:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ class Cell(Family):
 
     def __str__(self) -> str:
         parts = [f"input {self.input_size}, output {self.output_size}"]
-        parts += [f"{word} {dict(pairs)}" for word, pairs in (("states", self.states), ("noises", self.noises)) if pairs]
+        pairs = (("states", self.states), ("noises", self.noises))
+        parts += [f"{word} {dict(own)}" for word, own in pairs if own]
         parts.append("tensors " + ", ".join(f"{name}{list(shape)}{role[:1]}" for name, role, shape in self.tensors))
         names = [name for name, _ in self.states]
         lines = [f"  first: {n} = {e}" for n, e in zip(names, self.first, strict=False)]
@@ -104,7 +106,9 @@ class Cell(Family):
 
 
 @functools.lru_cache(maxsize=4096)
-def written(names: tuple[str, ...], lines: tuple[str, ...], results: tuple[str, ...]) -> Callable[..., tuple[Tensor, ...]]:
+def written(
+    names: tuple[str, ...], lines: tuple[str, ...], results: tuple[str, ...]
+) -> Callable[..., tuple[Tensor, ...]]:
     """The function of these arguments that runs some lines and returns some expressions."""
     text = [f"def cell({', '.join(names)}):", *lines, f"return ({', '.join(results)},)"]
     known: dict[str, Any] = {"torch": torch, "F": F, "spike": spike}
@@ -126,18 +130,24 @@ def small_params(cell: Cell, generator: torch.Generator, dtype: torch.dtype) -> 
 
 def outcomes(seeds: Sequence[int], *, deep: bool) -> Iterator[dict[str, Any]]:
     """What comes of the cell of each seed: judged in another process, which is begun again should it die."""
-    left, environment = list(seeds), {**os.environ, **ENVIRONMENT}
+    left, around = list(seeds), {**os.environ, **ENVIRONMENT}
     while left:
         flags = ["--deep"] if deep else []
-        command = [sys.executable, "-m", "tests.weightspace.cells", "--judge", *flags, "--seeds", *map(str, left)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        command = [sys.executable, "-X", "faulthandler", "-m", "tests.weightspace.cells", "--judge", *flags, "--seeds"]
+        command += map(str, left)
+        with (
+            tempfile.TemporaryFile("w+") as said,
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True, env=around) as child,
+        ):
             assert child.stdout is not None
             for line in child.stdout:
                 yield json.loads(line)
                 left.pop(0)
-            _, said = child.communicate()
+            child.wait()
+            said.seek(0)
+            last = " / ".join(line.strip() for line in said if 'File "' in line or "Error" in line)
         if left:
-            end = f"the process died with status {child.returncode}: {' '.join(said.strip().splitlines()[-1:])}"
+            end = f"the process died with status {child.returncode}: {last}"
             yield {"seed": left.pop(0), "outcome": "crashed", "detail": end}
 
 

@@ -61,8 +61,10 @@ ACCEPTED = {
     "momentum with a gate": cell(DRIVE, "m = torch.sigmoid(z) * c", h="torch.tanh(m + z)", c="m", answer="h"),
     "a product that is a state": cell(DRIVE, "p = torch.tanh(z) * h", h="torch.tanh(p + z)", c="p", answer="c"),
     "a product read twice": cell(DRIVE, "p = z * h", h="torch.tanh(p + z)", c="torch.sigmoid(p)", answer="h * c"),
-    "a product that the read-out reads": cell(h="torch.tanh(h)", answer="F.linear(p, w) + s", reading=("p = h * b", "s = p + h")),
-    "halves of one value": cell("z = F.linear(x, wide)", "p, q = torch.tanh(z).chunk(2, dim=1)", h="p", c="q", answer="h * c"),
+    "a product that the read-out reads": cell(
+        h="torch.tanh(h)", answer="F.linear(p, w) + s", reading=("p = h * b", "s = p + h")
+    ),
+    "halves of one value": cell("p, q = torch.tanh(F.linear(x, wide)).chunk(2, 1)", h="p", c="q", answer="h * c"),
     "halves of one sum": cell("p, q = F.linear(x, wide).chunk(2, dim=1)", h="p + h", c="q", answer="h + c"),
     "one value as two states": cell(DRIVE, "n = torch.tanh(z)", h="n", c="n", answer="h * c"),
     "the input as a state": cell(h="x", c="torch.tanh(c + h)", x=4, answer="h + c"),
@@ -71,7 +73,9 @@ ACCEPTED = {
     "dead code beside a folded product": cell(DRIVE, "p = z * h", "q = p + h", "r = q * p", h="torch.tanh(z)"),
     "a folded product and a dead sum": cell(DRIVE, "p = z * h", "s = p + z", h="torch.tanh(p)"),
     "a read-out that joins": cell(DRIVE, h="torch.tanh(z)", c="h * c + z", answer="torch.cat([h, c, h], 1)", out=12),
-    "overlapping parts": cell(DRIVE, "p = z[:, 1:4] * z[:, 0:3]", "q = torch.cat([p, z[:, :1]], 1)", h="torch.tanh(q + z)"),
+    "overlapping parts": cell(
+        DRIVE, "p = z[:, 1:] * z[:, :3]", "q = torch.cat([p, z[:, :1]], 1)", h="torch.tanh(q + z)"
+    ),
     "logarithm of 0 in absent sequences": cell(DRIVE, "k = torch.log(x * x)", h="torch.tanh(z + F.linear(k, w_x))"),
     "division by 0 in absent sequences": cell("k = F.linear(torch.tanh(1 + x) / x, w_x)", h="torch.tanh(k + g * h)"),
     "root of 0 in absent sequences": cell("k = F.linear(torch.sqrt(x * x), w_x)", h="torch.tanh(k + b * h)"),
@@ -99,19 +103,23 @@ ANY = {
     "the number of sequences as an addend": cell(DRIVE, h="torch.tanh(z + 1 / x.size(0))"),
     "zeros for every sequence": cell(DRIVE, h="torch.tanh(z + torch.zeros(x.shape[0], 4, dtype=z.dtype))"),
     "a column for every sequence": cell(DRIVE, h="torch.tanh(z + torch.ones(len(x), 1, dtype=z.dtype))"),
-    "a number for every sequence": cell(DRIVE, h="torch.tanh(z + torch.full((len(x), 4), 1.0 / len(x), dtype=z.dtype))"),
+    "a number for every sequence": cell(DRIVE, h="torch.tanh(z + torch.full((len(x), 4), 1 / len(x), dtype=z.dtype))"),
     "size of the input as a factor": cell(DRIVE, h="torch.tanh(z / x.shape[1])"),
     "params changed in place": cell(DRIVE, "k = w.clone()", "k.fill_diagonal_(0)", h="torch.tanh(z + F.linear(h, k))"),
     "a part of params changed in place": cell(DRIVE, "k = b + 0", "k[:1] += 1", h="torch.tanh(z + k)"),
     "a value changed in place": cell(DRIVE, "k = z.clone()", "k += h", h="torch.tanh(k)"),
     "a part of a value changed in place": cell(DRIVE, "k = z.clone()", "k[:, :1] = h[:, :1]", h="torch.tanh(k)"),
     "a value changed after it is read": cell(DRIVE, "k = z.clone()", "q = k * 2", "k.mul_(3)", h="torch.tanh(q + k)"),
-    "a part read before the whole changes": cell(DRIVE, "k = z.clone()", "q = k[:, :4]", "k.add_(1)", h="torch.tanh(q + k)"),
+    "a part read before the whole changes": cell(
+        DRIVE, "k = z.clone()", "q = k[:, :4]", "k.add_(1)", h="torch.tanh(q + k)"
+    ),
     "a state that is constant": cell(DRIVE, h="torch.tanh(z)", c="torch.zeros_like(h)", answer="h + c"),
     "an output that is constant": cell(DRIVE, h="torch.tanh(z)", answer="h.new_zeros(h.shape[0], 4)"),
     "places that a task gives": cell(DRIVE, h="torch.tanh(z)", first=("start @ v[:2]",)),
     "a start of params": cell(DRIVE, h="torch.tanh(z)", first=("torch.tanh(b).expand(len(start), 4)",)),
-    "half of a start": cell(DRIVE, h="torch.tanh(z)", first=("start @ v[:2] if start.shape[1] else start.new_zeros(len(start), 4)",)),
+    "a place where a task gives one": cell(
+        DRIVE, h="torch.tanh(z)", first=("start @ v[:2] if start.shape[1] else start.new_zeros(len(start), 4)",)
+    ),
 }  # fmt: skip
 
 
