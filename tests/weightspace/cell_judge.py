@@ -360,12 +360,13 @@ def _updates(cell: Cell, seed: int, draw: int) -> None:
 
     together, apart = optimiser(), optimiser()
     weights, trained = criterion.weight.expand(3, *criterion.weight.shape), cell.spec.trained
-    data = (own.x, own.start, criterion, weights)
+    data = (own.x, own.start, criterion, weights, own.noise)
     losses = together.in_c([None] * 3, partial(descend_on, cell, own.params | together.params(), trained, *data))
     for part in parts:
         one = dataclasses.replace(criterion, target=criterion.target[:, :, part])
-        data_of_one = (own.x[:, :, part], own.start[:, part], one)
-        expected, gradients = descend(cell, own.params | apart.params(), trained, *data_of_one, {})
+        noise = {name: value[:, :, part] for name, value in own.noise.items()}
+        params = own.params | apart.params()
+        expected, gradients = descend(cell, params, trained, own.x[:, :, part], own.start[:, part], one, noise)
         if not all(bool(g.isfinite().all()) for g in gradients.values()):
             raise Undecided
         apart.update(expected, gradients)
