@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,8 @@ def check(what: Literal["families", "encoders"], *, name: str | None = None, jso
     else:
         for row in rows:
             verdict = "ok    " if row["passed"] else "FAILED"
-            print(f"{verdict} {row['error']:9.2e}  {row['dtype']:8s} {row['name']}: {row['move']}")
+            error = math.nan if row["error"] is None else row["error"]
+            print(f"{verdict} {error:9.2e}  {row['dtype']:8s} {row['name']}: {row['move']}")
     return 0 if all(row["passed"] for row in rows) else 1
 
 

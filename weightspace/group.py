@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Charge = int | tuple[int, ...]
+"""By which power of its factor a gauge moves something; by row where rows of a channel axis differ."""
+
 
 @dataclass(frozen=True)
 class GroupElement:
@@ -47,3 +50,15 @@ def power(factor: Tensor, charge: int, kind: str) -> Tensor:
     if kind == "sign":
         return factor if charge % 2 else torch.ones_like(factor)
     return factor**charge
+
+
+def scaled(tensor: Tensor, dim: int, factor: Tensor, charge: Charge, kind: str) -> Tensor:
+    """One tensor of a model, with one axis moved by factors (axis) to a charge."""
+    if charge == 0:
+        return tensor
+    rows = charge if isinstance(charge, tuple) else (charge,)
+    powers = torch.stack([power(factor, c, kind) for c in rows])
+    shape = [1] * tensor.dim()
+    shape[0] = len(rows) if isinstance(charge, tuple) else 1
+    shape[dim] = factor.shape[0]
+    return tensor * powers.to(tensor.dtype).reshape(shape)

@@ -11,13 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from weightspace.group import GroupElement, power, random_factors
+from weightspace.group import Charge, GroupElement, power, random_factors, scaled
 
 __all__ = ["Axis", "Charge", "Gauge", "GroupElement", "Params", "State", "TensorSpec", "WeightSpec"]
 
 Params = dict[str, Tensor]
 State = dict[str, Tensor]
-Charge = int | tuple[int, ...]
 
 NODE_KINDS = ("input", "hidden", "output", "factor")
 ROW_ROLES = ("drive", "gate", "timescale", "gain", "other")
@@ -101,13 +100,21 @@ class WeightSpec:
         for axis in tensor.axes:
             if axis not in self.axes:
                 raise ValueError(f"Axis '{axis}' of '{name}' is not declared; declared are {sorted(self.axes)}.")
+        nodes = self.node_axes(name)
+        if len(nodes) not in (1, 2):
+            raise ValueError(
+                f"'{name}' has {len(nodes)} node axes {nodes}, but a tensor is read as a vector on one set of nodes or "
+                "as a matrix between two; write it as a product of such tensors."
+            )
+        if tensor.axes[-len(nodes) :] != nodes or len(tensor.axes) > len(nodes) + 1:
+            raise ValueError(f"'{name}' has axes {tensor.axes}; a channel axis comes first, and there is at most one.")
         rows = self.num_rows(name)
         if len(tensor.row_roles) != rows:
             raise ValueError(f"'{name}' has {rows} rows but {len(tensor.row_roles)} row roles.")
         unknown = set(tensor.row_roles) - set(ROW_ROLES)
         if unknown:
             raise ValueError(f"'{name}' has unknown row roles {sorted(unknown)}; known are {ROW_ROLES}.")
-        if tensor.diagonal and len(self.node_axes(name)) != 1:
+        if tensor.diagonal and len(nodes) != 1:
             raise ValueError(
                 f"'{name}' is declared a diagonal, which has one node axis, but it has axes {tensor.axes}."
             )
@@ -259,21 +266,11 @@ class WeightSpec:
             if charges is not None:
                 factor = element.gauges[f"{gauge_name}@{gauge.axis}"]
                 for dim, charge in enumerate(charges):
-                    tensor = self._scale(tensor, dim, factor, charge, gauge.kind)
+                    tensor = scaled(tensor, dim, factor, charge, gauge.kind)
         for dim, axis in enumerate(axes):
             if axis in element.permutations:
                 tensor = tensor.index_select(dim, element.permutations[axis])
         return tensor
-
-    def _scale(self, tensor: Tensor, dim: int, factor: Tensor, charge: Charge, kind: str) -> Tensor:
-        if charge == 0:
-            return tensor
-        rows = charge if isinstance(charge, tuple) else (charge,)
-        powers = torch.stack([power(factor, c, kind) for c in rows])
-        shape = [1] * tensor.dim()
-        shape[0] = len(rows) if isinstance(charge, tuple) else 1
-        shape[dim] = factor.shape[0]
-        return tensor * powers.to(tensor.dtype).reshape(shape)
 
     def to_json(self) -> str:
         """The declaration as one line of JSON, equal specs giving equal text."""

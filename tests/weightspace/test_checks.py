@@ -1,0 +1,150 @@
+"""What `weightspace check` sees: native rollouts that are wrong, and tensors that an encoder does not read."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+
+from tests.weightspace.test_native import Sorting
+from weightspace import checks, encoders, families
+from weightspace.cli import main
+from weightspace.encoders.message_passing import MessagePassing
+from weightspace.families.cprnn import CPRNN
+from weightspace.families.elman import Elman
+from weightspace.rollout import agreement, native
+from weightspace.rollout.native import forward
+
+EXAMPLES = [example for family in families.available().values() for example in family.examples()]
+NATIVE = {"native equals sequential", "native gradient equals sequential", "native tangents equal forward mode"}
+FAMILY = Elman(input_size=2, hidden_size=3, output_size=2)
+
+
+def failed(rows):
+    return {row["move"] for row in rows if not row["passed"]}
+
+
+def test_native_rollouts_and_tangents_of_a_family_have_a_row_each():
+    assert {row["move"] for row in checks.family_rows(FAMILY)} >= NATIVE
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-8, torch.nan])
+def test_native_numbers_that_are_wrong_fail(factor, monkeypatch):
+    def wrong(*arguments, own=native.run_native):
+        run = own(*arguments)
+        return dataclasses.replace(run, outputs=run.outputs * factor)
+
+    def wrong_tangents(*arguments, own=forward.native_tangents):
+        states, tangents = own(*arguments)
+        return states, {name: tangent * factor for name, tangent in tangents.items()}
+
+    monkeypatch.setattr(native, "run_native", wrong)
+    monkeypatch.setattr(forward, "native_tangents", wrong_tangents)
+    rows = checks.family_rows(FAMILY)
+    assert failed(rows) == NATIVE
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_wrong_row_without_a_number_is_printed_and_ends_with_status_1(monkeypatch, capsys):
+    row = checks._row("move", True, torch.float64, torch.nan, 1.0)
+    monkeypatch.setattr(checks, "check_families", lambda name: [row | {"name": "name"}])
+    for flags in ([], ["--json"]):
+        with pytest.raises(SystemExit) as end:
+            raise SystemExit(main(["check", "families", *flags]))
+        assert end.value.code == 1
+        assert ("null" if flags else "FAILED       nan") in capsys.readouterr().out
+
+
+def test_a_family_that_is_refused_natively_says_why_and_passes():
+    rows = checks.family_rows(Sorting(input_size=2, hidden_size=3, output_size=2))
+    (row,) = (row for row in rows if "native" in row["move"])
+    assert row["passed"]
+    assert row["declared"]
+    assert row["error"] == 0
+    assert "aten.sort" in row["move"]
+
+
+def test_without_a_compiler_native_rows_are_left_out_and_one_line_says_so(monkeypatch, caplog):
+    for name in ("why_not", "why_not_here"):
+        monkeypatch.setattr(native, name, lambda *arguments: "no C compiler was found")
+    agreement._warn.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        rows = [*checks.family_rows(FAMILY), *checks.family_rows(FAMILY)]
+    assert not any("native" in row["move"] for row in rows)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Native rollouts are not checked: no C compiler was found."
+    ]
+
+
+def rows_of(family, encoder=None):
+    return list(checks._encoder_rows(encoder or checks._untrained(MessagePassing), family))
+
+
+@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+def test_every_tensor_but_masks_has_a_row_of_sensitivity(family):
+    rows = {row["move"]: row["declared"] for row in rows_of(family)}
+    for name, tensor in family.spec.tensors.items():
+        assert (rows.get(f"another {name} of {type(family).__name__}") is False) == (tensor.role != "mask")
+
+
+class Forgetful(MessagePassing):
+    """Message passing that does not see one tensor."""
+
+    unseen = "factor_b"
+
+    def forward(self, stacks):
+        blank = [
+            dataclasses.replace(stack, params={**stack.params, self.unseen: torch.ones_like(stack.params[self.unseen])})
+            for stack in stacks
+        ]
+        return super().forward(blank)
+
+
+class Absolute(MessagePassing):
+    """Message passing that sees the sizes of weights, but no signs."""
+
+    symmetry = MessagePassing.symmetry | {"sign"}
+
+    def forward(self, stacks):
+        sizes = [{name: value.abs() for name, value in stack.params.items()} for stack in stacks]
+        return super().forward([dataclasses.replace(s, params=p) for s, p in zip(stacks, sizes, strict=True)])
+
+
+SECOND_ORDER = CPRNN(input_size=3, hidden_size=5, output_size=2, rank=4)
+
+
+def test_a_tensor_that_an_encoder_does_not_see_fails():
+    found = failed(rows_of(SECOND_ORDER, checks._untrained(Forgetful)))
+    assert found == {"another factor_b of CPRNN", "half of gauge scale_b, on axis 0 of factor_b alone, of CPRNN"}
+
+
+def test_every_charge_of_a_gauge_of_signs_and_scales_has_a_row():
+    moves = {row["move"] for row in rows_of(SECOND_ORDER)}
+    for gauge, tensor, axis in (("b", "a", 0), ("b", "b", 0), ("c", "a", 0), ("c", "c", 1)):
+        assert f"half of gauge scale_{gauge}, on axis {axis} of factor_{tensor} alone, of CPRNN" in moves
+
+
+def test_an_encoder_that_states_signs_is_tested_on_the_signs_of_all_gauges_and_must_see_half_of_a_move():
+    rows = rows_of(SECOND_ORDER, checks._untrained(Absolute))
+    stated = {f"gauge {name} of CPRNN" for name in ("sign@hidden", "scale_b@rank", "scale_c@rank")}
+    assert {row["move"] for row in rows if row["declared"]} == {"declared permutations of CPRNN", *stated}
+    assert not stated & failed(rows)
+    assert all(move.startswith("half of gauge") for move in failed(rows))
+    assert len(failed(rows)) == 4
+
+
+def test_an_encoder_that_states_scales_it_sees_fails():
+    class Scaled(MessagePassing):
+        symmetry = MessagePassing.symmetry | {"scale"}
+
+    assert {"gauge scale_b@rank of CPRNN", "gauge scale_c@rank of CPRNN"} <= failed(
+        rows_of(SECOND_ORDER, checks._untrained(Scaled))
+    )
+
+
+def test_checking_encoders_gives_the_same_rows_again(monkeypatch):
+    monkeypatch.setattr(families, "available", lambda: {"Elman": Elman})
+    assert checks.check_encoders() == checks.check_encoders()
+    assert failed(checks.check_encoders()) == set()
+    assert encoders.available()

@@ -1,0 +1,134 @@
+"""Cells that no family has, random ones and named ones: the native engine gives torch's numbers, or refuses them."""
+
+import re
+
+import pytest
+
+from tests.weightspace.cell_judge import judged
+from tests.weightspace.cells import Cell, outcomes, summary, wrong
+
+FEW, MANY, THOROUGH = 100, 10_000, 500
+
+
+def judge(seeds, *, deep=False):
+    found = list(outcomes(seeds, deep=deep))
+    assert not wrong(found), summary(found)
+    assert sum(one["outcome"] == "accepted" for one in found) > len(found) / 2, summary(found)
+
+
+def test_a_hundred_random_cells_are_right_or_refused():
+    judge(range(FEW))
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_cells_are_right_or_refused():
+    judge(range(MANY))
+
+
+@pytest.mark.slow
+def test_some_random_cells_are_right_in_every_way():
+    judge(range(MANY, MANY + THOROUGH), deep=True)
+
+
+def cell(*body, answer="h", reading=(), noises=(), first=(), tensors=None, x=3, out=4, **after):
+    """A cell of states of 4 units; its tensors are what its lines name: `w` square, `w_x` for inputs, `b` a vector."""
+    shapes = {"w": (4, 4), "v": (4, 4), "w_x": (4, x), "wide": (8, x), "b": (4,), "g": (4,)}
+    text = " ".join((*body, answer, *reading, *first, *after.values()))
+    used = {name: shape for name, shape in shapes.items() if re.search(rf"\b{name}\b", text)}
+    named = tuple((name, "trained", shape) for name, shape in (tensors or used or {"b": (4,)}).items())
+    return Cell(
+        input_size=x, output_size=out, states=tuple((name, 4) for name in after), tensors=named, noises=noises,
+        after=tuple(after.values()), answer=answer, body=body, reading=reading, first=first,
+    )  # fmt: skip
+
+
+def products(count):
+    """A sum of so many products of tiles of their own, no two of which can be joined."""
+    tensors = {f"w{place}": (4, 4) for place in range(count)} | {"w_x": (4, 3)}
+    tiles = [f"(torch.tanh(h) * {place + 1})" for place in range(count)]
+    total = " + ".join(f"F.linear({tile}, w{place})" for place, tile in enumerate(tiles))
+    return cell(h=f"torch.tanh(F.linear(x, w_x) + ({total}) / {count * 10})", tensors=tensors)
+
+
+DRIVE = "z = F.linear(x, w_x) + F.linear(h, w, b)"
+ACCEPTED = {
+    "delay line": cell(DRIVE, h="torch.tanh(z)", c="h", d="c", answer="h + c * d"),
+    "delay line of the new state": cell(DRIVE, "n = torch.tanh(z)", h="n", c="n", answer="F.linear(h, w) + c"),
+    "swap": cell(h="c", c="h", answer="h"),
+    "swap and a product": cell(DRIVE, h="c", c="torch.tanh(z)", answer="h * c"),
+    "states that stay": cell(h="h", c="torch.tanh(c + h)", answer="h * c"),
+    "momentum": cell(DRIVE, "m = torch.sigmoid(g) * c", h="torch.tanh(m + z)", c="m", answer="F.linear(h, w)"),
+    "momentum with a gate": cell(DRIVE, "m = torch.sigmoid(z) * c", h="torch.tanh(m + z)", c="m", answer="h"),
+    "a product that is a state": cell(DRIVE, "p = torch.tanh(z) * h", h="torch.tanh(p + z)", c="p", answer="c"),
+    "a product read twice": cell(DRIVE, "p = z * h", h="torch.tanh(p + z)", c="torch.sigmoid(p)", answer="h * c"),
+    "a product that the read-out reads": cell(
+        h="torch.tanh(h)", answer="F.linear(p, w) + s", reading=("p = h * b", "s = p + h")
+    ),
+    "halves of one value": cell("p, q = torch.tanh(F.linear(x, wide)).chunk(2, 1)", h="p", c="q", answer="h * c"),
+    "halves of one sum": cell("p, q = F.linear(x, wide).chunk(2, dim=1)", h="p + h", c="q", answer="h + c"),
+    "one value as two states": cell(DRIVE, "n = torch.tanh(z)", h="n", c="n", answer="h * c"),
+    "the input as a state": cell(h="x", c="torch.tanh(c + h)", x=4, answer="h + c"),
+    "noise as a state": cell(h="e", c="torch.tanh(c + h)", noises=(("e", 4),), answer="h * c"),
+    "a state that is detached": cell(DRIVE, h="torch.tanh(z).detach()", c="torch.tanh(h + c)", answer="h + c"),
+    "dead code beside a folded product": cell(DRIVE, "p = z * h", "q = p + h", "r = q * p", h="torch.tanh(z)"),
+    "a folded product and a dead sum": cell(DRIVE, "p = z * h", "s = p + z", h="torch.tanh(p)"),
+    "a read-out that joins": cell(DRIVE, h="torch.tanh(z)", c="h * c + z", answer="torch.cat([h, c, h], 1)", out=12),
+    "overlapping parts": cell(
+        DRIVE, "p = z[:, 1:] * z[:, :3]", "q = torch.cat([p, z[:, :1]], 1)", h="torch.tanh(q + z)"
+    ),
+    "logarithm of 0 in absent sequences": cell(DRIVE, "k = torch.log(x * x)", h="torch.tanh(z + F.linear(k, w_x))"),
+    "division by 0 in absent sequences": cell("k = F.linear(torch.tanh(1 + x) / x, w_x)", h="torch.tanh(k + g * h)"),
+    "root of 0 in absent sequences": cell("k = F.linear(torch.sqrt(x * x), w_x)", h="torch.tanh(k + b * h)"),
+    "sum of 12 products": products(12),
+    "sum of 13 products": products(13),
+    "sum of 40 products": products(40),
+}  # fmt: skip
+ANY = {
+    "softplus with a slope": cell(DRIVE, h="torch.tanh(F.softplus(z, beta=2.0))"),
+    "softplus with a threshold": cell(DRIVE, h="torch.tanh(F.softplus(z, threshold=0.5))"),
+    "softplus with both": cell(DRIVE, h="torch.tanh(F.softplus(z, 3.0, 0.5))"),
+    "a factor of rsub": cell(DRIVE, h="torch.tanh(torch.rsub(z, 0.5, alpha=3))"),
+    "a factor of rsub of tiles": cell(DRIVE, h="torch.tanh(torch.rsub(z, h, alpha=3))"),
+    "a factor of add": cell(DRIVE, h="torch.tanh(torch.add(z, h, alpha=3))"),
+    "factors of addmm": cell(DRIVE, h="torch.tanh(torch.addmm(b, z, w, beta=0.5, alpha=2))"),
+    "a negative slope": cell(DRIVE, h="torch.tanh(F.leaky_relu(z, -0.5))"),
+    "a slope above 1": cell(DRIVE, h="torch.tanh(F.leaky_relu(z, 2.5))"),
+    "rounded division": cell(DRIVE, h="torch.tanh(z - torch.div(z, 0.5, rounding_mode='floor'))"),
+    "a tensor made in the step": cell(DRIVE, h="torch.tanh(z * torch.tensor([0.5, 1, 2, 3], dtype=z.dtype))"),
+    "a float32 tensor made in the step": cell(DRIVE, h="torch.tanh(z * torch.tensor([0.1, 0.2, 0.3, 0.4]))"),
+    "a number made a tensor": cell(DRIVE, h="torch.tanh(z * torch.tensor(0.3))"),
+    "whole numbers made in the step": cell(DRIVE, h="torch.tanh(z * torch.arange(4))"),
+    "the number of sequences as a factor": cell(DRIVE, h="torch.tanh(z * (0.1 * x.shape[0]))"),
+    "the number of sequences as a divisor": cell(DRIVE, h="torch.tanh(z / len(x))"),
+    "the number of sequences as an addend": cell(DRIVE, h="torch.tanh(z + 1 / x.size(0))"),
+    "zeros for every sequence": cell(DRIVE, h="torch.tanh(z + torch.zeros(x.shape[0], 4, dtype=z.dtype))"),
+    "a column for every sequence": cell(DRIVE, h="torch.tanh(z + torch.ones(len(x), 1, dtype=z.dtype))"),
+    "a number for every sequence": cell(DRIVE, h="torch.tanh(z + torch.full((len(x), 4), 1 / len(x), dtype=z.dtype))"),
+    "size of the input as a factor": cell(DRIVE, h="torch.tanh(z / x.shape[1])"),
+    "params changed in place": cell(DRIVE, "k = w.clone()", "k.fill_diagonal_(0)", h="torch.tanh(z + F.linear(h, k))"),
+    "a part of params changed in place": cell(DRIVE, "k = b + 0", "k[:1] += 1", h="torch.tanh(z + k)"),
+    "a value changed in place": cell(DRIVE, "k = z.clone()", "k += h", h="torch.tanh(k)"),
+    "a part of a value changed in place": cell(DRIVE, "k = z.clone()", "k[:, :1] = h[:, :1]", h="torch.tanh(k)"),
+    "a value changed after it is read": cell(DRIVE, "k = z.clone()", "q = k * 2", "k.mul_(3)", h="torch.tanh(q + k)"),
+    "a part read before the whole changes": cell(
+        DRIVE, "k = z.clone()", "q = k[:, :4]", "k.add_(1)", h="torch.tanh(q + k)"
+    ),
+    "a state that is constant": cell(DRIVE, h="torch.tanh(z)", c="torch.zeros_like(h)", answer="h + c"),
+    "an output that is constant": cell(DRIVE, h="torch.tanh(z)", answer="h.new_zeros(h.shape[0], 4)"),
+    "places that a task gives": cell(DRIVE, h="torch.tanh(z)", first=("start @ v[:2]",)),
+    "a start of params": cell(DRIVE, h="torch.tanh(z)", first=("torch.tanh(b).expand(len(start), 4)",)),
+    "a place where a task gives one": cell(
+        DRIVE, h="torch.tanh(z)", first=("start @ v[:2] if start.shape[1] else start.new_zeros(len(start), 4)",)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_cells_that_are_unlike_any_family_are_run_natively_and_right(name):
+    assert judged(ACCEPTED[name], 0, deep=True) == {"outcome": "accepted", "detail": ""}, ACCEPTED[name]
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_what_the_engine_may_refuse_is_right_where_it_does_not(name):
+    found = judged(ANY[name], 0, deep=True)
+    assert found["outcome"] in ("accepted", "refused"), f"{found}\n{ANY[name]}"
