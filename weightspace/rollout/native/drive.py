@@ -19,6 +19,7 @@ from weightspace.rollout.native.engine import Engine, Wanted, traced
 from weightspace.rollout.native.forward import _call
 from weightspace.rollout.native.function import first_states
 from weightspace.rollout.native.job import INT, POINTER, Call
+from weightspace.rollout.native.layout import num_instructions
 from weightspace.rollout.native.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.threads import at_once
 from weightspace.rollout.tangents import Measured
@@ -97,7 +98,7 @@ def native_drive(
         log_norms=torch.empty(models, steps.jacobians, dtype=torch.float64),
         visited=x.new_empty(models, steps.window, LANES, size) if want_states else None,
     )
-    own = _Drive(len(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
+    own = _Drive(num_instructions(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
     for name in _ARRAYS:
         tensor = getattr(found, name)
         setattr(own, name, None if tensor is None else tensor.data_ptr())

@@ -145,6 +145,11 @@ def _of_few_terms(operation: BackwardOperation) -> list[BackwardOperation]:
     return parts
 
 
+def num_instructions(operations: Iterable[BackwardOperation]) -> int:
+    """How many instructions of C these operations become."""
+    return sum(len(_of_few_terms(operation)) for operation in operations)
+
+
 class Encoder:
     """Writes operations as the numbers of engine.c, collecting the matrices and vectors they use."""
 
