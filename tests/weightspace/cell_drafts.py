@@ -22,7 +22,7 @@ torch.maximum({a}, {b}) | torch.minimum({a}, {b}) | {a} * {b} + {c} | {c} + {a} 
 F.linear({a}, {W}) | F.linear({a}, {W}, {v}) | {a} @ {W} | {a} @ {W}.t() | torch.addmm({v}, {a}, {W}.t())
 {a}.mm({W}) | F.linear({a}, {W}) + {b} | {a} + F.linear({b}, {W}, {v}) | F.linear({a}, {W}) + F.linear({b}, {X}) + {v}
 F.linear({a} * {b}, {W}) + {c} * {d} | {q} * {a} + {q} * torch.tanh({b}) | torch.tanh(F.linear({a}, {W}) + {c} * {v})
-torch.log({a} * {a}) | torch.sqrt({a}.abs()) | torch.tanh({b} / {a}) | torch.sigmoid({a}) * {b}
+torch.log({a} * {a}) | torch.sqrt({a}.abs()) | torch.sigmoid({a}) * {b}
 torch.tanh({a}) * torch.sigmoid({b}) | torch.relu({a}) * torch.relu({a}) | {a} + {a} | {a} - {a}
 """
 BEYOND = """
