@@ -23,12 +23,12 @@ from probes.report import choose_targets, refuse_unknown, render, write
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
-from weightspace.datamodule import ZooDataModule
-from weightspace.discovery import near_match
-from weightspace.embed import embed_rows, embed_stacks, load
-from weightspace.module import EmbeddingModule, fit
+from weightspace.components.discovery import near_match
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.targets import Target as Learned
 from weightspace.store import Division, divisions, open_zoo
-from weightspace.targets import Target as Learned
+from weightspace.training.embed import embed_rows, embed_stacks, load
+from weightspace.training.module import EmbeddingModule, fit
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "

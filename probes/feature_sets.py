@@ -14,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 
 from weightspace import features
-from weightspace.checksum import refuse_damaged_embeddings
 from weightspace.features import Features
 from weightspace.store import Division, Zoo, folds, recorded_split, split_title
+from weightspace.store.checksum import refuse_damaged_embeddings
 
 DTYPES = ("F16", "BF16", "F32", "F64")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=,@:()/#-]{0,99}")

@@ -133,7 +133,7 @@ def _epoch(path: Path) -> str:
 
 
 def _embed(run: Path, zoo: Path, out: Path, name: str) -> Path:
-    from weightspace.embed import embed
+    from weightspace.training.embed import embed
 
     log.info("Stage 3 of 4: embed every model with %s", name)
     if not out.exists():

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace import plugins, store
-from zoo_builder.bounds import check_memory
+from weightspace import store
+from weightspace.components import plugins
 from zoo_builder.differences import refuse_differences
-from zoo_builder.engine import Engine, run_shards
 from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
-from zoo_builder.plan import Plan, make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.bounds import check_memory
+from zoo_builder.planning.plan import Plan, make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import label_columns
 from zoo_builder.share import Share
+from zoo_builder.workers.processes import Engine, run_shards
 
 logger = logging.getLogger(__name__)
 

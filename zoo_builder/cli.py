@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.terminal import printable
 from zoo_builder.bench import command
 
 if TYPE_CHECKING:
-    from zoo_builder.engine import Engine
     from zoo_builder.share import Share
+    from zoo_builder.workers.processes import Engine
 
-ENGINES = {"processes": "zoo_builder.engine", "ray": "zoo_builder.ray_engine"}
+ENGINES = {"processes": "zoo_builder.workers.processes", "ray": "zoo_builder.workers.ray"}
 """Where `run_shards` of each engine is."""
 KINDS = ("families", "tasks", "labels", "learners", "studies")
 
@@ -180,11 +180,11 @@ def _engine(options: Namespace) -> Engine:
 
 
 def _dry_run(options: Namespace, share: Share | None) -> int:
-    from zoo_builder.engine import chosen_workers
-    from zoo_builder.estimate import estimate, table
     from zoo_builder.executor import ROLLOUTS, chosen_method, refuse_missing_device
-    from zoo_builder.plan import make_plan
-    from zoo_builder.recipe import read_recipe
+    from zoo_builder.planning.estimate import estimate, table
+    from zoo_builder.planning.plan import make_plan
+    from zoo_builder.planning.recipe import read_recipe
+    from zoo_builder.workers.processes import chosen_workers
 
     refuse_missing_device(options.device)
     plan = make_plan(read_recipe(options.config, options.seed, options.device))

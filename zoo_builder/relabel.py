@@ -12,18 +12,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from weightspace import plugins, store
+from weightspace import store
+from weightspace.components import plugins
 from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.store import canonical
 from zoo_builder import labels
 from zoo_builder.build import manifest_head, recorded_plan
 from zoo_builder.differences import refuse_differences
-from zoo_builder.engine import run_shards
 from zoo_builder.executor import ROLLOUTS, build_identity
-from zoo_builder.plan import Plan, Shard, make_plan
+from zoo_builder.planning.plan import Plan, Shard, make_plan
 from zoo_builder.shard import label_column, label_columns, measure_labels, own_configs
 from zoo_builder.stacks import Members, chunk_size
+from zoo_builder.workers.processes import run_shards
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Method, Streams
 from weightspace.rollout.forward import last_outputs
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
 from weightspace.store import SCHEMA, ShardContent, canonical
 from zoo_builder import labels
 from zoo_builder.learning import Learned, Learner
-from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
+from zoo_builder.planning.plan import Cohort, Plan, Shard, hidden_size
 from zoo_builder.stacks import Members, chunk_size, models_together, padded_params
 from zoo_builder.tasks import Batch, Task
-from zoo_builder.tasks.noise import draw_noise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 
 from tests.weightspace.test_module import Sums, data_of, module_of, states
 from tests.weightspace.zoos import write_zoo
-from weightspace.embed import embed, load
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.elman import Elman
-from weightspace.module import Diverged, EmbeddingModule, fit
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
-from weightspace.restoring import read_checkpoint
 from weightspace.store import open_zoo, write_durably
+from weightspace.training.embed import embed, load
+from weightspace.training.module import Diverged, EmbeddingModule, fit
+from weightspace.training.restoring import read_checkpoint
 
 
 @pytest.fixture(scope="module")

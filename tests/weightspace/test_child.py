@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from weightspace import child, quickstart
-from zoo_builder import ray_engine
 from zoo_builder.bench.case import cases
 from zoo_builder.bench.run import bench
 from zoo_builder.build import build, repair
 from zoo_builder.relabel import relabel
+from zoo_builder.workers import ray as ray_engine
 
 NAMES = ("torch", "random", "json", "numpy", "runpy", "queue", "tqdm", "yaml", "weightspace", "zoo_builder")
 RECIPE = {

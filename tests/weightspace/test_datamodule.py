@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.weightspace.zoos import write_zoo
-from weightspace.augment import GroupMoves
-from weightspace.datamodule import ZooDataModule
+from weightspace.data.augment import GroupMoves
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.targets import Target
 from weightspace.store import open_zoo
-from weightspace.targets import Target
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_prediction_through_a_trainer_covers_every_row_once(path, tmp_path):
         def predict_step(self, batch, batch_idx):
             return batch.rows
 
-    from weightspace.trainer import quiet
+    from weightspace.training.trainer import quiet
 
     data = served(path)
     with quiet():

@@ -10,7 +10,8 @@ import pytest
 
 from tests.weightspace.test_hub import files
 from tests.weightspace.zoos import FAMILIES, write_zoo
-from weightspace import hub, store
+from weightspace import store
+from weightspace.exchange import hub
 
 
 @pytest.fixture(scope="module")

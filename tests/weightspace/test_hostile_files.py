@@ -20,7 +20,7 @@ import zoo_builder.cli
 from tests.weightspace.test_cli import CONFIG, call
 from tests.weightspace.test_store import HEAD, content, reseal
 from tests.weightspace.zoos import write_zoo as write_labelled_zoo
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.store import finish, open_zoo, verify, write_shard
 from weightspace.terminal import printable
 

@@ -15,8 +15,9 @@ import torch
 from huggingface_hub import errors
 
 from tests.weightspace.zoos import FAMILIES, write_zoo
-from weightspace import flat, hub, store
+from weightspace import store
 from weightspace.cli import main
+from weightspace.exchange import flat, hub
 from weightspace.store import open_zoo
 
 

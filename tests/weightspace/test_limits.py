@@ -11,21 +11,21 @@ import torch
 from tests.weightspace.test_cli import call
 from tests.weightspace.test_module import Sums, module_of
 from tests.weightspace.zoos import write_zoo
-from weightspace import state_dicts
-from weightspace.augment import MaskEdges
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed, embed_rows, embed_stacks, embed_state_dicts
+from weightspace.data.augment import MaskEdges
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.memory import pairs_of
+from weightspace.data.sampling import MAX_PAIRS, EpochSampler, OrderedSampler
 from weightspace.encoders.message_passing import MessagePassing
+from weightspace.exchange import state_dicts
 from weightspace.families.elman import Elman
 from weightspace.families.lstm import LSTM
-from weightspace.memory import pairs_of
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.contrastive import Contrastive
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.reconstruction import Reconstruction
 from weightspace.objectives.supervised import Supervised
-from weightspace.sampling import MAX_PAIRS, EpochSampler, OrderedSampler
 from weightspace.store import Stack
+from weightspace.training.embed import embed, embed_rows, embed_stacks, embed_state_dicts
+from weightspace.training.module import EmbeddingModule, fit
 
 OBJECTIVES = {
     "supervised": lambda: Supervised(["trace"]),
@@ -169,7 +169,7 @@ def test_batches_of_small_models_are_as_they_were_asked_for():
 
 
 def test_large_models_are_embedded_few_at_a_time_from_zoos_and_from_state_dicts(tmp_path, monkeypatch):
-    monkeypatch.setattr("weightspace.sampling.MAX_PAIRS", 100)
+    monkeypatch.setattr("weightspace.data.sampling.MAX_PAIRS", 100)
     seen = []
 
     class Counting(Sums):
@@ -181,7 +181,8 @@ def test_large_models_are_embedded_few_at_a_time_from_zoos_and_from_state_dicts(
     best = fit(EmbeddingModule(Counting(), Supervised(["trace"])), ZooDataModule(zoo), tmp_path / "run", max_epochs=1)
     # Each has 6 nodes, and so 36 pairs of them.
     assert set(seen) <= {1, 2}
-    monkeypatch.setattr("weightspace.embed.load", lambda path: EmbeddingModule(Counting(), Supervised(["trace"])))
+    module = EmbeddingModule(Counting(), Supervised(["trace"]))
+    monkeypatch.setattr("weightspace.training.embed.load", lambda path: module)
     (tmp_path / "models").mkdir()
     for number in range(5):
         state_dicts.write(tmp_path / "models" / f"{number}.safetensors", torch.nn.RNN(1, 4), torch.nn.Linear(4, 1))

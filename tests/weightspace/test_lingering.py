@@ -9,12 +9,12 @@ import torch
 from tests.weightspace.test_limits import OBJECTIVES, small_encoder, stack_of, trainer
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed_stacks
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.families.elman import Elman
 from weightspace.graph import _layout
-from weightspace.module import EmbeddingModule
-from weightspace.trainer import quiet
+from weightspace.training.embed import embed_stacks
+from weightspace.training.module import EmbeddingModule
+from weightspace.training.trainer import quiet
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from weightspace.rollout.native import cache, compiler
-from weightspace.rollout.native.compiler import NoNative
+from weightspace.rollout.native.engine import cache, compiler
+from weightspace.rollout.native.engine.compiler import NoNative
 
 SOURCE = "int answer(void) { return 42; }\n"
 

@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.weightspace.zoos import write_zoo
-from weightspace import families, state_dicts
+from weightspace import families
 from weightspace.cli import main
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed, embed_state_dicts
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
+from weightspace.exchange import state_dicts
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.families.layered import Layered
 from weightspace.families.lstm import LSTM
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import generator, rollout
 from weightspace.store import open_zoo
+from weightspace.training.embed import embed, embed_state_dicts
+from weightspace.training.module import EmbeddingModule, fit
 
 EXAMPLES = [e for kind in families.available().values() if issubclass(kind, Layered) for e in kind.examples()]
 MIXED = (

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils import weight_norm as old_weight_norm
 
 from tests.weightspace.test_state_dicts import EXAMPLES, outputs_of, outputs_of_torch
-from weightspace import state_dicts
+from weightspace.exchange import state_dicts
 from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
 

@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import Logger
 from tests.weightspace.test_cli import CONFIG, call
 from tests.weightspace.test_module import module_of
 from tests.weightspace.zoos import write_zoo
-from weightspace.datamodule import ZooDataModule
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.families.elman import Elman
-from weightspace.module import fit
 from weightspace.objectives.supervised import Supervised
+from weightspace.training.module import fit
 
 WORK = [
     "accelerator auto",

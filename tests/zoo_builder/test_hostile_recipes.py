@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from weightspace.families.elman import Elman
-from zoo_builder import bounds, cli, estimate
-from zoo_builder.plain import parse_yaml
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
-from zoo_builder.spread import parse_spread
+from zoo_builder import cli
+from zoo_builder.planning import bounds, estimate
+from zoo_builder.planning.plain import parse_yaml
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
+from zoo_builder.planning.spread import parse_spread
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "zoo").glob("*.yaml"))
 
@@ -57,7 +58,7 @@ def replaced(value, path, new):
 
 def laid_out(monkeypatch):
     """An estimate without the measurement, on a machine with 16 GB."""
-    monkeypatch.setattr("zoo_builder.container.memory", lambda: 2**34)
+    monkeypatch.setattr("zoo_builder.workers.container.memory", lambda: 2**34)
     monkeypatch.setattr(estimate, "_learning_seconds", lambda *asked: 1.0)
     monkeypatch.setattr(estimate, "_label_seconds", lambda *asked: 1.0)
 
@@ -66,7 +67,7 @@ def laid_out(monkeypatch):
 def dry_run(monkeypatch, capsys):
     """What a dry run of some data says: its exit status and the line on stderr."""
     laid_out(monkeypatch)
-    monkeypatch.setattr("zoo_builder.recipe.read_yaml", lambda path: data[0])
+    monkeypatch.setattr("zoo_builder.planning.recipe.read_yaml", lambda path: data[0])
     data = [None]
 
     def run(recipe):

@@ -8,10 +8,11 @@ import pytest
 
 from tests.weightspace.test_store import content
 from weightspace.store import clean_staging, empty_staging, remove_shard, stage_table, verify, write_shard
-from zoo_builder import cli, worker
+from zoo_builder import cli
 from zoo_builder.build import build
-from zoo_builder.plan import make_plan
+from zoo_builder.planning.plan import make_plan
 from zoo_builder.share import Share
+from zoo_builder.workers import worker
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 2, "input_size": 1, "output_size": 1}],

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from weightspace.rollout import Streams
-from zoo_builder.plain import parse_yaml
-from zoo_builder.plan import hidden_size, make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plain import parse_yaml
+from zoo_builder.planning.plan import hidden_size, make_plan
+from zoo_builder.planning.recipe import read_recipe
+from zoo_builder.planning.spread import parse_spread
 from zoo_builder.shard import out_of_task
-from zoo_builder.spread import parse_spread
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "zoo"
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from weightspace.construction import Constructed
+from weightspace.components.construction import Constructed
 from weightspace.families import Family
 from weightspace.spec import WeightSpec
 from weightspace.store import Stack

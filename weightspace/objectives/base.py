@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from weightspace.batch import Batch, Training
-from weightspace.construction import Constructed
+from weightspace.components.construction import Constructed
+from weightspace.data.batch import Batch, Training
+from weightspace.data.targets import Target
 from weightspace.encoders.base import Encoder
-from weightspace.targets import Target
 
 Metrics = dict[str, tuple[Tensor, int]]
 """Name -> (mean, number of values it is the mean of), so that means over an epoch are exact."""

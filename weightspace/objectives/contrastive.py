@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.augment import Augmentation, GroupMoves
-from weightspace.batch import Batch
+from weightspace.data.augment import Augmentation, GroupMoves
+from weightspace.data.batch import Batch
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 from weightspace.store import Stack

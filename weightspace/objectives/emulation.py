@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.batch import Batch, Training
+from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 

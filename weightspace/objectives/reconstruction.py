@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.augment import MaskEdges
-from weightspace.batch import Batch, Training
+from weightspace.data.augment import MaskEdges
+from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 from weightspace.objectives.completion import Completion
-from weightspace.objectives.summaries import NUM_SUMMARIES, summaries_of
 from weightspace.store import Stack
+from weightspace.summaries import NUM_SUMMARIES, summaries_of
 
 
 class Reconstruction(Objective):

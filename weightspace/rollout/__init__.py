@@ -44,8 +44,8 @@ def rollout(
     `start` (models, batch, start) is what the task gives the initial state; `noise[name]` (models, time, batch, axis)
     must be given for every noise the spec declares; `state` (models, batch, axis) goes on from an earlier rollout.
     """
-    from weightspace.rollout.sequential import run_sequential
-    from weightspace.rollout.stacked import run_stacked
+    from weightspace.rollout.methods.sequential import run_sequential
+    from weightspace.rollout.methods.stacked import run_stacked
 
     if x.dim() != 4 or x.shape[-1] != family.input_size:
         raise ValueError(

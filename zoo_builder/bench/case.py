@@ -14,9 +14,9 @@ from torch import Tensor
 from weightspace import families
 from weightspace.families import Family
 from weightspace.rollout import Streams, generator
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
-from zoo_builder.plain import parse_yaml
-from zoo_builder.tasks.noise import draw_noise
+from zoo_builder.planning.plain import parse_yaml
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
 """Of AdamW, with torch's own other settings."""

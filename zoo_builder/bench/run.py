@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from weightspace import child, plugins
+from weightspace import child
+from weightspace.components import plugins
 from zoo_builder.bench.case import Case, flops
 from zoo_builder.bench.machine import machine, peak
 

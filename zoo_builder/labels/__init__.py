@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace import families
-from weightspace.discovery import concrete_subclasses, load_from
+from weightspace.components.discovery import concrete_subclasses, load_from
 from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.spec import Params, WeightSpec

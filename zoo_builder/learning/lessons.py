@@ -12,11 +12,11 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Captured, Method, Streams, native
 from weightspace.rollout.gradients import losses_and_gradients
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
 from zoo_builder.learning.exams import Examination
 from zoo_builder.learning.optimiser import Due, StackedAdamW, Standing
 from zoo_builder.tasks import Batch, Task
-from zoo_builder.tasks.noise import draw_noise
 
 if TYPE_CHECKING:
     from zoo_builder.learning.bptt import BPTT

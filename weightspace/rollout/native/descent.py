@@ -9,9 +9,9 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.criterion import Criterion
-from weightspace.rollout.native.engine import Wanted, engine, lanes_for, learning_engine, traced
+from weightspace.rollout.native.engine.encoded import Wanted, engine, lanes_for, learning_engine, traced
+from weightspace.rollout.native.engine.job import Call, Moves
 from weightspace.rollout.native.function import call_of, computed_tensors, first_states, in_one_piece
-from weightspace.rollout.native.job import Call, Moves
 from weightspace.spec import Params
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout.native.compiler import library
-from weightspace.rollout.native.engine import Engine, Wanted, traced
+from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
+from weightspace.rollout.native.engine.compiler import library
+from weightspace.rollout.native.engine.encoded import Engine, Wanted, traced
+from weightspace.rollout.native.engine.job import INT, POINTER, Call
+from weightspace.rollout.native.engine.layout import num_instructions
+from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.forward import _call
 from weightspace.rollout.native.function import first_states
-from weightspace.rollout.native.job import INT, POINTER, Call
-from weightspace.rollout.native.layout import num_instructions
-from weightspace.rollout.native.tangent import with_jacobian, with_tangents
-from weightspace.rollout.native.threads import at_once
 from weightspace.rollout.tangents import Measured
 from weightspace.spec import Params, State
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.criterion import Criterion
-from weightspace.rollout.native.engine import Engine, Wanted, engine, jacobian_engine, lanes_for, tangent_engine
+from weightspace.rollout.native.engine.encoded import Engine, Wanted, engine, jacobian_engine, lanes_for, tangent_engine
+from weightspace.rollout.native.engine.job import Call
 from weightspace.rollout.native.function import computed_tensors, first_states, in_one_piece
-from weightspace.rollout.native.job import Call
 from weightspace.spec import Params, State
 
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from weightspace.families import Family
 from weightspace.rollout import Rollout
-from weightspace.rollout.native.engine import Call, Wanted, engine, lanes_for, traced
+from weightspace.rollout.native.engine.encoded import Call, Wanted, engine, lanes_for, traced
 from weightspace.spec import Params, State
 
 
