@@ -39,11 +39,14 @@ typedef struct {
     int64_t packed_size, vector_size, gradient_size;
     // What is computed from a model's params before its first step, `computed` further tensors after the `stored` ones: a
     // flat program on whole tensors, each a row of numbers (see flat.py). Without one, they are given as data.
-    int64_t num_prologue, num_prologue_back, stored, params_rows;
+    int64_t num_prologue, num_prologue_back, has_prologue, stored, params_rows;
     const Instruction *prologue, *prologue_back;
     const int64_t *tables;
-    const int64_t *param_at, *param_size, *param_gradient_at, *direct_at;  // per stored tensor: rows of PARAMS, or -1
-    const int64_t *result_at, *result_gradient_at, *result_rows;           // per computed tensor
+    const int64_t *param_at, *param_gradient_at;                  // per stored tensor: rows of PARAMS, or -1
+    const int64_t *result_at, *result_gradient_at, *result_rows;  // per computed tensor
+    // Per tensor in data: its numbers, and rows of PARAMS for the gradients of one slice where some element has several
+    // (-1: it has not), so that the sum over slices is the same in whatever parts they are run.
+    const int64_t *tensor_size, *direct_at;
     int64_t num_states, num_inputs;
     const int64_t *state_at, *state_rows, *carry_at, *input_at, *input_size;
     int64_t output_at[2], output_gradient_at[2];
@@ -298,12 +301,12 @@ static void from_tile(REAL *to, const REAL *tile, int64_t size, int64_t lanes) {
 
 // The tensors of a model, those that its params give included.
 static void find_sources(const Job *job, Memory *m, int64_t model) {
-    int64_t in_data = job->params_rows ? job->stored : job->tensors;
+    int64_t in_data = job->has_prologue ? job->stored : job->tensors;
     for (int64_t i = 0; i < in_data; i++) m->source[i] = job->tensor[i] + model * job->tensor_stride[i];
-    if (!job->params_rows) return;
+    if (!job->has_prologue) return;
     for (int64_t i = 0; i < job->stored; i++) {
         if (job->param_at[i] < 0) continue;
-        int64_t size = job->param_size[i];
+        int64_t size = job->tensor_size[i];
         REAL *to = m->base[PARAMS] + job->param_at[i] * LANES;
         memcpy(to, m->source[i], size * sizeof(REAL));
         for (; size % LANES; size++) to[size] = to[size - 1];
@@ -352,16 +355,15 @@ static void zero_gradients(const Job *job, const Memory *m, int64_t model) {
     }
 }
 
-// Where a slice's gradients are added. Those that reach a tensor through others as well are put together apart, so that
-// the sum over slices is the same in whatever parts they are run.
+// Where a slice's gradients are added.
 static void zero_parts(const Job *job, const Memory *m) {
     for (int64_t i = 0; i < job->tensors; i++) m->part[i] = m->gradient[i];
-    if (!job->params_rows) return;
-    for (int64_t i = 0; i < job->stored; i++) {
+    for (int64_t i = 0; i < (job->has_prologue ? job->stored : job->tensors); i++) {
         if (job->direct_at[i] < 0 || !m->gradient[i]) continue;
         m->part[i] = m->base[PARAMS] + job->direct_at[i] * LANES;
-        memset(m->part[i], 0, job->param_size[i] * sizeof(REAL));
+        memset(m->part[i], 0, job->tensor_size[i] * sizeof(REAL));
     }
+    if (!job->has_prologue) return;
     for (int64_t i = 0; i < job->tensors - job->stored; i++) {
         int64_t at = job->result_gradient_at[i];
         m->part[job->stored + i] = at < 0 ? 0 : m->base[PARAMS] + at * LANES;
@@ -369,15 +371,18 @@ static void zero_parts(const Job *job, const Memory *m) {
     }
 }
 
-// From the gradients of a slice with respect to computed tensors to those of the stored ones.
-static void back_to_params(const Job *job, Memory *m) {
-    if (!job->params_rows) return;
-    run(job, m, job->prologue_back, job->num_prologue_back);
-    for (int64_t i = 0; i < job->stored; i++) {
-        if (job->param_gradient_at[i] < 0 || !m->gradient[i]) continue;
+// From the parts of a slice to the gradients of a model, those that come through computed tensors included.
+static void add_parts(const Job *job, Memory *m) {
+    if (job->has_prologue) run(job, m, job->prologue_back, job->num_prologue_back);
+    for (int64_t i = 0; i < (job->has_prologue ? job->stored : job->tensors); i++) {
+        if (job->direct_at[i] < 0 || !m->gradient[i]) continue;
         const REAL *direct = m->base[PARAMS] + job->direct_at[i] * LANES;
-        const REAL *through = m->base[PARAMS] + job->param_gradient_at[i] * LANES;
-        for (int64_t k = 0; k < job->param_size[i]; k++) m->gradient[i][k] += direct[k] + through[k];
+        int64_t at = job->has_prologue ? job->param_gradient_at[i] : -1, size = job->tensor_size[i];
+        const REAL *through = m->base[PARAMS] + (at < 0 ? 0 : at) * LANES;
+        if (at < 0)
+            for (int64_t k = 0; k < size; k++) m->gradient[i][k] += direct[k];
+        else
+            for (int64_t k = 0; k < size; k++) m->gradient[i][k] += direct[k] + through[k];
     }
 }
 
@@ -658,7 +663,7 @@ static double run_model(const Job *job, Memory *m, int64_t model, int64_t update
         sum_up_vectors(job, m);
         zero_parts(job, m);
         add_gradients(job, m);
-        back_to_params(job, m);
+        add_parts(job, m);
     }
     return loss;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 
 from weightspace.families import Family
 from weightspace.rollout.native.derive.adjoint import Adjoint, adjoint, pruned
-from weightspace.rollout.native.derive.prologue_adjoint import prologue_adjoint
+from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint, prologue_adjoint
 from weightspace.rollout.native.derive.sound import refuse_unsound
 from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.engine.compiler import library
-from weightspace.rollout.native.engine.flat_layout import prologue_fields
+from weightspace.rollout.native.engine.flat_layout import FlatLayout, prologue_fields
 from weightspace.rollout.native.engine.job import INT, Call, Job
 from weightspace.rollout.native.engine.layout import MAX_TERMS, OPCODES, SPACES, Encoder, Layout, laid_out
 from weightspace.rollout.native.engine.misfits import Sizes, refuse_misfits
@@ -118,15 +118,11 @@ class Engine:
         layout = laid_out(program, back, builder.rows)
         self._kept: list[Any] = []
         self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
-        self._job.tensors = len(self.traced.stored) + self.traced.computed
+        self._job.tensors = len(self.traced.stored) + len(self.traced.computed)
         self._job.stored = len(self.traced.stored)
         encoder = Encoder(layout)
         self._encode(program, back, encoder)
-        if prologue is not None and through is not None:
-            sizes = list(own.stored.values())
-            fields, self._job.params_rows = prologue_fields(prologue, through, sizes, lanes, encoder.constants)
-            for name, array in fields.items():
-                self._array(name, array, counted=name.startswith("prologue"))
+        self._encode_params(prologue, through, encoder)
         self._array("constants", np.array(encoder.constants))
         states = [ref.rows for ref in program.states.values()]
         inputs = [ref.rows for name, ref in program.inputs.items() if not name.startswith("state.")]
@@ -151,6 +147,25 @@ class Engine:
         self._array("pieces", _numbers(encoder.pieces, 6))
         job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
         job.gradient_size = encoder.gradient_size
+
+    def _encode_params(self, prologue: Prologue | None, through: PrologueAdjoint | None, encoder: Encoder) -> None:
+        """What is computed from params, and room for the gradients of elements that have several."""
+        stored, job = len(self.traced.stored), self._job
+        sizes = [*self.traced.stored.values(), *(self.traced.computed if prologue is None else ())]
+        several = encoder.summed_several_times([*self.traced.stored.values(), *self.traced.computed])
+        rows: Mapping[int, int] = {}
+        if prologue is not None and through is not None:
+            several |= set(through.params)
+            rows = through.builder.rows
+        layout = FlatLayout(self.lanes, rows, encoder.constants)
+        if prologue is not None and through is not None:
+            job.has_prologue = 1
+            for name, array in prologue_fields(prologue, through, stored, layout).items():
+                self._array(name, array, counted=name.startswith("prologue"))
+        self._array("tensor_size", _numbers(sizes))
+        places = [layout.room(size) if number in several else -1 for number, size in enumerate(sizes)]
+        self._array("direct_at", _numbers(places))
+        job.params_rows = layout.rows
 
     def _place(self, program: Program, back: Adjoint | None, layout: Layout) -> None:
         job = self._job

@@ -68,21 +68,18 @@ class FlatLayout:
 
 
 def prologue_fields(
-    prologue: Prologue, adjoint: PrologueAdjoint, param_sizes: list[int], lanes: int, constants: list[float]
-) -> tuple[dict[str, np.ndarray], int]:
-    """The fields of a job that describe a prologue, and the number of rows of PARAMS."""
-    layout = FlatLayout(lanes, adjoint.builder.rows, constants)
-    stored, results = range(len(param_sizes)), range(len(prologue.results))
+    prologue: Prologue, adjoint: PrologueAdjoint, num_stored: int, layout: FlatLayout
+) -> dict[str, np.ndarray]:
+    """The fields of a job that describe a prologue."""
+    stored, results = range(num_stored), range(len(prologue.results))
     at = {number: layout.at(ref.value) for number, ref in prologue.params.items()}
     fields = {
         "prologue": layout.instructions(prologue.operations),
         "prologue_back": layout.instructions(adjoint.operations),
         "param_at": [at.get(number, -1) for number in stored],
-        "param_size": param_sizes,
         "param_gradient_at": [
             layout.at(adjoint.params[number].value) if number in adjoint.params else -1 for number in stored
         ],
-        "direct_at": [layout.room(param_sizes[number]) if number in adjoint.params else -1 for number in stored],
         "result_at": [layout.at(ref.value) for ref in prologue.results],
         "result_gradient_at": [
             layout.at(adjoint.results[number].value) if number in adjoint.results else -1 for number in results
@@ -90,4 +87,4 @@ def prologue_fields(
         "result_rows": [layout.height(ref.value) for ref in prologue.results],
         "tables": layout.tables,
     }
-    return {name: np.array(value, dtype=np.int64) for name, value in fields.items()}, layout.rows
+    return {name: np.array(value, dtype=np.int64) for name, value in fields.items()}

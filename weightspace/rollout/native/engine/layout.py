@@ -256,6 +256,18 @@ class Encoder:
                     found[tensor] = max(found.get(tensor, 0), last + 1)
         return found
 
+    def summed_several_times(self, sizes: Sequence[int]) -> set[int]:
+        """The tensors, of so many numbers each, of which some element has several gradients in one slice."""
+        touched = {number: np.zeros(size, dtype=np.int64) for number, size in enumerate(sizes)}
+        for entry in (*self.matrices.values(), *self.vectors.values()):
+            if entry[6] < 0:
+                continue
+            for tensor, offset, row_stride, col_stride, _, rows in self.pieces[entry[2] : entry[2] + entry[3]]:
+                if tensor >= 0:
+                    places = np.add.outer(np.arange(rows) * row_stride, np.arange(entry[1]) * col_stride) + offset
+                    np.add.at(touched[tensor], places, 1)
+        return {number for number, counts in touched.items() if (counts > 1).any()}
+
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
         """What is done for gradients of matrices and biases, as rows of numbers, those of one dy together."""
         together: dict[Ref, list[WeightGradient]] = {}

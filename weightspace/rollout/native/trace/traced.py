@@ -36,8 +36,8 @@ class Traced:
     """The params that the program reads as they are, its tensors 0, 1, ...: how many numbers each has."""
     prologue: fx.GraphModule | None
     """What must be computed from one model's params first (masks, clamps, reciprocals): its further tensors."""
-    computed: int
-    """Number of those further tensors."""
+    computed: tuple[int, ...]
+    """How many numbers each of those further tensors has."""
     flat: Prologue | None = None
     """The prologue as a flat program, None if there is no prologue or it has no flat form."""
     starts_alike: bool = False
@@ -69,8 +69,9 @@ def _traced(family: Family, dtype: torch.dtype, batch: int) -> Traced:
     except Exception as error:
         # Torch's operators are many: one that a rule did not foresee is run by torch.
         raise Untraceable(f"its graph could not be read ({type(error).__name__}: {error})") from error
+    computed = tuple(int(node.meta["val"].numel()) for node in tracer.from_params)
     stored = {name: math.prod(family.spec.shape(name)) for name in family.spec.tensors}
-    return Traced(program, tracer.builder, stored, prologue, len(tracer.from_params))
+    return Traced(program, tracer.builder, stored, prologue, computed)
 
 
 def _flat_prologue(traced: Traced, dtype: torch.dtype) -> Prologue | None:
