@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 
 from weightspace import families
 from weightspace.rollout import Streams, captured
 from zoo_builder.build import build
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.tasks.copy import Copy
 from zoo_builder.workers.container import num_cores
 

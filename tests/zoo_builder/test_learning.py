@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 
 from tests.weightspace.emulated_graph import emulate
 from weightspace import families
@@ -14,7 +15,6 @@ from zoo_builder import learning, tasks
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.planted import Planted
 from zoo_builder.learning.schedule import Schedule

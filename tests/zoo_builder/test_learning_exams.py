@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 
 from tests.weightspace.emulated_graph import emulate
 from weightspace.data.datamodule import ZooDataModule
@@ -23,7 +24,6 @@ from zoo_builder.build import build
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.planning.plan import make_plan

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from zoo_builder.learning.lessons import UPDATES_PER_DRAW, Supply
 
 from tests.zoo_builder.linear_family import Linear
 from weightspace import families
@@ -17,7 +18,6 @@ from zoo_builder.bench.methods import Native
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW, Supply
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.tasks.adding import Adding
