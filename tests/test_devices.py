@@ -21,12 +21,14 @@ from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import Streams, generator, rollout
 from zoo_builder import labels, tasks
 from zoo_builder.cli import main
+from zoo_builder.learning.base import Run
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
+from zoo_builder.members import MULTIPLE, Members
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import make_shard
-from zoo_builder.stacks import CUDA_STACK, MULTIPLE, STACK, models_together
+from zoo_builder.stacks import CUDA_STACK, STACK, models_together
 
 KINDS = [kind.examples()[0] for kind in families.available().values()]
 TASKS = [kind.examples()[-1] for kind in tasks.available().values()]
@@ -80,11 +82,11 @@ def test_rollouts_keep_to_the_device_of_their_params(family, monkeypatch):
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_learning_keeps_to_its_device(task, monkeypatch):
     family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
-    arguments = (family, task, {}, {}, 0, ["a", "b"], [0, 2])
+    arguments = (family, task, Members(0, ["a", "b"]), [0, 2])
     expected = BPTT(num_updates=2, batch_size=2).learn(*arguments)
     with pretended_cuda(monkeypatch):
         assert task.sample({}, Streams(0, ["a"], "x", "cuda"), 2, "test").x.is_cuda
-        learned = BPTT(num_updates=2, batch_size=2).learn(*arguments, device="cuda")
+        learned = BPTT(num_updates=2, batch_size=2).learn(*arguments, Run("cuda"))
         assert not any(tensor.is_cuda for tensor in learned.params.values())
         for name, tensor in expected.params.items():
             assert torch.equal(learned.params[name], tensor), name
@@ -94,10 +96,10 @@ def test_a_curriculum_keeps_to_its_device(monkeypatch):
     task = tasks.load("NParity", {"max_n": 3, "n": 3, "heads": "many"})
     family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
     learner = BPTT(num_updates=2, batch_size=2, exams=Exams(every=1, sequences=4, threshold=0, curriculum=True))
-    arguments = (family, task, {}, {}, 0, ["a", "b"], [0, 2])
+    arguments = (family, task, Members(0, ["a", "b"]), [0, 2])
     expected = learner.learn(*arguments)
     with pretended_cuda(monkeypatch):
-        learned = learner.learn(*arguments, device="cuda")
+        learned = learner.learn(*arguments, Run("cuda"))
         assert not any(record.is_cuda for record in learned.records.values())
     assert expected.records["curriculum_level"].tolist() == [[2, 3], [2, 3]]
     assert torch.equal(learned.records["curriculum_level"], expected.records["curriculum_level"])

@@ -22,9 +22,11 @@ from weightspace.training.embed import embed_rows
 from weightspace.training.module import EmbeddingModule, fit
 from zoo_builder import labels, tasks
 from zoo_builder.build import build, repair
+from zoo_builder.learning.base import Run
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
 from zoo_builder.learning.schedule import Schedule
+from zoo_builder.members import Members
 from zoo_builder.relabel import relabel
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
@@ -106,8 +108,8 @@ def test_streams_are_the_same_on_cuda_bit_for_bit():
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_learning_on_cuda_begins_as_on_the_cpu(task):
     family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=5)
-    learner, arguments = BPTT(num_updates=3, batch_size=4), (family, task, {}, {}, 0, ["a", "b"], [0, 3])
-    here, there = (learner.learn(*arguments, device=device) for device in ("cpu", "cuda"))
+    learner, arguments = BPTT(num_updates=3, batch_size=4), (family, task, Members(0, ["a", "b"]), [0, 3])
+    here, there = (learner.learn(*arguments, Run(device)) for device in ("cpu", "cuda"))
     for name, tensor in here.params.items():
         assert torch.equal(there.params[name][:, 0], tensor[:, 0])
         # Where a gradient is all but 0 its sign is rounding, and AdamW moves by the sign: three steps of 3e-3.
@@ -122,14 +124,14 @@ def updates(monkeypatch, learner, arguments, *, captures: bool):
         patch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
         if not captures:
             patch.setattr(captured, "_on_cuda", lambda tensors: False)
-        return learner.learn(*arguments, device="cuda"), len(replays)
+        return learner.learn(*arguments, Run("cuda")), len(replays)
 
 
 @pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
 def test_captured_updates_are_the_updates(family, monkeypatch, caplog):
     family = type(family)(**{**family.config, "input_size": 1, "output_size": 2})
     rates = {"learning_rate": torch.tensor([1e-3, 1e-2, 3e38, 5e-3, 2e-3, 1e-2], dtype=torch.float64)}
-    arguments = (family, RECALL, {}, rates, 0, IDS, [0, 5, 20])
+    arguments = (family, RECALL, Members(0, IDS, {}, rates), [0, 5, 20])
     learner = BPTT(num_updates=20, batch_size=4)
     with_graphs, replays = updates(monkeypatch, learner, arguments, captures=True)
     without, none = updates(monkeypatch, learner, arguments, captures=False)
@@ -147,7 +149,7 @@ def test_captured_updates_heed_schedules_exams_and_stops(monkeypatch):
     exams = Exams(every=5, sequences=32, threshold=0.55, stop=True, curriculum=True)
     schedule = Schedule(shape="cosine", warm_up=3)
     learner = BPTT(num_updates=40, batch_size=8, learning_rate=3e-2, exams=exams, schedule=schedule)
-    arguments = (family, task, {}, {}, 0, IDS, [0, 20, 40])
+    arguments = (family, task, Members(0, IDS), [0, 20, 40])
     found = [updates(monkeypatch, learner, arguments, captures=captures)[0] for captures in (True, False)]
     for name, record in found[1].records.items():
         torch.testing.assert_close(found[0].records[name], record, rtol=0, atol=0.05, equal_nan=True)

@@ -15,11 +15,12 @@ from weightspace import store
 from weightspace.components import plugins
 from zoo_builder.differences import refuse_differences
 from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
-from zoo_builder.planning.bounds import check_memory
+from zoo_builder.planning.memory import check_memory
 from zoo_builder.planning.plan import Plan, make_plan
 from zoo_builder.planning.recipe import read_recipe
-from zoo_builder.shard import label_columns
 from zoo_builder.share import Share
+from zoo_builder.table import label_columns
+from zoo_builder.workers.job import Job
 from zoo_builder.workers.processes import Engine, run_shards
 
 logger = logging.getLogger(__name__)
@@ -134,15 +135,15 @@ def _make(
 ) -> None:
     """Have the missing shards made, with a progress bar on a terminal and a line per shard elsewhere."""
     executor = identity["executor"]
-    job = {
-        "recipe": plan.recipe,
-        "out": str(out.resolve()),
-        "plan": store.digest(identity),
-        "identity": identity,
-        "device": executor["device"],
-        "method": ROLLOUTS[executor["method"]],
-        "allow_import": plugins.allowed(),
-    }
+    job = Job(
+        recipe=plan.recipe,
+        out=str(out.resolve()),
+        device=executor["device"],
+        method=ROLLOUTS[executor["method"]],
+        allow_import=plugins.allowed(),
+        identity=identity,
+        plan_digest=store.digest(identity),
+    )
     try:
         with _progress(plan, missing) as report:
             engine(job, missing, workers, report)

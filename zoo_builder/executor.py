@@ -14,7 +14,7 @@ from weightspace.components import plugins
 from weightspace.rollout import Method, native
 from zoo_builder import labels
 from zoo_builder.planning.plan import Plan
-from zoo_builder.workers.worker import ENVIRONMENT
+from zoo_builder.workers.environment import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 

@@ -9,21 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from weightspace import store
 from weightspace.components import plugins
-from weightspace.families import Family
-from weightspace.rollout import Method
-from weightspace.store import canonical
 from zoo_builder import labels
 from zoo_builder.build import manifest_head, recorded_plan
 from zoo_builder.differences import refuse_differences
 from zoo_builder.executor import ROLLOUTS, build_identity
-from zoo_builder.planning.plan import Plan, Shard, make_plan
-from zoo_builder.shard import label_column, label_columns, measure_labels, own_configs
-from zoo_builder.stacks import Members, chunk_size
+from zoo_builder.planning.plan import Plan, make_plan
+from zoo_builder.table import measured_columns
+from zoo_builder.workers.job import Job, Labelling
 from zoo_builder.workers.processes import run_shards
 
 logger = logging.getLogger(__name__)
@@ -68,7 +64,7 @@ def relabel(
         store.publish_tables(zoo, key, head["plan"], names, manifest)
         finished = store.finish(zoo, head, len(plan.shards), plan.recipe["title"])
     rows = sum(shard["rows"] for shard in finished["shards"])
-    return Relabelled(zoo, rows, _measured_columns(plan, names), finished["digest"])
+    return Relabelled(zoo, rows, measured_columns(plan, names), finished["digest"])
 
 
 def _measured_with(zoo: Path, plan: Plan, identity: Mapping[str, Any], other_version: bool) -> Mapping[str, Any] | None:
@@ -95,7 +91,7 @@ def _head(
     """The new manifest's own content, where labels that others measured say so."""
     head = manifest_head(plan, identity)
     others = {name: label["measured_with"] for name, label in manifest["labels"].items() if "measured_with" in label}
-    for name in _measured_columns(plan, names):
+    for name in measured_columns(plan, names):
         others.pop(name, None)
         if measured_with is not None:
             others[name] = measured_with
@@ -104,47 +100,6 @@ def _head(
     found = {name: {**label, "measured_with": others[name]} for name, label in head["labels"].items() if name in others}
     # No build of the recipe makes these tables, so they are shards of another plan.
     return {**head, "labels": head["labels"] | found, "plan": store.digest({**identity, "measured_with": others})}
-
-
-def stage_shard(
-    zoo: Path,
-    plan: Plan,
-    shard: Shard,
-    names: Sequence[str],
-    key: str,
-    device: str = "cpu",
-    method: Method = "stacked",
-) -> None:
-    """Measure one shard's models and write its new table aside; this is what workers do."""
-    stack, table = store.open_zoo(zoo).shard(shard.index)
-    _refuse_other_models(plan, shard, stack.family, table)
-    ids, pieces = shard.model_ids, []
-    params = {name: tensor.unflatten(0, (len(ids), len(plan.snapshots))) for name, tensor in stack.params.items()}
-    size = chunk_size(device)
-    for place, members in enumerate(Members.of(plan, shard.cohort, ids).parts(size)):
-        own = {name: tensor[place * size : (place + 1) * size] for name, tensor in params.items()}
-        measured = measure_labels(plan, shard.cohort, names, members, own, device, method)
-        columns = {name: label_column(measured, name, len(members.ids)) for name in _measured_columns(plan, names)}
-        pieces.append(pa.table(columns))
-    new = pa.concat_tables(pieces)
-    ordered = [*store.SCHEMA.names, *label_columns(plan)]
-    missing = [name for name in ordered if name not in new.column_names and name not in table.column_names]
-    if missing:
-        raise ValueError(f"The zoo lacks the columns {missing} of its own labels; measure those labels again, too.")
-    columns = {name: (new if name in new.column_names else table)[name] for name in ordered}
-    store.stage_table(zoo, key, shard.index, pa.table(columns))
-
-
-def _refuse_other_models(plan: Plan, shard: Shard, family: Family, table: pa.Table) -> None:
-    """Raise ValueError unless the models of a shard are those that this version makes of the recipe."""
-    ids, cohort = shard.model_ids, shard.cohort
-    values = cohort.values(plan.seed, ids)
-    task, count = cohort.task, len(ids)
-    configs = [None] * count if task is None else [canonical(own) for own in own_configs(task, values, count)]
-    expected = [(ids[i], step, configs[i]) for i in range(len(ids)) for step in plan.snapshots]
-    found = zip(*(table[name].to_pylist() for name in ("model_id", "step", "task_config")), strict=True)
-    if family != cohort.family or list(found) != expected:
-        raise ValueError("Its models are not those that this version makes of the recipe, so it cannot label them.")
 
 
 def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
@@ -179,14 +134,14 @@ def _stage(
 
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
     device, method = executor["device"], ROLLOUTS[executor["method"]]
-    relabelling = {"names": list(names), "key": key, "device": device, "method": method}
-    job = {
-        "recipe": plan.recipe,
-        "out": str(zoo.resolve()),
-        "device": device,
-        "relabel": relabelling,
-        "allow_import": plugins.allowed(),
-    }
+    job = Job(
+        recipe=plan.recipe,
+        out=str(zoo.resolve()),
+        device=device,
+        method=method,
+        allow_import=plugins.allowed(),
+        labelling=Labelling(tuple(names), key),
+    )
     with tqdm(total=len(missing), unit=" shards", disable=not sys.stderr.isatty(), desc="labels") as bar:
 
         def report(message: Mapping[str, Any]) -> None:
@@ -195,7 +150,3 @@ def _stage(
                 logger.info("Shard %05d is labelled.", message["done"])
 
         run_shards(job, missing, workers, report)
-
-
-def _measured_columns(plan: Plan, names: Sequence[str]) -> list[str]:
-    return list(labels.columns(names, [cohort.family.effective_spec for cohort in plan.cohorts]))

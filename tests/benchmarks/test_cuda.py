@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from weightspace import families
 from weightspace.rollout import Streams, captured
 from zoo_builder.build import build
-from zoo_builder.learning.base import fresh_params
+from zoo_builder.learning.base import Run, fresh_params
+from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.bptt import BPTT
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
+from zoo_builder.members import Members
 from zoo_builder.tasks.copy import Copy
 from zoo_builder.workers.container import num_cores
 
@@ -51,7 +52,7 @@ def ms_per_model_update(family: families.Family, models: int) -> float:
 
     learner = BPTT(num_updates=last, batch_size=BATCH)
     ids = [f"model-{i}" for i in range(models)]
-    learner.learn(family, TASK, {}, {}, 0, ids, [last], device="cuda", progress=told)
+    learner.learn(family, TASK, Members(0, ids), [last], Run(device="cuda", progress=told))
     return 1000 * (marks[last] - marks[first]) / (last - first) / models
 
 

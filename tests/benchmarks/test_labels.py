@@ -15,7 +15,6 @@ from weightspace.store import write_shard
 from zoo_builder import labels, shard
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
-from zoo_builder.stacks import Members
 
 pytestmark = pytest.mark.benchmark
 RECIPE = Path(__file__).parents[2] / "configs/zoo/quickstart.yaml"
@@ -82,7 +81,7 @@ def test_labels_measured_with_other_sequences_are_nearly_the_same():
     found = {name: ([], []) for name in RELIABILITY}
     for own in plan.shards:
         cohort, ids = own.cohort, own.model_ids
-        members = Members.of(plan, cohort, ids)
+        members = cohort.members(plan.seed, ids)
         learned, values = shard._learned(plan, cohort, members, "cpu", "native", None), members.values
         for place in range(len(plan.snapshots)):
             params = {name: tensor[:, place].contiguous() for name, tensor in learned.params.items()}

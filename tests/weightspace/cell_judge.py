@@ -364,7 +364,8 @@ def _updates(cell: Cell, seed: int, draw: int) -> None:
     together, apart = optimiser(), optimiser()
     weights, trained = criterion.weight.expand(3, *criterion.weight.shape), cell.spec.trained
     data = (own.x, own.start, criterion, weights, own.noise)
-    losses = together.in_c([None] * 3, partial(descend_on, cell, own.params | together.params(), trained, *data))
+    make = partial(descend_on, cell, own.params | together.params(), trained, *data)
+    losses = together.update_natively([None] * 3, make)
     for part in parts:
         one = dataclasses.replace(criterion, target=criterion.target[:, :, part])
         noise = {name: value[:, :, part] for name, value in own.noise.items()}

@@ -14,7 +14,7 @@ import yaml
 
 from weightspace.families.elman import Elman
 from zoo_builder import cli
-from zoo_builder.planning import bounds, estimate
+from zoo_builder.planning import estimate, memory
 from zoo_builder.planning.plain import parse_yaml
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
@@ -234,7 +234,7 @@ def test_memory_that_is_not_there_names_the_cohort_and_the_field(monkeypatch):
     monkeypatch.setattr(Elman, "init", init)
     with pytest.raises(ValueError, match=r"not enough memory .* 'elman-hidden4-.*lower `shard_size` \(=64\)"):
         estimate.estimate(plan, 1)
-    with pytest.raises(RuntimeError, match=r"^other$"), bounds.memory_named(plan, cohort):
+    with pytest.raises(RuntimeError, match=r"^other$"), memory.memory_named(plan, cohort):
         raise RuntimeError("other")
 
 
@@ -242,9 +242,9 @@ def test_what_a_shard_takes_at_the_least_is_no_more_than_it_takes():
     plan = make_plan(read_recipe(TINY))
     weights = 4 * (4 * 4 + 4 + 4 + 2 * 4 + 2)
     batch = 4 * 8 * 2
-    assert bounds.least_bytes(plan, plan.cohorts[0]) == 10 * (4 * weights + 16 * batch)
+    assert memory.least_bytes(plan, plan.cohorts[0]) == 10 * (4 * weights + 16 * batch)
     for path in CONFIGS:
-        bounds.check_memory(make_plan(read_recipe(path)), 2**30)
+        memory.check_memory(make_plan(read_recipe(path)), 2**30)
 
 
 def test_numbers_of_a_spread_are_numbers():

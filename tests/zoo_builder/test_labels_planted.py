@@ -7,11 +7,12 @@ from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from zoo_builder import labels
 from zoo_builder.learning.planted import Planted
+from zoo_builder.members import Members
 
 
 def test_the_memory_mode_is_the_planted_cosine():
     family, ids = Elman(input_size=1, hidden_size=8, output_size=1), ["a", "b", "c"]
-    learned = Planted(noise=0.0).learn(family, None, {}, {}, 0, ids, [0])
+    learned = Planted(noise=0.0).learn(family, None, Members(0, ids), [0])
     params = {name: tensor[:, 0] for name, tensor in learned.params.items()}
     measured = labels.measure(["MemoryMode"], family, params, None, {}, 0, ids)["memory_mode"]
     matrix = params["weight_hh.0"].double()

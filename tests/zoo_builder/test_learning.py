@@ -11,13 +11,14 @@ from weightspace.families.gru import GRU
 from weightspace.rollout import Streams, generator, rollout
 from weightspace.spec import Axis, TensorSpec, WeightSpec
 from zoo_builder import learning, tasks
-from zoo_builder.learning.base import fresh_params
+from zoo_builder.learning.base import Run, fresh_params
+from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.planted import Planted
 from zoo_builder.learning.schedule import Schedule
+from zoo_builder.members import Members
 from zoo_builder.tasks.copy import Copy
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.n_parity import NParity
@@ -34,7 +35,7 @@ SETTINGS = {
 
 
 def learn(learner, snapshots, ids=IDS, settings=SETTINGS, family=FAMILY, **options):
-    return learner.learn(family, TASK, {}, settings, 0, ids, snapshots, **options)
+    return learner.learn(family, TASK, Members(0, ids, {}, settings), snapshots, Run(**options))
 
 
 def one_by_one(family, settings, num_updates, batch_size):
@@ -127,7 +128,7 @@ def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison, fuse
             elif poison == "gradient":
                 poisoned["weight_hh.0"][2, 0, 0] = torch.nan
             else:
-                with_it.standing.row[2, 0] = torch.inf
+                with_it.state.row[2, 0] = torch.inf
                 before["weight_ih.0"].view(-1)[0] = torch.inf
         with_it.update(losses, poisoned)
     others = [0, 1, 3, 4, 5]
@@ -150,7 +151,7 @@ def test_rows_have_the_same_bytes_however_many_threads_move_them(monkeypatch):
             for _ in range(20):
                 gradients = {k: torch.randn(v.shape, generator=draws) for k, v in params.items()}
                 optimiser.update(torch.zeros(6), gradients)
-            return optimiser.standing.row
+            return optimiser.state.row
         finally:
             torch.set_num_threads(before)
 
@@ -216,7 +217,7 @@ def examined() -> tuple[BPTT, tuple]:
     exams = Exams(every=5, sequences=32, threshold=0.55, stop=True, curriculum=True)
     schedule = Schedule(shape="cosine", warm_up=3)
     learner = BPTT(num_updates=40, batch_size=8, learning_rate=3e-2, exams=exams, schedule=schedule)
-    return learner, (family, task, {}, {}, 0, IDS, [0, 20, 40])
+    return learner, (family, task, Members(0, IDS), [0, 20, 40])
 
 
 def test_captured_updates_heed_schedules_exams_and_stops(monkeypatch):
@@ -237,9 +238,9 @@ def test_captured_updates_heed_schedules_exams_and_stops(monkeypatch):
 def test_the_loss_of_every_task_can_be_captured(task, monkeypatch):
     family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
     learner = BPTT(num_updates=3, batch_size=2)
-    called = learner.learn(family, task, {}, {}, 0, IDS[:2], [3])
+    called = learner.learn(family, task, Members(0, IDS[:2]), [3])
     graphs = emulate(monkeypatch)
-    captured = learner.learn(family, task, {}, {}, 0, IDS[:2], [3])
+    captured = learner.learn(family, task, Members(0, IDS[:2]), [3])
     assert [graph.replays for graph in graphs] == [3]
     for name, tensor in called.params.items():
         assert torch.equal(captured.params[name], tensor), name
@@ -251,7 +252,7 @@ def test_every_task_is_learned_natively_as_it_is_by_autograd(task):
     # Several updates of one draw, and a part of the next.
     native, stacked = (
         BPTT(num_updates=UPDATES_PER_DRAW + 2, batch_size=3).learn(
-            family, task, {}, {}, 0, IDS, [1, UPDATES_PER_DRAW + 2], method=method
+            family, task, Members(0, IDS), [1, UPDATES_PER_DRAW + 2], Run(method=method)
         )
         for method in ("native", "stacked")
     )
@@ -322,7 +323,7 @@ def test_trained_params_stay_in_their_domain(fused):
 def test_a_planted_matrix_is_rank_one_but_for_its_noise():
     family = Elman(input_size=1, hidden_size=12, output_size=1)
     ids = [f"planted-{i}" for i in range(400)]
-    learned = Planted().learn(family, None, {}, {}, 3, ids, [0])
+    learned = Planted().learn(family, None, Members(3, ids), [0])
     matrices = learned.params["weight_hh.0"][:, 0].double().numpy()
     assert learned.steps == (0,)
     singular = np.linalg.svd(matrices, compute_uv=False)
@@ -338,7 +339,7 @@ def test_a_planted_matrix_is_rank_one_but_for_its_noise():
 
 def test_without_noise_the_planted_eigenvalue_is_the_gain_times_the_cosine():
     family = Elman(input_size=1, hidden_size=6, output_size=1)
-    learned = Planted(gain=2.0, noise=0.0).learn(family, None, {}, {}, 0, ["a", "b", "c"], [0])
+    learned = Planted(gain=2.0, noise=0.0).learn(family, None, Members(0, ["a", "b", "c"]), [0])
     for matrix in learned.params["weight_hh.0"][:, 0].double().numpy():
         largest = max(np.linalg.eigvals(matrix), key=abs)
         assert largest.real == pytest.approx(np.trace(matrix), abs=1e-6)
@@ -347,7 +348,7 @@ def test_without_noise_the_planted_eigenvalue_is_the_gain_times_the_cosine():
 
 def test_planting_needs_one_recurrent_matrix():
     with pytest.raises(ValueError, match=r"'weight_hh\.0' with 3 row"):
-        Planted().learn(GRU(input_size=1, hidden_size=3, output_size=1), None, {}, {}, 0, ["a"], [0])
+        Planted().learn(GRU(input_size=1, hidden_size=3, output_size=1), None, Members(0, ["a"]), [0])
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_a_wrong_learner_is_refused_with_the_way_out(name, fields, message):
 def test_learning_refuses_what_does_not_fit():
     learner = BPTT(num_updates=3, batch_size=2)
     with pytest.raises(ValueError, match="needs a task"):
-        learner.learn(FAMILY, None, {}, {}, 0, IDS, [0])
+        learner.learn(FAMILY, None, Members(0, IDS), [0])
     with pytest.raises(ValueError, match="from 0 to 3"):
         learn(learner, [4])
     with pytest.raises(ValueError, match="`output_size` of Elman is 3, but DelayedRecall needs 2"):

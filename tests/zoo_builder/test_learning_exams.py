@@ -20,16 +20,16 @@ from weightspace.rollout import Streams, rollout
 from weightspace.store import open_zoo
 from zoo_builder import learning
 from zoo_builder.build import build
-from zoo_builder.learning.base import fresh_params
+from zoo_builder.learning.base import Run, fresh_params
+from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import Schedule
+from zoo_builder.members import Members
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
-from zoo_builder.relabel import stage_shard
-from zoo_builder.shard import make_shard
+from zoo_builder.shard import make_shard, stage_shard
 from zoo_builder.tasks.adding import Adding
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.n_delayed_match import NDelayedMatch
@@ -50,7 +50,7 @@ def family_of(task, hidden_size=12):
 def learn(task, exams, num_updates, snapshots, values=None, settings=None, ids=IDS, **options):
     options = {"batch_size": BATCH, "learning_rate": 1e-2} | options
     learner = BPTT(num_updates=num_updates, exams=exams, **options)
-    return learner.learn(family_of(task), task, values or {}, settings or {}, 0, ids, snapshots)
+    return learner.learn(family_of(task), task, Members(0, ids, values or {}, settings or {}), snapshots)
 
 
 def accuracy_of_heads(kind, outputs, x, ns):
@@ -194,14 +194,14 @@ def test_a_stopped_row_keeps_its_moments():
     for update in range(4):
         gradients = {k: torch.randn(v.shape, generator=draws) for k, v in free.params().items()}
         if update == 2:
-            before = stopped.standing
+            before = stopped.state
             stopped.stop(torch.tensor([False, True, False, False]))
         if update == 3:
             gradients["weight_hh"][1] = torch.nan
         for optimiser in (stopped, free):
             optimiser.update(torch.zeros(4), {k: v.clone() for k, v in gradients.items()})
     for name in ("row", "first", "second"):
-        now, then, other = (getattr(standing, name) for standing in (stopped.standing, before, free.standing))
+        now, then, other = (getattr(state, name) for state in (stopped.state, before, free.state))
         assert torch.equal(now[1], then[1])
         assert torch.equal(now[[0, 2, 3]], other[[0, 2, 3]])
     # What has stopped cannot diverge any more.
@@ -218,7 +218,8 @@ def test_when_all_have_stopped_or_diverged_nothing_is_computed_and_no_byte_diffe
     for last in (AT_ONCE, NEVER):
         settings = wild | {"exams.threshold": several(AT_ONCE, AT_ONCE, NEVER, last)}
         learner, drawn[:], told[:] = BPTT(num_updates=60, batch_size=4, exams=exams, weight_decay=1.0), [], []
-        runs.append(learner.learn(family_of(TASK), TASK, {}, settings, 0, IDS, [0, 4, 30, 60], progress=told.append))
+        members, run = Members(0, IDS, {}, settings), Run(progress=told.append)
+        runs.append(learner.learn(family_of(TASK), TASK, members, [0, 4, 30, 60], run))
         assert told == list(range(1, 61))
         # Eight updates are drawn together, and one exam of 16 sequences is held every four updates.
         expected = {32: 1, 16: 1} if last == AT_ONCE else {32: 8, 16: 15}
@@ -414,7 +415,7 @@ def curricula(max_n, hidden_size, ids, **options):
     for heads in ("many", "single"):
         task = NParity(max_n=max_n, n=max_n, heads=heads)
         family, learner = family_of(task, hidden_size), BPTT(**options)
-        learned = learner.learn(family, task, {}, {}, 0, ids, [learner.num_updates])
+        learned = learner.learn(family, task, Members(0, ids), [learner.num_updates])
         level[heads] = learned.records["curriculum_level"][:, 0]
         params = {name: tensor[:, 0] for name, tensor in learned.params.items()}
         batch = task.sample({"n": torch.full((len(ids),), 2.0)}, Streams(1, ids, "judge"), 512, "test")

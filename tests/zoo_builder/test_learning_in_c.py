@@ -14,12 +14,13 @@ from weightspace.rollout import Streams, native
 from weightspace.rollout.native import can_descend_on, descend, descend_on
 from zoo_builder.bench.case import cases, draw
 from zoo_builder.bench.methods import Native
-from zoo_builder.learning.base import fresh_params
+from zoo_builder.learning.base import Run, fresh_params
+from zoo_builder.learning.batches import UPDATES_PER_DRAW, BatchSource
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW, Supply
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import Schedule
+from zoo_builder.members import Members
 from zoo_builder.tasks.adding import Adding
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.formal_language import FormalLanguage
@@ -49,7 +50,7 @@ def learned(family, lessons, **options):
     task, batch_size, fields = LESSONS[lessons]
     sized = type(family)(**{**family.config, "input_size": task.input_size, "output_size": task.output_size})
     learner = BPTT(num_updates=22, batch_size=batch_size, **fields)
-    return learner.learn(sized, task, {}, SETTINGS, 0, IDS, [0, 5, 20, 22], method="native", **options)
+    return learner.learn(sized, task, Members(0, IDS, {}, SETTINGS), [0, 5, 20, 22], Run(method="native", **options))
 
 
 def same(one, other):
@@ -103,7 +104,7 @@ def test_a_family_with_noise_learns_in_c_what_it_learns_by_autograd(calls):
     assert can_descend_on(family)
     natively, by_torch = (
         BPTT(num_updates=UPDATES_PER_DRAW + 2, batch_size=3).learn(
-            family, task, {}, {}, 0, IDS, [UPDATES_PER_DRAW + 2], method=method
+            family, task, Members(0, IDS), [UPDATES_PER_DRAW + 2], Run(method=method)
         )
         for method in ("native", "stacked")
     )
@@ -123,7 +124,7 @@ class Started(Linear):
 def test_a_family_whose_first_state_is_trained_learns_update_by_update(calls):
     family, task = Started(input_size=2, output_size=1, hidden_size=4), Adding(num_steps=6)
     assert not can_descend_on(family)
-    BPTT(num_updates=3, batch_size=3).learn(family, task, {}, {}, 0, IDS, [3], method="native")
+    BPTT(num_updates=3, batch_size=3).learn(family, task, Members(0, IDS), [3], Run(method="native"))
     assert calls == []
 
 
@@ -147,9 +148,8 @@ def test_progress_is_told_of_every_update():
 
 
 def test_sequences_are_the_same_however_many_are_taken_at_once():
-    task, learner = DelayedRecall(num_steps=6, delay=2), BPTT(batch_size=3)
-    whole = Supply(learner, task, dict, Streams(0, IDS, "train"))
-    parts = Supply(learner, task, dict, Streams(0, IDS, "train"))
+    task = DelayedRecall(num_steps=6, delay=2)
+    whole, parts = (BatchSource(task, dict, Streams(0, IDS, "train"), 3) for _ in range(2))
     expected = [whole.take(update, UPDATES_PER_DRAW) for update in (0, UPDATES_PER_DRAW)]
     found, update = [], 0
     for most in (3, 1, 100, 2, 100):
@@ -176,9 +176,10 @@ def stack(family, models=4, updates=3, batch=5):
 def test_models_that_do_not_learn_are_left_alone_and_have_no_loss(family):
     optimiser, data = stack(family)
     optimiser.stop(torch.tensor([False, True, False, False]))
-    before = optimiser.standing.row.clone()
-    losses = optimiser.in_c([None] * 3, partial(descend_on, family, optimiser.params(), family.spec.trained, *data))
-    moved = (optimiser.standing.row != before).any(1)
+    before = optimiser.state.row.clone()
+    make = partial(descend_on, family, optimiser.params(), family.spec.trained, *data)
+    losses = optimiser.update_natively([None] * 3, make)
+    moved = (optimiser.state.row != before).any(1)
     assert moved.tolist() == losses.isfinite().tolist() == [True, False, True, True]
 
 
@@ -187,9 +188,9 @@ def test_losses_are_those_before_the_last_update():
     (optimiser, (x, start, criterion, weights, _)), (shorter, _) = stack(family), stack(family)
     trained, half = family.spec.trained, dataclasses.replace(criterion, target=criterion.target[:, :, :10])
     arguments = (family, optimiser.params(), trained, x, start, criterion, weights, {})
-    losses = optimiser.in_c([None] * 3, partial(descend_on, *arguments))
+    losses = optimiser.update_natively([None] * 3, partial(descend_on, *arguments))
     arguments = (family, shorter.params(), trained, x[:, :, :10], start[:, :10], half, weights[:2], {})
-    shorter.in_c([None] * 2, partial(descend_on, *arguments))
+    shorter.update_natively([None] * 2, partial(descend_on, *arguments))
     last = dataclasses.replace(criterion, target=criterion.target[:, :, 10:])
     expected, _ = descend(family, shorter.params(), trained, x[:, :, 10:], start[:, 10:], last, {})
     assert torch.equal(losses, expected)
@@ -200,17 +201,19 @@ def test_what_does_not_fit_is_refused():
     optimiser, data = stack(family)
     make = partial(descend_on, family, optimiser.params(), family.spec.trained)
     with pytest.raises(ValueError, match=r"weights of shape .*; \(2, 4, 1\) of torch.float32 was expected"):
-        optimiser.in_c([None] * 2, partial(make, *data))
+        optimiser.update_natively([None] * 2, partial(make, *data))
     with pytest.raises(ValueError, match="2 updates have 15 sequences"):
-        optimiser.in_c([None] * 2, partial(make, *data[:3], data[3][:2], {}))
+        optimiser.update_natively([None] * 2, partial(make, *data[:3], data[3][:2], {}))
     scattered = {
         name: tensor.transpose(0, -1).contiguous().transpose(0, -1) for name, tensor in optimiser.params().items()
     }
+    make = partial(descend_on, family, scattered, family.spec.trained, *data)
     with pytest.raises(ValueError, match="does not lie in one piece"):
-        optimiser.in_c([None] * 3, partial(descend_on, family, scattered, family.spec.trained, *data))
+        optimiser.update_natively([None] * 3, make)
     started = Started(input_size=2, output_size=1, hidden_size=4)
+    make = partial(descend_on, started, optimiser.params(), started.spec.trained, *data)
     with pytest.raises(ValueError, match="cannot be made in C alone"):
-        optimiser.in_c([None] * 3, partial(descend_on, started, optimiser.params(), started.spec.trained, *data))
+        optimiser.update_natively([None] * 3, make)
 
 
 def test_the_benchmark_makes_the_updates_it_counts():

@@ -10,6 +10,7 @@ from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import SHAPES, Schedule
+from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 NUM_UPDATES = 40
@@ -94,7 +95,7 @@ def test_a_learner_follows_its_schedule_and_each_model_its_own_warm_up():
 
     def learn(settings, **options):
         learner = BPTT(num_updates=6, batch_size=4, **options)
-        return learner.learn(family, task, {}, settings, 0, ids, [1, 6]).params["weight_hh.0"]
+        return learner.learn(family, task, Members(0, ids, {}, settings), [1, 6]).params["weight_hh.0"]
 
     plain, warmed = learn({}), learn(warm_up, schedule=Schedule())
     # A model without a warm-up is as if there were no schedule, and the first update of the others has a third and a

@@ -12,7 +12,7 @@ from zoo_builder import cli
 from zoo_builder.build import build
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.share import Share
-from zoo_builder.workers import worker
+from zoo_builder.workers import making
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 2, "input_size": 1, "output_size": 1}],
@@ -41,9 +41,9 @@ def contents(folder):
 
 
 def run_here(job, indices, workers, report):
-    plan = make_plan(job["recipe"])
+    plan = make_plan(job.recipe)
     for index in indices:
-        worker._make(job, plan, plan.shards[index], io.StringIO())
+        making.make_and_report(job, plan, plan.shards[index], io.StringIO())
         report({"done": index})
 
 

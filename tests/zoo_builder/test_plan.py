@@ -15,7 +15,7 @@ from zoo_builder.planning.plain import parse_yaml
 from zoo_builder.planning.plan import hidden_size, make_plan
 from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.planning.spread import parse_spread
-from zoo_builder.shard import out_of_task
+from zoo_builder.table import out_of_task
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "zoo"
 
@@ -73,7 +73,7 @@ def splits_of(plan):
     told = {}
     share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
     for cohort in plan.cohorts:
-        values = cohort.values(plan.seed, cohort.model_ids)
+        values = cohort.members(plan.seed, cohort.model_ids).values
         out = out_of_task(cohort, values, share, len(cohort.splits))
         own = zip(*(tensor.tolist() for tensor in values.values()), strict=True) if values else [()] * len(out)
         rows = zip(cohort.model_ids, cohort.splits, out, own, strict=True)
@@ -117,10 +117,10 @@ def test_every_split_is_the_same_under_a_shuffled_list_of_tasks(name):
 
 def test_more_models_leave_the_draws_of_the_others_as_they_are():
     small, large = plan_of().cohorts[0], plan_of(models_per_cohort=40).cohorts[0]
-    few, many = (c.settings(0, c.model_ids)["learning_rate"] for c in (small, large))
+    few, many = (c.members(0, c.model_ids).settings["learning_rate"] for c in (small, large))
     assert torch.equal(few, many[:12])
     assert len(set(many.tolist())) == 40
-    other_seed = small.settings(1, small.model_ids)["learning_rate"]
+    other_seed = small.members(1, small.model_ids).settings["learning_rate"]
     assert not set(other_seed.tolist()) & set(few.tolist())
 
 
@@ -302,7 +302,7 @@ def test_the_two_zoos_of_a_thousand_have_a_preset_for_a_laptop(name, num_steps):
         assert (type(cohort.family).__name__, cohort.family.hidden_size, cohort.family.num_layers) == ("LSTM", size, 2)
         assert cohort.task.num_steps == num_steps
         share = plan.recipe["splits"]["out_of_distribution"]["task_share"]
-        values = cohort.values(plan.seed, cohort.model_ids)
+        values = cohort.members(plan.seed, cohort.model_ids).values
         out = torch.tensor([s == "out" for s in out_of_task(cohort, values, share, models)])
         assert 0.08 < out.double().mean() < 0.2
         extreme = values["angle"] if "angle" in values else -sum(values[k].abs() for k in ("mb", "mc", "md"))

@@ -1,5 +1,6 @@
 """Ray as engine: the bytes of a local build, whoever is killed on the way; and clear errors without it."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ from weightspace.store import verify
 from zoo_builder.build import build
 from zoo_builder.cli import main
 from zoo_builder.workers import ray as ray_engine
+from zoo_builder.workers.job import Job
 from zoo_builder.workers.processes import run_shards
 
 RECIPE = {
@@ -187,16 +189,16 @@ def test_an_address_at_which_nobody_listens_is_refused_at_once(recipe, tmp_path,
 def test_a_machine_of_another_kind_or_without_the_folder_refuses_the_job(tmp_path):
     from zoo_builder.workers import ray as ray_engine
 
-    job = {"out": str(tmp_path), "recipe": {}, "identity": {}}
-    assert "give a folder on a file system that all machines share" in ray_engine.make(json.dumps(job), 0)
+    job = Job(recipe={}, out=str(tmp_path), device="cpu", method="stacked", allow_import=(), identity={})
+    assert "give a folder on a file system that all machines share" in ray_engine.make(job.to_json(), 0)
     seen = []
 
     def engine(job, indices, workers, report):
-        other = json.loads(json.dumps(job))
-        other["identity"]["executor"]["vectors"] = "NEON"
-        seen.append(json.loads(ray_engine.make(json.dumps(other), 0))["error"])
+        executor = {**job.identity["executor"], "vectors": "NEON"}
+        other = dataclasses.replace(job, identity={**job.identity, "executor": executor})
+        seen.append(json.loads(ray_engine.make(other.to_json(), 0))["error"])
         for index in indices:
-            report(json.loads(ray_engine.make(json.dumps(job), index)))
+            report(json.loads(ray_engine.make(job.to_json(), index)))
 
     short = {**RECIPE, "learning": {**RECIPE["learning"], "num_updates": 2}, "snapshots": [0, 2], "shard_size": 8}
     build(short, tmp_path / "zoo", engine=engine)

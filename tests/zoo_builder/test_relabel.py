@@ -13,11 +13,13 @@ from weightspace.store import open_zoo, staged_tables, verify
 from zoo_builder import cli
 from zoo_builder.build import build, repair
 from zoo_builder.executor import ROLLOUTS
+from zoo_builder.members import Members
 from zoo_builder.planning import recipe
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
-from zoo_builder.relabel import relabel, stage_shard
-from zoo_builder.workers import worker
+from zoo_builder.relabel import relabel
+from zoo_builder.shard import stage_shard
+from zoo_builder.workers import making
 from zoo_builder.workers.processes import run_shards
 
 RECIPE = {
@@ -40,9 +42,9 @@ def contents(folder):
 
 def run_here(job, indices, workers, report):
     """Make shards in this process, which has a worker's environment already, to save the start of one."""
-    plan = make_plan(job["recipe"])
+    plan = make_plan(job.recipe)
     for index in indices:
-        worker._make(job, plan, plan.shards[index], io.StringIO())
+        making.make_and_report(job, plan, plan.shards[index], io.StringIO())
         report({"done": index})
 
 
@@ -107,7 +109,7 @@ def test_labels_do_not_depend_on_which_models_are_measured_together(bare, promis
     zoo = shutil.copytree(bare, tmp_path / "zoo")
     plan = make_plan(read_recipe({**RECIPE, "labels": ["Performance", *ADDED]}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo_builder.relabel.chunk_size", lambda device: 2)
+        patch.setattr("zoo_builder.shard.chunk_size", lambda device: 2)
         method = ROLLOUTS[open_zoo(zoo).manifest["executor"]["method"]]
         for shard in plan.shards:
             stage_shard(zoo, plan, shard, ADDED, "key", method=method)
@@ -251,8 +253,8 @@ def test_a_version_that_makes_other_models_of_the_recipe_is_refused(bare, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         values = {"delay": torch.tensor(2.0)}
         patch.setattr(
-            "zoo_builder.planning.plan.Cohort.values",
-            lambda self, seed, ids: {name: value.expand(len(ids)) for name, value in values.items()},
+            "zoo_builder.planning.plan.Cohort.members",
+            lambda self, seed, ids: Members(seed, ids, {k: v.expand(len(ids)) for k, v in values.items()}),
         )
         with pytest.raises(ValueError, match="not those that this version makes of the recipe"):
             relabel(zoo, ["NonNormality"], other_version=True)

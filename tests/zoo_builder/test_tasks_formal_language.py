@@ -13,7 +13,7 @@ from weightspace.store import open_zoo
 from zoo_builder.build import build
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
-from zoo_builder.shard import out_of_task
+from zoo_builder.table import out_of_task
 from zoo_builder.tasks.formal_language import EOS, FormalLanguage
 
 LAPTOP = Path(__file__).parents[2] / "configs" / "zoo" / "formal-languages-laptop.yaml"

@@ -19,7 +19,7 @@ from weightspace.rollout.gradients import losses_and_gradients
 from weightspace.rollout.native import can_descend_on, descend_on
 from weightspace.spec import Params
 from zoo_builder.bench.case import LEARNING_RATE, WEIGHT_DECAY, Case, Data
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
+from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.stacks import STACK
 
@@ -128,7 +128,7 @@ class Native(Stacked):
             asked = dataclasses.replace(criterion, target=criterion.target[:, :, : now * self._batch])
             weights = criterion.weight.expand(now, *criterion.weight.shape)
             make = partial(descend_on, self._family, params, trained, x, start, asked, weights, {})
-            losses = optimiser.in_c([None] * now, make)
+            losses = optimiser.update_natively([None] * now, make)
         return losses
 
     @staticmethod

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from weightspace.components.discovery import concrete_subclasses, load_from
-from zoo_builder.learning.base import Learned, Learner
+from zoo_builder.learning.base import Learned, Learner, Run
 
-__all__ = ["Learned", "Learner", "available", "load"]
+__all__ = ["Learned", "Learner", "Run", "available", "load"]
 
 
 def available() -> dict[str, type[Learner]]:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from weightspace.families import Family
 from weightspace.rollout import Method, generator
 from weightspace.spec import Params
 from zoo_builder.labels.base import LabelColumn
+from zoo_builder.members import Members
 from zoo_builder.tasks import Task
 
 
@@ -35,11 +36,24 @@ class Learned:
     """What the learner's `columns` hold (models, snapshots), float64, NaN for null."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and how models are computed."""
+
+    device: torch.device | str = "cpu"
+    method: Method = "stacked"
+    progress: Callable[[int], None] | None = None
+    """Called after every update with the number of updates made."""
+
+
+HERE = Run()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner(ABC):
     """One way of learning. Subclasses are frozen dataclasses whose fields are its settings.
 
-    The fields named in `varying` may differ between the models of one cohort; `learn` is given their values per model.
+    The fields named in `varying` may differ between the models of one cohort; `Members` hold their values per model.
     A field of a group of options is named with its group, as in `exams.threshold`.
     """
 
@@ -50,29 +64,17 @@ class Learner(ABC):
 
     @abstractmethod
     def learn(
-        self,
-        family: Family,
-        task: Task | None,
-        values: Mapping[str, Tensor],
-        settings: Mapping[str, Tensor],
-        seed: int,
-        model_ids: Sequence[str],
-        snapshots: Sequence[int],
-        device: torch.device | str = "cpu",
-        method: Method = "stacked",
-        progress: Callable[[int], None] | None = None,
+        self, family: Family, task: Task | None, members: Members, snapshots: Sequence[int], run: Run = HERE
     ) -> Learned:
-        """Params of the models `model_ids` after the numbers of updates in `snapshots` (0: before the first).
+        """Params of some models after the numbers of updates in `snapshots` (0: before the first).
 
-        `values[field]` and `settings[field]` (models,), float64: each model's own value of the varying fields of task
-        and learner; fields left out keep the instance's. What becomes of a model depends on its own values, on `seed`
-        and on its id alone. Learning ends with the last snapshot. `progress` is called after every update with the
-        number of updates made.
+        What becomes of a model depends on its own values, settings and given params, on the seed and on its id alone.
+        Learning ends with the last snapshot.
         """
 
     @property
     def most_sequences(self) -> int:
-        """How many sequences one model is given at a time, at most."""
+        """Largest number of sequences that one model is given at a time."""
         return 1
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
@@ -84,20 +86,28 @@ class Learner(ABC):
         """What is recorded of every model while it learns, in columns beside the labels."""
         return ()
 
-    def check_task(self, task: Task | None) -> None:
-        """Raise ValueError where this learner cannot learn a task."""
-        return
+    def why_not(self, family: Family, task: Task | None) -> str | None:
+        """Why this learner cannot train a family on a task, and the way out; None if it can."""
+        return None
+
+    @final
+    def check(self, family: Family, task: Task | None) -> None:
+        """Raise ValueError where this learner cannot train a family on a task."""
+        reason = self.why_not(family, task)
+        if reason is not None:
+            on = "" if task is None else f" on {type(task).__name__}"
+            raise ValueError(f"{type(self).__name__} cannot train {type(family).__name__}{on}: {reason}")
 
     @property
     def config(self) -> dict[str, Any]:
         """The fields of this instance, without groups that are not used; `learning.load` rebuilds it from them."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
-    def setting(self, field: str, settings: Mapping[str, Tensor], num_models: int) -> Tensor:
+    def setting(self, field: str, members: Members) -> Tensor:
         """Each model's value of one varying field, (models,), float64."""
-        if field in settings:
-            return settings[field].to(torch.float64)
-        return torch.full((num_models,), float(attrgetter(field)(self)), dtype=torch.float64)
+        if field in members.settings:
+            return members.settings[field].to(torch.float64)
+        return torch.full((len(members.ids),), float(attrgetter(field)(self)), dtype=torch.float64)
 
 
 def fresh_params(family: Family, seed: int, model_ids: Sequence[str]) -> Params:

@@ -18,8 +18,8 @@ LOWER_BOUNDS = {"real": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a stack of models stands: the trained tensors of a model lie side by side in one row."""
+class OptimiserState:
+    """Params and moments of a stack of models: the trained tensors of a model lie side by side in one row."""
 
     row: Tensor
     """Trained params (models, parameters)."""
@@ -34,17 +34,17 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Due:
-    """The numbers of one update in float64, where the params are; scalars where nothing else is said."""
+class StepConstants:
+    """Constants of one update, float64 scalars on the device of the params."""
 
     number: Tensor
     """1 for the first update."""
     first: Tensor
-    """1 - beta1^number, by which the first moment falls short."""
+    """Bias correction of the first moment, 1 - beta1^number."""
     second: Tensor
-    """(1 - beta2^number)^-0.5, by which the root of the second moment falls short."""
+    """Bias correction of the root of the second moment, (1 - beta2^number)^-0.5."""
     rate: Tensor
-    """By what the learning rates are multiplied, a scalar or (models, 1)."""
+    """Factor of the learning rates, a scalar or (models, 1)."""
 
 
 class StackedAdamW:
@@ -52,8 +52,8 @@ class StackedAdamW:
 
     An update is a handful of operations however many tensors a family has, and no operation joins two rows. A model
     whose loss, gradient or new params are not finite is frozen: its params and moments stay what they were, from then
-    on; so is one that is stopped. What differs between updates is in `standing` and `due()`: the rest may be captured
-    with the first update.
+    on; so is one that is stopped. What differs between updates is in `state` and `step_constants()`: the rest may be
+    captured with the first update.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class StackedAdamW:
         self._sizes = [params[name][0].numel() for name in names]
         row = torch.cat([params[name].flatten(1) for name in names], dim=1)
         never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
-        self.standing = Standing(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
+        self.state = OptimiserState(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
         # Rows that stay where they are, so their views are made once: between calls of C, each call of torch counts.
         self._moved_in_place = row if fused else None
         self._views = self._views_of(row) if fused else {}
@@ -89,12 +89,12 @@ class StackedAdamW:
 
     @property
     def diverged_step(self) -> Tensor:
-        """See `Standing`."""
-        return self.standing.diverged_step
+        """See `OptimiserState`."""
+        return self.state.diverged_step
 
-    def params(self, standing: Standing | None = None) -> Params:
-        """The trained tensors (models, ...), views of the row of this optimiser or of another standing."""
-        row = (standing or self.standing).row
+    def params(self, state: OptimiserState | None = None) -> Params:
+        """The trained tensors (models, ...), views of the row of this optimiser or of another state."""
+        row = (state or self.state).row
         if row is self._moved_in_place:
             return dict(self._views)
         return self._views_of(row)
@@ -105,91 +105,95 @@ class StackedAdamW:
 
     def stop(self, models: Tensor) -> None:
         """Let some models (models,), bool, learn no more."""
-        self.standing = dataclasses.replace(self.standing, learning=self.standing.learning & ~models)
+        self.state = dataclasses.replace(self.state, learning=self.state.learning & ~models)
 
     def update(self, losses: Tensor, gradients: Mapping[str, Tensor], rate: Tensor | None = None) -> None:
-        """Move every model by the gradients (models, ...) of its own loss (models,); for `rate` see `due`."""
-        self.standing = self.after(self.standing, self.due(rate), losses, gradients)
+        """Move every model by the gradients (models, ...) of its loss (models,); for `rate` see `step_constants`."""
+        self.state = self.after(self.state, self.step_constants(rate), losses, gradients)
 
-    def due(self, rate: Tensor | None = None) -> Due:
-        """The numbers of the next update, counted by calls; learning rates are multiplied by `rate` (models,)."""
+    def step_constants(self, rate: Tensor | None = None) -> StepConstants:
+        """The constants of the next update, counted by calls; learning rates are multiplied by `rate` (models,)."""
         self._updates += 1
         beta1, beta2 = self._betas
         numbers = (self._updates, 1 - beta1**self._updates, (1 - beta2**self._updates) ** -0.5, 1.0)
-        scalars, device = torch.tensor(numbers, dtype=torch.float64), self.standing.row.device
+        scalars, device = torch.tensor(numbers, dtype=torch.float64), self.state.row.device
         # From pinned memory, or the host would wait until the device has nothing left to do.
         on_device = scalars.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else scalars
         number, first, second, same = on_device.unbind()
-        return Due(number, first, second, same if rate is None else rate.to(device)[:, None])
+        return StepConstants(number, first, second, same if rate is None else rate.to(device)[:, None])
 
-    def after(self, standing: Standing, due: Due, losses: Tensor, gradients: Mapping[str, Tensor]) -> Standing:
-        """Where the models stand after an update, by the gradients (models, ...) of each one's loss (models,)."""
+    def after(
+        self, state: OptimiserState, constants: StepConstants, losses: Tensor, gradients: Mapping[str, Tensor]
+    ) -> OptimiserState:
+        """The state after an update by the gradients (models, ...) of each model's loss (models,)."""
         if self._fused:
-            updates = self._fused_updates(standing, [due])
+            updates = self._fused_updates(state, [constants])
             updates.make(losses, [gradients[name] for name in self._shapes])
-            return _heeded(standing, [due], updates.failed)
+            return _with_failures(state, [constants], updates.failed)
         gradient = torch.cat([gradients[name].flatten(1) for name in self._shapes], dim=1)
         # The square of a large float32 gradient overflows; the norm must not.
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float64)
         factor = torch.where(self._clip > 0, (self._clip / (norm + 1e-6)).clamp(max=1), 1)
         gradient.mul_(factor.to(gradient.dtype))
-        first, second, row = self._moved(standing, due, gradient)
+        first, second, row = self._moved(state, constants, gradient)
         fine = losses.isfinite() & norm[:, 0].isfinite() & row.isfinite().all(1) & second.isfinite().all(1)
-        moves, fails = standing.learning & fine, standing.learning & ~fine
-        diverged_step = torch.where(fails, due.number.to(torch.int64), standing.diverged_step)
+        moves, fails = state.learning & fine, state.learning & ~fine
+        diverged_step = torch.where(fails, constants.number.to(torch.int64), state.diverged_step)
         # Always, because to ask whether it is needed would hold up a GPU, and cannot be captured.
         first, second, row = (
             torch.where(moves[:, None], new, old)
-            for new, old in ((first, standing.first), (second, standing.second), (row, standing.row))
+            for new, old in ((first, state.first), (second, state.second), (row, state.row))
         )
-        return Standing(row, first, second, diverged_step, moves)
+        return OptimiserState(row, first, second, diverged_step, moves)
 
-    def in_c(self, rates: Sequence[Tensor | None], make: Callable[[Moves], Tensor]) -> Tensor:
-        """Make updates in C, one for each of `rates` (see `due`), by what `make` does with them; returns its losses.
+    def update_natively(self, rates: Sequence[Tensor | None], make: Callable[[Moves], Tensor]) -> Tensor:
+        """Make an update in C for each of `rates` (see `step_constants`); returns the losses that `make` returns.
 
-        For an optimiser that is `fused`. What `make` is given moves each model that learns by its gradients, in place.
+        For an optimiser that is `fused`. `make` gets the callback that moves, in place, each model that still learns.
         """
-        dues = [self.due(rate) for rate in rates]
-        updates = self._fused_updates(self.standing, dues)
+        steps = [self.step_constants(rate) for rate in rates]
+        updates = self._fused_updates(self.state, steps)
         losses = make(updates.moves())
-        self.standing = _heeded(self.standing, dues, updates.failed)
+        self.state = _with_failures(self.state, steps, updates.failed)
         return losses
 
-    def _fused_updates(self, standing: Standing, dues: Sequence[Due]) -> FusedUpdates:
-        rates = torch.stack([due.rate.expand(len(standing.row), 1)[:, 0] for due in dues])
+    def _fused_updates(self, state: OptimiserState, steps: Sequence[StepConstants]) -> FusedUpdates:
+        rates = torch.stack([constants.rate.expand(len(state.row), 1)[:, 0] for constants in steps])
         numbers = {
             "rate": rates,
-            "number_first": torch.stack([due.first for due in dues]),
-            "root_second": torch.stack([due.second for due in dues]),
+            "number_first": torch.stack([constants.first for constants in steps]),
+            "root_second": torch.stack([constants.second for constants in steps]),
         }
         columns = {"learning_rate": self._learning_rate, "weight_decay": self._weight_decay, "clip": self._clip}
         constants = {"beta1": self._betas[0], "beta2": self._betas[1], "epsilon": self._epsilon}
-        rows = (standing.row, standing.first, standing.second)
-        return FusedUpdates(rows, standing.learning, self._sizes, self._lower, columns, numbers, constants)
+        rows = (state.row, state.first, state.second)
+        return FusedUpdates(rows, state.learning, self._sizes, self._lower, columns, numbers, constants)
 
-    def _moved(self, standing: Standing, due: Due, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _moved(
+        self, state: OptimiserState, constants: StepConstants, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Moments and params after one update by clipped gradients (models, parameters)."""
         beta1, beta2 = self._betas
-        dtype = standing.row.dtype
-        first = standing.first.lerp(gradient, 1 - beta1)
-        second = (standing.second * beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        rate = self._learning_rate * due.rate
-        size = (rate / due.first).to(dtype)
-        spread = second.sqrt().mul_(due.second).add_(self._epsilon)
+        dtype = state.row.dtype
+        first = state.first.lerp(gradient, 1 - beta1)
+        second = (state.second * beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        rate = self._learning_rate * constants.rate
+        size = (rate / constants.first).to(dtype)
+        spread = second.sqrt().mul_(constants.second).add_(self._epsilon)
         kept = (1 - rate * self._weight_decay).to(dtype)
-        row = (standing.row * kept).sub_((first / spread).mul_(size))
+        row = (state.row * kept).sub_((first / spread).mul_(size))
         if self._lower is not None:
             row = torch.maximum(row, self._lower)
         return first, second, row
 
 
-def _heeded(standing: Standing, dues: Sequence[Due], failed: Tensor) -> Standing:
-    """Where models stand whose rows were moved in place by updates, of which some could not make one (models,)."""
+def _with_failures(state: OptimiserState, steps: Sequence[StepConstants], failed: Tensor) -> OptimiserState:
+    """Record the models whose in-place update `failed` (models,): its number among these, -1 where none did."""
     fails = failed >= 0
     if not bool(fails.any()):
-        return standing
-    diverged_step = torch.where(fails, dues[0].number.to(torch.int64) + failed, standing.diverged_step)
-    return dataclasses.replace(standing, diverged_step=diverged_step, learning=standing.learning & ~fails)
+        return state
+    diverged_step = torch.where(fails, steps[0].number.to(torch.int64) + failed, state.diverged_step)
+    return dataclasses.replace(state, diverged_step=diverged_step, learning=state.learning & ~fails)
 
 
 def _lower_bounds(spec: WeightSpec, names: Sequence[str], sizes: Sequence[int], like: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Method, generator
-from weightspace.spec import WeightSpec
-from zoo_builder.learning.base import Learned, Learner, sorted_snapshots
+from weightspace.rollout import generator
+from zoo_builder.learning.base import HERE, Learned, Learner, Run, sorted_snapshots
+from zoo_builder.members import Members
 from zoo_builder.tasks import Task
 
 
@@ -30,24 +30,27 @@ class Planted(Learner):
 
     needs_task: ClassVar[bool] = False
 
+    def why_not(self, family: Family, task: Task | None) -> str | None:
+        """See the base: the family must have one recurrent tensor, without gate rows."""
+        spec = family.spec
+        names = spec.recurrent()
+        if len(names) == 1 and spec.num_rows(names[0]) == 1:
+            return None
+        rows = ", ".join(f"'{name}' with {spec.num_rows(name)} row(s)" for name in names) or "none"
+        return (
+            f"a planted mode needs one recurrent tensor, without gate rows, and this family has {rows}; choose another "
+            "family, or a learner that takes this one."
+        )
+
     def learn(
-        self,
-        family: Family,
-        task: Task | None,
-        values: Mapping[str, Tensor],
-        settings: Mapping[str, Tensor],
-        seed: int,
-        model_ids: Sequence[str],
-        snapshots: Sequence[int],
-        device: torch.device | str = "cpu",
-        method: Method = "stacked",
-        progress: Callable[[int], None] | None = None,
+        self, family: Family, task: Task | None, members: Members, snapshots: Sequence[int], run: Run = HERE
     ) -> Learned:
-        name = only_recurrent_matrix(family.spec)
+        self.check(family, task)
+        (name,) = family.spec.recurrent()
         steps = sorted_snapshots(snapshots, 0)
         models = []
-        for model_id in model_ids:
-            stream = generator(seed, model_id, "init")
+        for model_id in members.ids:
+            stream = generator(members.seed, model_id, "init")
             params = family.init(stream)
             models.append(params | {name: self._matrix(params[name].shape[0], stream).to(params[name].dtype)})
         stacked = {name: torch.stack([model[name] for model in models])[:, None] for name in family.spec.tensors}
@@ -64,11 +67,3 @@ class Planted(Learner):
         source = cosine * target + torch.sqrt(1 - cosine**2) * across / across.norm()
         return self.gain * torch.outer(target, source) + self.noise / math.sqrt(size) * noise
 
-
-def only_recurrent_matrix(spec: WeightSpec) -> str:
-    """Name of the one recurrent tensor of a spec; refused where there are several or it has gate rows."""
-    names = spec.recurrent()
-    if len(names) != 1 or spec.num_rows(names[0]) != 1:
-        found = ", ".join(f"'{name}' with {spec.num_rows(name)} row(s)" for name in names) or "none"
-        raise ValueError(f"A planted mode needs one recurrent tensor, without gate rows; the family has {found}.")
-    return names[0]

@@ -13,11 +13,12 @@ from tqdm import tqdm
 from weightspace.rollout import Method
 from weightspace.store import SCHEMA
 from zoo_builder import labels
-from zoo_builder.learning.lessons import UPDATES_PER_DRAW
-from zoo_builder.planning.bounds import check_memory, memory_named
+from zoo_builder.learning import Run
+from zoo_builder.learning.batches import UPDATES_PER_DRAW
+from zoo_builder.planning.memory import check_memory, memory_named
 from zoo_builder.planning.plan import Cohort, Plan
-from zoo_builder.shard import label_columns
 from zoo_builder.stacks import chunk_size, models_together
+from zoo_builder.table import label_columns
 
 UPDATES = 17
 # After so long, the updates that were made must do.
@@ -97,21 +98,9 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
             raise _Enough
 
     start = _now(device)
-    values, settings = cohort.values(plan.seed, ids), cohort.settings(plan.seed, ids)
+    members = cohort.members(plan.seed, ids)
     try:
-        arguments = (
-            cohort.family,
-            cohort.task,
-            values,
-            settings,
-            plan.seed,
-            ids,
-            plan.snapshots,
-            device,
-            method,
-            timed,
-        )
-        cohort.learner.learn(*arguments)
+        cohort.learner.learn(cohort.family, cohort.task, members, plan.snapshots, Run(device, method, timed))
     except _Enough:
         # The quickest of two rounds, each with one draw of data, because other work on the machine slows some.
         count, update = UPDATES_PER_DRAW, (times[-1] - start) / len(times)
@@ -132,8 +121,10 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> f
     models = [cohort.family.init(generator) for _ in ids]
     params = {n: torch.stack([model[n] for model in models]).to(device) for n in cohort.family.spec.tensors}
     start = _now(device)
-    own_models = (params, cohort.task, cohort.values(plan.seed, ids), plan.seed, ids)
-    labels.measure(plan.recipe["labels"], cohort.family, *own_models, method=method)
+    values = cohort.members(plan.seed, ids).values
+    labels.measure(
+        plan.recipe["labels"], cohort.family, params, cohort.task, values, plan.seed, ids, method=method
+    )
     return (_now(device) - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
 
 

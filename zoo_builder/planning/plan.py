@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from weightspace import families
 from weightspace.families import Family
 from weightspace.rollout import Streams
 from weightspace.rollout.streams import derive
-from weightspace.store import digest
 from zoo_builder import labels, learning, tasks
 from zoo_builder.learning import Learner
+from zoo_builder.members import Members
 from zoo_builder.planning.bounds import check_counts, check_family
 from zoo_builder.planning.entries import crossed, refuse_missing, spread_entry
+from zoo_builder.planning.pairing import Pairing, cohort_name
+from zoo_builder.planning.recipe import learning_entries
 from zoo_builder.planning.spread import Spread
 from zoo_builder.tasks import Task
 
@@ -28,15 +26,10 @@ NUM_FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cohort:
-    """Models of one family at one size on one task, that differ in seed and in the spread fields."""
+class Cohort(Pairing):
+    """Models of one family at one size that one learner trains on one task; they differ in seed and spread fields."""
 
     name: str
-    family: Family
-    task: Task | None
-    learner: Learner
-    task_spreads: Mapping[str, Spread]
-    learning_spreads: Mapping[str, Spread]
     splits: tuple[str, ...]
     """`train`, `val` or `test` of each model."""
     split_size: str
@@ -51,13 +44,13 @@ class Cohort:
         """Names of the models `first` to `last` - 1."""
         return [f"{self.name}-{index:04d}" for index in range(first, last)]
 
-    def values(self, seed: int, model_ids: Sequence[str]) -> dict[str, Tensor]:
-        """Each model's own value of the task's spread fields, (models,), float64."""
-        return _draw(self.task_spreads, seed, model_ids, "task")
-
-    def settings(self, seed: int, model_ids: Sequence[str]) -> dict[str, Tensor]:
-        """Each model's own value of the learner's spread fields, (models,), float64."""
-        return _draw(self.learning_spreads, seed, model_ids, "learning")
+    def members(self, seed: int, model_ids: Sequence[str]) -> Members:
+        """Models with each one's own values of the spread fields of task and learner."""
+        values, settings = (
+            {key: spread.draw(Streams(seed, model_ids, f"plan/{kind}.{key}")) for key, spread in spreads.items()}
+            for kind, spreads in (("task", self.task_spreads), ("learning", self.learning_spreads))
+        )
+        return Members(seed, model_ids, values, settings)
 
 
 @dataclass(frozen=True)
@@ -111,38 +104,30 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
     Cohorts are sorted by name, so that the order of families and tasks in the recipe has no effect.
     """
     check_counts(recipe)
-    learner, learning_spreads = spread_entry(recipe["learning"], learning.load, learning.available())
-    if learner.needs_task and not recipe["tasks"]:
-        raise ValueError(f"{type(learner).__name__} needs a task; add `tasks` to the recipe.")
-    if not learner.needs_task and (recipe["tasks"] or recipe["rollouts"] is not None):
-        raise ValueError(f"{type(learner).__name__} learns no task; remove `tasks` and `rollouts` from the recipe.")
+    pairings = _pairings(recipe)
     for label in recipe["labels"]:
         labels.load(label, {})
-    members = _members(recipe, learner)
-    names = [_cohort_name(family, task) for family, task, _ in members]
+    several = len(learning_entries(recipe)) > 1
+    names = [cohort_name(pairing, with_learner=several) for pairing in pairings]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise ValueError(f"The recipe gives the cohort '{name}' twice; remove one of its entries.")
     splits = _splits(recipe, sorted(names))
-    classes = sorted({type(family).__name__ for family, _, _ in members})
-    sizes = {hidden_size(family) for family, _, _ in members}
+    classes = sorted({type(pairing.family).__name__ for pairing in pairings})
+    sizes = {hidden_size(pairing.family) for pairing in pairings}
     largest = max(sizes) if len(sizes) > 1 and recipe["splits"]["out_of_distribution"]["largest_size"] else None
     cohorts = [
         Cohort(
+            **vars(pairing),
             name=name,
-            family=family,
-            task=task,
-            learner=learner,
-            task_spreads=spreads,
-            learning_spreads=learning_spreads,
             splits=splits[name],
-            split_size="out" if hidden_size(family) == largest else "in",
-            fold_family=classes.index(type(family).__name__) % NUM_FOLDS,
+            split_size="out" if hidden_size(pairing.family) == largest else "in",
+            fold_family=classes.index(type(pairing.family).__name__) % NUM_FOLDS,
         )
-        for name, (family, task, spreads) in zip(names, members, strict=True)
+        for name, pairing in zip(names, pairings, strict=True)
     ]
     plan = Plan(recipe=recipe, cohorts=tuple(sorted(cohorts, key=lambda cohort: cohort.name)))
-    _check_snapshots(plan, learner)
+    _check_snapshots(plan)
     return plan
 
 
@@ -151,18 +136,30 @@ def hidden_size(family: Family) -> int:
     return max(axis.size for axis in family.spec.axes.values() if axis.kind == "hidden")
 
 
-def _members(recipe: Mapping[str, Any], learner: Learner) -> list[tuple[Family, Task | None, dict[str, Spread]]]:
-    """Every family with every task and that one's spreads."""
-    members = [
-        (family, task, spreads)
-        for task, spreads in _tasks(recipe)
+def _pairings(recipe: Mapping[str, Any]) -> list[Pairing]:
+    """Every family with every task under every learner; ValueError where one of them cannot be trained."""
+    pairings = [
+        Pairing(family=family, task=task, learner=learner, task_spreads=of_task, learning_spreads=of_learner)
+        for learner, of_learner in _learners(recipe)
+        for task, of_task in _tasks(recipe)
         for entry in recipe["families"]
         for family in _families(entry, task)
     ]
-    for family, task, _ in members:
-        learner.check_task(task)
-        check_family(family)
-    return members
+    for pairing in pairings:
+        check_family(pairing.family)
+        pairing.learner.check(pairing.family, pairing.task)
+    return pairings
+
+
+def _learners(recipe: Mapping[str, Any]) -> Iterator[tuple[Learner, dict[str, Spread]]]:
+    for entry in learning_entries(recipe):
+        learner, spreads = spread_entry(entry, learning.load, learning.available())
+        name = type(learner).__name__
+        if learner.needs_task and not recipe["tasks"]:
+            raise ValueError(f"{name} needs a task; add `tasks` to the recipe.")
+        if not learner.needs_task and (recipe["tasks"] or recipe["rollouts"] is not None):
+            raise ValueError(f"{name} learns no task; remove `tasks` and `rollouts` from the recipe.")
+        yield learner, spreads
 
 
 def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, Spread]]]:
@@ -190,39 +187,6 @@ def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
         yield families.load(name, fields)
 
 
-def _draw(spreads: Mapping[str, Spread], seed: int, model_ids: Sequence[str], kind: str) -> dict[str, Tensor]:
-    return {key: spread.draw(Streams(seed, model_ids, f"plan/{kind}.{key}")) for key, spread in spreads.items()}
-
-
-def _cohort_name(family: Family, task: Task | None) -> str:
-    """A readable name, unique by a digest of everything the cohort's models share but the learner.
-
-    Options left at their defaults take no part, so that a family or task that gains an option keeps its models.
-    """
-    parts = [_snake(type(family).__name__)]
-    for key, value in _chosen(family).items():
-        if key not in ("input_size", "output_size"):
-            short = key.removeprefix("num_").removesuffix("_size")
-            parts.append(str(value) if isinstance(value, str) else f"{short}{value}")
-    shared: dict[str, Any] = {"family": type(family).__name__, "config": _chosen(family)}
-    if task is not None:
-        parts.append(_snake(type(task).__name__))
-        config = {key: value for key, value in _chosen(task).items() if key not in task.varying}
-        shared["task"] = {"class": type(task).__name__, "config": config}
-    name = "-".join([*parts, digest(shared)[:6]])
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-
-
-def _chosen(declaration: Family | Task) -> dict[str, Any]:
-    """The fields that differ from their defaults."""
-    defaults = {field.name: field.default for field in dataclasses.fields(declaration)}
-    return {key: value for key, value in declaration.config.items() if value != defaults[key]}
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
 def _splits(recipe: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The split of every model by cohort: exact numbers overall, as even over cohorts as they divide."""
     size, seed = recipe["models_per_cohort"], recipe["seed"]
@@ -246,9 +210,9 @@ def _splits(recipe: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[
     return result
 
 
-def _check_snapshots(plan: Plan, learner: Learner) -> None:
-    last = getattr(learner, "num_updates", 0)
-    if plan.snapshots[-1] > last:
-        raise ValueError(
-            f"Snapshot {plan.snapshots[-1]} comes after the last of {last} updates of {type(learner).__name__}."
-        )
+def _check_snapshots(plan: Plan) -> None:
+    for cohort in plan.cohorts:
+        last = getattr(cohort.learner, "num_updates", 0)
+        if plan.snapshots[-1] > last:
+            name = type(cohort.learner).__name__
+            raise ValueError(f"Snapshot {plan.snapshots[-1]} comes after the last of {last} updates of {name}.")

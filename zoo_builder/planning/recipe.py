@@ -50,7 +50,18 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None,
         recipe["rollouts"] = _filled("rollouts", recipe["rollouts"], {"sequences": 8})
     _check_numbers(recipe)
     _check_lists(recipe)
+    if len(learning_entries(recipe)) == 1:
+        # A list of one is the same recipe as its only entry.
+        (recipe["learning"],) = learning_entries(recipe)
     return recipe
+
+
+def learning_entries(recipe: Mapping[str, Any]) -> list[Any]:
+    """The learners of a recipe, whose `learning` is one entry or a list of them."""
+    entries = recipe["learning"] if isinstance(recipe["learning"], list) else [recipe["learning"]]
+    if not entries:
+        raise ValueError("`learning` is an empty list; give at least one entry with a `class`.")
+    return entries
 
 
 def refuse_unknown(where: str, found: Any, known: list[str]) -> None:
@@ -113,7 +124,9 @@ def _check_lists(recipe: Mapping[str, Any]) -> None:
             _check_entry(f"{name}[{index}]", entry)
     if not recipe["families"]:
         raise ValueError("`families` is empty; give at least one.")
-    _check_entry("learning", recipe["learning"])
+    entries = learning_entries(recipe)
+    for index, entry in enumerate(entries):
+        _check_entry("learning" if len(entries) == 1 else f"learning[{index}]", entry)
     if not isinstance(recipe["snapshots"], list) or not recipe["snapshots"]:
         raise ValueError(f"`snapshots` must be a list of numbers of updates, found {shown(recipe['snapshots'])}.")
     for step in recipe["snapshots"]:

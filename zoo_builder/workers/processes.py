@@ -13,11 +13,12 @@ from typing import Any
 
 from weightspace import child
 from zoo_builder.workers.container import num_cores
-from zoo_builder.workers.worker import ENVIRONMENT
+from zoo_builder.workers.environment import ENVIRONMENT
+from zoo_builder.workers.job import Job
 
 Report = Callable[[Mapping[str, Any]], None]
 """Gets the messages of workers: "progress" (updates done) and "done" (the index of a shard)."""
-Engine = Callable[[Mapping[str, Any], Sequence[int], int | None, Report], None]
+Engine = Callable[[Job, Sequence[int], int | None, Report], None]
 """Has shards made: job, indices, number of workers (None: as many as there is room for), report."""
 
 
@@ -34,13 +35,13 @@ def chosen_workers(workers: int | None, device: str) -> int:
     return workers
 
 
-def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
+def run_shards(job: Job, indices: Sequence[int], workers: int | None, report: Report) -> None:
     """Have the shards `indices` made by worker processes on this machine; for `workers` None see `chosen_workers`.
 
     Workers are processes of their own, not forks, because their environment must be set before they import torch.
     Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
     """
-    workers = chosen_workers(workers, job["device"])
+    workers = chosen_workers(workers, job.device)
     waiting = list(reversed(indices))
     messages: queue.Queue[tuple[int, Mapping[str, Any] | None]] = queue.Queue()
     processes: list[subprocess.Popen[str]] = []
@@ -69,7 +70,7 @@ def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | No
             _close(process)
 
 
-def _start(job: Mapping[str, Any]) -> subprocess.Popen[str]:
+def _start(job: Job) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         child.command("zoo_builder.workers.worker"),
         stdin=subprocess.PIPE,
@@ -80,7 +81,7 @@ def _start(job: Mapping[str, Any]) -> subprocess.Popen[str]:
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.write(job.to_json() + "\n")
     return process
 
 

@@ -12,14 +12,23 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weightspace import child
+from weightspace.components import plugins
+from weightspace.store import STAGING
+from zoo_builder.differences import refuse_differences
+from zoo_builder.executor import build_identity
+from zoo_builder.planning.plan import Plan, make_plan
+from zoo_builder.workers.environment import ENVIRONMENT
+from zoo_builder.workers.job import Job
+from zoo_builder.workers.making import make_and_write
 from zoo_builder.workers.processes import BuildFailed, Report
-from zoo_builder.workers.worker import ENVIRONMENT, make_and_write
 
 # How often a shard is begun again after its worker or machine has died.
 RETRIES = 5
@@ -28,7 +37,7 @@ WINDOW = 2000
 
 
 def run_shards(
-    job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report, address: str | None = None
+    job: Job, indices: Sequence[int], workers: int | None, report: Report, address: str | None = None
 ) -> None:
     """Have the shards `indices` made by the Ray cluster at `address`, at most `workers` at a time.
 
@@ -43,15 +52,15 @@ def run_shards(
         _run(ray, job, indices, workers or WINDOW, report)
 
 
-def _run(ray: Any, job: Mapping[str, Any], indices: Sequence[int], at_once: int, report: Report) -> None:
+def _run(ray: Any, job: Job, indices: Sequence[int], at_once: int, report: Report) -> None:
     task = ray.remote(
         num_cpus=1,
-        num_gpus=0 if job["device"] == "cpu" else 1,
+        num_gpus=0 if job.device == "cpu" else 1,
         max_retries=RETRIES,
         # Read by the libraries when torch is imported, so it must be there before: Ray starts its workers with it.
         runtime_env={"env_vars": ENVIRONMENT},
     )(make)
-    shipped = ray.put(json.dumps(job))
+    shipped = ray.put(job.to_json())
     waiting = list(reversed(indices))
     running: dict[int, Any] = {}
     # Waited for here rather than inside Ray, which would turn what a signal handler raises into something else.
@@ -144,27 +153,20 @@ def _make(text: str, index: int) -> dict[str, Any]:
 
 
 @cache
-def _job(text: str) -> tuple[dict[str, Any], Any]:
+def _job(text: str) -> tuple[Job, Plan]:
     """The job and its plan, once per process; refused where this machine would make other bytes, or elsewhere."""
-    import torch
-
-    from weightspace.components import plugins
-    from weightspace.store import STAGING
-    from zoo_builder.differences import refuse_differences
-    from zoo_builder.executor import build_identity
-    from zoo_builder.planning.plan import make_plan
-
     torch.set_num_threads(1)
     wrong = {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
     if wrong:
         raise ValueError(f"Ray started a worker without the environment {ENVIRONMENT}: found {wrong}.")
-    job = json.loads(text)
+    job = Job.from_json(text)
+    assert job.identity is not None
     here = os.uname().nodename
-    if not Path(job["out"], STAGING).is_dir():
-        raise ValueError(f"{here} does not see {job['out']}; give a folder on a file system that all machines share.")
-    plugins.allow(*job["allow_import"])
-    plan = make_plan(job["recipe"])
-    executor = job["identity"]["executor"]
+    if not Path(job.out, STAGING).is_dir():
+        raise ValueError(f"{here} does not see {job.out}; give a folder on a file system that all machines share.")
+    plugins.allow(*job.allow_import)
+    plan = make_plan(job.recipe)
+    executor = job.identity["executor"]
     own = build_identity(plan, executor["device"], executor["method"])
-    refuse_differences(job["identity"], own, f"{here} is no machine for this build")
+    refuse_differences(job.identity, own, f"{here} is no machine for this build")
     return job, plan

@@ -1,0 +1,1 @@
+"""A user's package with learners of its own."""

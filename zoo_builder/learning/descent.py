@@ -1,0 +1,224 @@
+"""Gradient descent over a stack of models: data, exams, optimiser and snapshots, whatever finds the gradients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Method, Streams, native
+from weightspace.spec import Params
+from zoo_builder.labels.base import LabelColumn
+from zoo_builder.learning.base import HERE, Learned, Learner, Run, fresh_params, sorted_snapshots
+from zoo_builder.learning.batches import BatchSource
+from zoo_builder.learning.exams import Examination, Exams
+from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.schedule import Schedule
+from zoo_builder.learning.training import Training
+from zoo_builder.learning.updates import Updates
+from zoo_builder.members import Members
+from zoo_builder.tasks import Batch, Task
+
+SETTINGS_ABOVE_0 = ("learning_rate", "init_scale")
+KEPT = 3
+"""About how many numbers autograd keeps for each weighted sum of a step: itself, and what comes of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Learner):
+    """Gradient descent with AdamW on fresh data at each update; a subclass says how gradients are found.
+
+    Every model has its own data, learning rate, weight decay and gradient clipping (by the norm over its trained
+    tensors; 0 clips nothing), and its own scale of the initial recurrent matrices (diagonals keep theirs; params that
+    `Members` give are taken as they are). A model that diverges keeps its slot and its last finite params, and the
+    others learn on undisturbed. A `schedule` changes the learning rate over the updates; `exams` stop models that have
+    reached a threshold, or lead them up a curriculum.
+    """
+
+    num_updates: int = 400
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    init_scale: float = 1.0
+    schedule: Schedule | None = None
+    exams: Exams | None = None
+
+    varying: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "weight_decay", "clip", "init_scale"),
+        *("schedule.warm_up", "schedule.final", "exams.threshold"),
+    )
+    groups: ClassVar[Mapping[str, type]] = {"schedule": Schedule, "exams": Exams}
+    native_updates: ClassVar[bool] = False
+    """Whether `gradients` are those of whole sequences, by which C makes whole updates."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1.")
+        self._check_settings(self._settings(Members(0, ["any"])))
+
+    @abstractmethod
+    def gradients(
+        self,
+        family: Family,
+        task: Task,
+        params: Params,
+        batch: Batch,
+        noise: Mapping[str, Tensor],
+        method: Method,
+    ) -> tuple[Tensor, Params]:
+        """Losses (models,) on a batch and their gradients (models, ...) by trained tensor.
+
+        `params` are all tensors (models, ...), `noise[name]` (models, time, batch, axis). Pure, without random numbers
+        and without reading values on the host, so that it can be captured on CUDA; no model touches another.
+        """
+
+    @property
+    def mask_updates(self) -> Sequence[int]:
+        """After which numbers of updates `masks` is called; 0 is before the first."""
+        return ()
+
+    def masks(self, family: Family, params: Params, update: int) -> Params:
+        """New values (models, ...) of tensors with the role `mask`, from all params (models, ...), after an update.
+
+        They hold from the snapshot at that update on; models that learn no more keep theirs. Each model's masks depend
+        on its own params alone.
+        """
+        return {}
+
+    @property
+    def columns(self) -> tuple[LabelColumn, ...]:
+        return self.exams.columns if self.exams is not None else ()
+
+    @property
+    def most_sequences(self) -> int:
+        return max(self.batch_size, self.exams.sequences if self.exams is not None else 0)
+
+    def why_not(self, family: Family, task: Task | None) -> str | None:
+        """See the base: it needs a task of the family's sizes, and a curriculum a task with levels."""
+        if task is None:
+            return "it needs a task; add `tasks` to the recipe or choose a learner that needs none."
+        for size in ("input_size", "output_size"):
+            if getattr(family, size) != getattr(task, size):
+                return (
+                    f"`{size}` of {type(family).__name__} is {getattr(family, size)}, "
+                    f"but {type(task).__name__} needs {getattr(task, size)}."
+                )
+        if self.exams is not None and self.exams.curriculum and task.difficulty is None:
+            return (
+                f"{type(task).__name__} declares no `difficulty`, so there is no curriculum for it; leave `curriculum` "
+                "out of the exams, or choose a task that has levels."
+            )
+        return None
+
+    def learn(
+        self, family: Family, task: Task | None, members: Members, snapshots: Sequence[int], run: Run = HERE
+    ) -> Learned:
+        self.check(family, task)
+        assert task is not None
+        steps = sorted_snapshots(snapshots, self.num_updates)
+        settings = self._settings(members)
+        self._check_settings(settings)
+        params = {name: tensor.to(run.device) for name, tensor in _first_params(family, members, settings).items()}
+        training = self._training(family, task, members, settings, params, run)
+        training.begin()
+        kept: list[Params] = []
+        for step in steps:
+            while training.made < step:
+                before = training.made
+                training.go_on(step)
+                for number in range(before, training.made):
+                    if run.progress is not None:
+                        run.progress(number + 1)
+            kept.append(training.snapshot())
+        stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
+        return Learned(steps, stacked, training.updates.optimiser.diverged_step.cpu(), training.records())
+
+    def bytes_per_model(self, family: Family, task: Task | None) -> int:
+        assert task is not None
+        spec = family.spec
+        sums = sum(spec.num_rows(name) * spec.axes[to].size for name, to, _ in spec.matrices())
+        return 4 * KEPT * sums * task.num_steps * self.batch_size
+
+    def _training(
+        self,
+        family: Family,
+        task: Task,
+        members: Members,
+        settings: Mapping[str, Tensor],
+        params: Params,
+        run: Run,
+    ) -> Training:
+        """Models before their first update, with each one's own settings (models,)."""
+        streams = Streams(members.seed, members.ids, "train", run.device)
+        exams, method = self.exams, run.method
+        examination: Examination | None = None
+        if exams is not None:
+            exam_streams = Streams(members.seed, members.ids, "exam", run.device)
+            threshold = settings["exams.threshold"]
+            examination = Examination(exams, threshold, family, task, members.values, exam_streams, method)
+        fused = method == "native" and streams.device.type == "cpu" and native.why_not(family) is None
+        rate, decay, clip = (settings[name] for name in ("learning_rate", "weight_decay", "clip"))
+        optimiser = StackedAdamW(family.spec, params, rate, decay, clip, fused=fused)
+        fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
+        gradients = partial(self.gradients, family, task, method=method)
+        natively = fused and self.native_updates and native.can_descend_on(family)
+        changing = exams.every if exams is not None and exams.curriculum else None
+        values = (lambda: members.values) if examination is None else (lambda: examination.values)
+        return Training(
+            spec=family.spec,
+            updates=Updates(gradients, family, task, optimiser, fixed, streams, self.batch_size, natively=natively),
+            source=BatchSource(task, values, streams, self.batch_size, changing),
+            batch_size=self.batch_size,
+            rate=self._rate(settings, streams.device),
+            examination=examination,
+            masks=partial(self.masks, family),
+            mask_updates=self.mask_updates,
+        )
+
+    def _rate(self, settings: Mapping[str, Tensor], device: torch.device) -> Callable[[int], Tensor | None]:
+        """Each update's factor of the learning rates, None without a schedule."""
+        if self.schedule is None:
+            return lambda update: None
+        warm_up, final = (settings[f"schedule.{name}"].to(device) for name in ("warm_up", "final"))
+        return partial(self.schedule.factor, num_updates=self.num_updates, warm_up=warm_up, final=final)
+
+    def _settings(self, members: Members) -> dict[str, Tensor]:
+        """Each model's own settings (models,), float64, but those of groups that are not used."""
+        unused = {group for group in self.groups if getattr(self, group) is None}
+        names = [name for name in self.varying if name.partition(".")[0] not in unused]
+        return {name: self.setting(name, members) for name in names}
+
+    def _check_settings(self, settings: Mapping[str, Tensor]) -> None:
+        for name, tensor in settings.items():
+            wrong = ~tensor.isfinite() | (tensor < 0) | ((tensor == 0) if name in SETTINGS_ABOVE_0 else False)
+            if bool(wrong.any()):
+                bound = "above 0" if name in SETTINGS_ABOVE_0 else "0 or more"
+                raise ValueError(f"`{name}` (={tensor[wrong][0]:g}) must be a finite number {bound}.")
+        if "schedule.warm_up" in settings and bool((settings["schedule.warm_up"] >= self.num_updates).any()):
+            raise ValueError(
+                f"`schedule.warm_up` (={settings['schedule.warm_up'].max():g}) must be below `num_updates` "
+                f"(={self.num_updates})."
+            )
+
+
+def _first_params(family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:
+    """Given params as they are; else fresh ones, with each model's own scale of the recurrent matrices."""
+    if members.params is not None:
+        family.spec.check(members.params, stacked=True)
+        counts = {name: len(tensor) for name, tensor in members.params.items()}
+        if set(counts.values()) != {len(members.ids)}:
+            raise ValueError(f"Params of {len(members.ids)} models are expected to learn from; found {counts}.")
+        return dict(members.params)
+    params = fresh_params(family, members.seed, members.ids)
+    for name in family.spec.recurrent():
+        scale = settings["init_scale"].to(params[name].dtype)
+        params[name] = params[name] * scale.reshape(-1, *[1] * (params[name].dim() - 1))
+    return params

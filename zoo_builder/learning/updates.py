@@ -1,0 +1,86 @@
+"""Updates of a stack of models: one by one by a learner's gradients, or several in one call of C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from weightspace.families import Family
+from weightspace.rollout import Captured, Streams, native
+from weightspace.rollout.noise import draw_noise
+from weightspace.spec import Params
+from zoo_builder.learning.optimiser import OptimiserState, StackedAdamW, StepConstants
+from zoo_builder.tasks import Batch, Task
+
+Gradients = Callable[[Params, Batch, Mapping[str, Tensor]], tuple[Tensor, Params]]
+"""Losses (models,) and gradients (models, ...) by trained tensor, of all params, a batch and noise."""
+
+
+class Updates:
+    """What moves a stack of models: its optimiser, the gradients, and the tensors that are not trained."""
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        family: Family,
+        task: Task,
+        optimiser: StackedAdamW,
+        fixed: Params,
+        streams: Streams,
+        batch_size: int,
+        *,
+        natively: bool,
+    ) -> None:
+        """Draw noise from `streams`; `natively` makes whole updates in C where the batch has a declared criterion."""
+        self.optimiser, self.fixed = optimiser, fixed
+        self._family, self._task, self._streams, self._batch_size = family, task, streams, batch_size
+        self._natively = natively
+        # All that differs between updates is an argument, so that one capture serves them all.
+        self._updated = Captured(partial(_updated, gradients, optimiser))
+
+    @property
+    def params(self) -> Params:
+        """All tensors (models, ...) as they are now."""
+        return self.fixed | self.optimiser.params()
+
+    def make(self, batch: Batch, rates: Sequence[Tensor | None]) -> None:
+        """One update for each of `rates` (see `StackedAdamW.step_constants`), on as many batches' sequences."""
+        criterion = self._task.criterion(batch) if self._natively else None
+        if criterion is not None:
+            make = partial(native.descend_on, self._family, self.params, self._family.spec.trained)
+            weights, noise = self._weights(batch, len(rates)), self._noise(batch, len(rates))
+            self.optimiser.update_natively(rates, partial(make, batch.x, batch.start, criterion, weights, noise))
+            return
+        for part, rate in zip(batch.split(self._batch_size), rates, strict=True):
+            noise = draw_noise(self._family.spec, self._streams, *part.x.shape[1:3])
+            constants = self.optimiser.step_constants(rate)
+            self.optimiser.state = self._updated(self.fixed, self.optimiser.state, constants, part, noise)
+
+    def _noise(self, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """The noise of so many updates, drawn update by update and put together along the sequences."""
+        time, size = batch.x.shape[1], self._batch_size
+        draws = [draw_noise(self._family.spec, self._streams, time, size) for _ in range(updates)]
+        return {name: torch.cat([draw[name] for draw in draws], dim=2) for name in self._family.spec.noise}
+
+    def _weights(self, batch: Batch, updates: int) -> Tensor:
+        """Weight of each scored step in each update's own criterion, (updates, models, scored)."""
+        size = self._batch_size
+        criteria = [self._task.criterion(batch.narrow(update * size, size)) for update in range(updates)]
+        return torch.stack([criterion.weight for criterion in criteria if criterion is not None])
+
+
+def _updated(
+    gradients: Gradients,
+    optimiser: StackedAdamW,
+    fixed: Params,
+    state: OptimiserState,
+    constants: StepConstants,
+    batch: Batch,
+    noise: Mapping[str, Tensor],
+) -> OptimiserState:
+    """The optimiser's state after one update on a batch; `fixed` are the params that are not trained."""
+    losses, found = gradients(fixed | optimiser.params(state), batch, noise)
+    return optimiser.after(state, constants, losses, found)
