@@ -13,7 +13,9 @@ BURN_IN, STEPS, TRIALS = 200, 1500, 8
 LARGEST_LAG = 30
 """Last lag of the fit: at larger ones the bias of an autocorrelation from few samples shows."""
 TAUS = torch.logspace(-0.5, 2, 56, dtype=torch.float64)
-"""Candidate time scales, from 0.3 to 100 steps; each is 11% above the one before."""
+"""Candidates for two time scales, from 0.3 to 100 steps; each is 11% above the one before."""
+FINE_TAUS = torch.logspace(-0.5, 2, 1101, dtype=torch.float64)
+"""Candidates for one time scale, so near each other that a second exponential never makes up for their distance."""
 ROWS_TOGETHER = 1024
 """Autocorrelations that are fitted at once, so that the table of all pairs of candidates stays small."""
 
@@ -58,18 +60,21 @@ def fitted(correlations: Tensor) -> Tensor:
 
 
 def _fitted(y: Tensor) -> Tensor:
-    num_lags = y.shape[1]
-    basis = torch.exp(-torch.arange(num_lags, dtype=y.dtype)[:, None] / TAUS)
-    gram, along, square = basis.T @ basis, y @ basis, y.square().sum(1, keepdim=True)
-    scale = (along / gram.diagonal()).clamp(0, 1)
-    one, slow_one = (square - 2 * scale * along + scale.square() * gram.diagonal()).min(1)
+    lags, num_lags = torch.arange(y.shape[1], dtype=y.dtype)[:, None], y.shape[1]
+    square = y.square().sum(1, keepdim=True)
+    basis = torch.exp(-lags / FINE_TAUS)
+    norm, along = basis.square().sum(0), y @ basis
+    scale = (along / norm).clamp(0, 1)
+    one, single = (square - 2 * scale * along + scale.square() * norm).min(1)
+    basis = torch.exp(-lags / TAUS)
+    gram, along = basis.T @ basis, y @ basis
     fast, slow = torch.triu_indices(len(TAUS), len(TAUS), 1)
     two, pair = _pairs(square, along[:, fast], along[:, slow], gram, fast, slow).min(1)
     criterion = [
         2 * count + num_lags * torch.log(residual.clamp(min=1e-12) / num_lags)
         for count, residual in ((2, one), (4, two))
     ]
-    return torch.where(criterion[1] < criterion[0], TAUS[slow[pair]], TAUS[slow_one])
+    return torch.where(criterion[1] < criterion[0], TAUS[slow[pair]], FINE_TAUS[single])
 
 
 def _pairs(square: Tensor, along_1: Tensor, along_2: Tensor, gram: Tensor, fast: Tensor, slow: Tensor) -> Tensor:

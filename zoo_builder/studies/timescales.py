@@ -68,6 +68,8 @@ class Timescales(Study):
     """Largest N with one head: beyond what it reaches in so many updates."""
     largest_many: int = 20
     """Largest N with many heads."""
+    exam_every: int = 100
+    """Updates between two exams, of which each passed one leads to the next N."""
 
     paper: ClassVar[str] = (
         "Khajehabdollahi, Zeraati, Giannakakis, Schaefer, Martius, Levina: Emergent mechanisms for long timescales "
@@ -84,7 +86,7 @@ class Timescales(Study):
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
         largest = {"single": self.largest_single, "many": self.largest_many}
-        exams = {"every": 100, "sequences": 512, "threshold": 0.98, "curriculum": True}
+        exams = {"every": self.exam_every, "sequences": 512, "threshold": 0.98, "curriculum": True}
         steps = max(self.num_updates // 10, 1)
         return {
             ZOO: {
