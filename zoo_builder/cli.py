@@ -20,7 +20,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from weightspace.components import plugins
 from weightspace.terminal import printable
-from zoo_builder.bench import command
+from zoo_builder.bench import command as bench_command
+from zoo_builder.studies import command as study_command
 
 if TYPE_CHECKING:
     from zoo_builder.share import Share
@@ -34,7 +35,8 @@ KINDS = ("families", "tasks", "labels", "learners", "studies")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 (done), 1 (a check found something), 2 (bad input), 130 (interrupted)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list, "bench": _bench}
+    commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list, "study": _study}
+    commands["bench"] = _bench
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
@@ -87,8 +89,10 @@ def _parser() -> ArgumentParser:
         epilog="Example: zoo-builder list families",
     )
     listing.add_argument("kind", choices=KINDS, help="what to list")
+    listing.add_argument("name", nargs="?", type=str, help="list this one alone")
     listing.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("list", listing, help="what there is to build with")
+    _add_study(commands)
     _add_bench(commands)
     return parser
 
@@ -130,9 +134,17 @@ def _add_label(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    bench = ArgumentParser(description=command.DESCRIPTION, epilog=command.EPILOG)
-    command.add_options(bench)
+    bench = ArgumentParser(description=bench_command.DESCRIPTION, epilog=bench_command.EPILOG)
+    bench_command.add_options(bench)
     commands.add_subcommand("bench", bench, help="training speed beside the alternatives")
+
+
+def _add_study(commands: Any) -> None:
+    study = ArgumentParser(description="Reproduces phenomena of papers at a small size.", epilog=study_command.EPILOG)
+    run = ArgumentParser(description=study_command.DESCRIPTION, epilog=study_command.EPILOG)
+    study_command.add_options(run)
+    commands.add_subcommand("study", study, help="reproduce a phenomenon of a paper")
+    study.add_subcommands(required=True).add_subcommand("run", run, help="run studies and judge them by their gates")
 
 
 def _refuse_without_locks() -> None:
@@ -235,13 +247,20 @@ def _info(options: Namespace) -> int:
 def _list(options: Namespace) -> int:
     from zoo_builder.overview import listing, listing_text
 
-    rows = listing(options.kind)
+    rows = listing(options.kind, options.name)
     _print(rows, listing_text(rows), options.json)
     return 0
 
 
+def _study(options: Namespace) -> int:
+    _refuse_without_locks()
+    results, text = study_command.run(options.run)
+    _print(results, text, options.run.json)
+    return 0 if all(result["passed"] for result in results) else 1
+
+
 def _bench(options: Namespace) -> int:
-    found, text = command.measured(options)
+    found, text = bench_command.measured(options)
     _print(found, text, options.json)
     return 0
 

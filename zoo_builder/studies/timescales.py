@@ -1,0 +1,222 @@
+"""How networks come by long time scales under two curricula on N-parity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weightspace.rollout import Method, Streams
+from weightspace.rollout.criterion import NOT_ASKED
+from weightspace.rollout.forward import last_outputs
+from zoo_builder.executor import ROLLOUTS
+from zoo_builder.labels.spectra import spectral_radius
+from zoo_builder.studies.base import Gate, Measured, Study
+from zoo_builder.studies.network_timescales import network_timescales
+from zoo_builder.tasks.heads import CLASSES
+from zoo_builder.tasks.n_parity import NParity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from weightspace.store import Stack, Zoo
+
+ZOO = "parity"
+CURRICULA = {"single": "one head: N alone", "many": "a head for each N: all N so far"}
+"""The two curricula, as the task's field `heads` names them, and as the figure does."""
+COLOURS = {"single": "#c1440e", "many": "#1f5fa8"}
+SEQUENCES = 2048
+"""Sequences on which the accuracy on every N is measured."""
+ROWS_TOGETHER = 16
+"""Networks whose driven states are kept at once."""
+
+RATIO = "least N reached with many heads over largest N reached with one head"
+TAU = "mean time constant tau with one head minus that with many heads"
+RADIUS = "mean spectral radius of W_hh with one head minus that with many heads"
+FORGOTTEN = "largest accuracy of a network with one head on N - 2 and below"
+KEPT = "least accuracy of a network with many heads on an N that it has passed"
+
+
+class FairParity(NParity):
+    """N-parity of fair coins: then the answers for different N are independent, and guessing is right half the time."""
+
+    def draw_bits(self, streams: Streams, batch_size: int) -> Tensor:
+        return (streams.uniform(self.num_steps, batch_size) < 0.5).to(torch.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timescales(Study):
+    """Networks that must keep solving all smaller N reach larger N on N-parity, with shorter time constants.
+
+    Leaky networks with trainable time constants learn N-parity under two curricula: N = 2, 3, ... one after another
+    through one head, or all N so far, each through its own head. With many heads they climb faster, the time constants
+    tau shrink towards 1 and the memory is made by the recurrent connections; with one head they forget earlier N. That
+    tau grows with one head shows in the paper from N = 20 to 30 on, beyond the reach of this small study: below, tau
+    falls under both curricula. Gates are those of a pilot with 4 seeds, here for all models of the zoo.
+    """
+
+    hidden_size: int = 64
+    num_updates: int = 2000
+    batch_size: int = 128
+    models: int = 32
+    largest_single: int = 12
+    """Largest N with one head: beyond what it reaches in so many updates."""
+    largest_many: int = 20
+    """Largest N with many heads."""
+    exam_every: int = 100
+    """Updates between two exams, of which each passed one leads to the next N."""
+
+    paper: ClassVar[str] = (
+        "Khajehabdollahi, Zeraati, Giannakakis, Schaefer, Martius, Levina: Emergent mechanisms for long timescales "
+        "depend on training curriculum and affect performance in memory tasks, ICLR 2024, arXiv 2309.12927"
+    )
+    gates: ClassVar[tuple[Gate, ...]] = (
+        Gate(name=RATIO, comparison=">=", threshold=1.5, unit="times"),
+        Gate(name=TAU, comparison=">", threshold=0.1, unit="steps"),
+        Gate(name=RADIUS, comparison=">", threshold=0.0, unit="(absolute eigenvalue)"),
+        Gate(name=FORGOTTEN, comparison="<", threshold=0.6, unit="of answers"),
+        Gate(name=KEPT, comparison=">", threshold=0.95, unit="of answers"),
+    )
+
+    @property
+    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
+        largest = {"single": self.largest_single, "many": self.largest_many}
+        exams = {"every": self.exam_every, "sequences": 512, "threshold": 0.98, "curriculum": True}
+        steps = max(self.num_updates // 10, 1)
+        return {
+            ZOO: {
+                "title": "Timescales",
+                "families": [{"class": "Leaky", "hidden_size": self.hidden_size}],
+                "tasks": [{"class": "NParity", "max_n": n, "n": n, "heads": heads} for heads, n in largest.items()],
+                "learning": {
+                    "class": "BPTT",
+                    "num_updates": self.num_updates,
+                    "batch_size": self.batch_size,
+                    "learning_rate": 3e-3,
+                    "clip": 2.0,
+                    "exams": exams,
+                },
+                "snapshots": list(range(0, self.num_updates + 1, steps)),
+                "models_per_cohort": self.models,
+                "shard_size": self.models,
+            }
+        }
+
+    def measure(self, zoos: Mapping[str, Zoo]) -> Measured:
+        curves = {heads: curves_of(zoos[ZOO], heads) for heads in CURRICULA}
+        one, many = curves["single"], curves["many"]
+        values = {
+            RATIO: many["level"][:, -1].min() / one["level"][:, -1].max(),
+            TAU: one["tau"][:, -1].mean() - many["tau"][:, -1].mean(),
+            RADIUS: one["radius"][:, -1].mean() - many["radius"][:, -1].mean(),
+            FORGOTTEN: largest_up_to(one["level"][:, -1] - 2, one["accuracy"]),
+            KEPT: -largest_up_to(many["level"][:, -1] - 1, -many["accuracy"]),
+        }
+        return Measured({name: float(value) for name, value in values.items()}, curves)
+
+    def draw(self, measured: Measured) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        (climb, tau), (net, kept) = figure.subplots(2, 2)
+        for heads, curves in measured.curves.items():
+            look = {"color": COLOURS[heads], "label": CURRICULA[heads]}
+            _lines(climb, curves["step"][0], curves["level"], look)
+            _by_level(tau, curves["level"], curves["tau"], look)
+            _by_level(net, curves["level"], curves["tau_net"], look)
+            _lines(kept, 2 + torch.arange(curves["accuracy"].shape[1]), curves["accuracy"], look)
+        climb.set(title="How far the curriculum is climbed", xlabel="updates", ylabel="N that is learned")
+        tau.set(title="Time constants of the neurons", xlabel="N that is learned", ylabel="mean tau (steps)")
+        net.set(title="Time scales of the activity", xlabel="N that is learned", ylabel="mean tau_net (steps)")
+        kept.set(title="What is kept at the end", xlabel="N", ylabel="accuracy on N-parity", ylim=(0.4, 1.02))
+        kept.axhline(0.5, color="gray", linestyle=":", label="guessing")
+        for axes in (climb, tau, net, kept):
+            axes.legend(frameon=False, fontsize="small")
+        figure.suptitle(f"Timescales: N-parity under two curricula, {self.hidden_size} leaky neurons")
+        return figure
+
+
+def curves_of(zoo: Zoo, heads: str) -> dict[str, Tensor]:
+    """What the networks of one curriculum are at each snapshot, (models, snapshots), and their final accuracies.
+
+    `level` is the N that is learned, `tau` and `tau_net` are means over neurons (steps), `radius` is that of W_hh;
+    `accuracy` (models, N), N = 2, 3, ..., is of the last snapshot, NaN for an N that the network never learned.
+    """
+    task = [json.loads(text)["heads"] for text in zoo.table["task_config"].to_pylist()]
+    rows = [row for row, own in enumerate(task) if own == heads]
+    stacks = list(zoo.stacks(rows, ROWS_TOGETHER))
+    columns = {name: _column(zoo, name, rows) for name in ("step", "curriculum_level")}
+    measured = [_of_stack(zoo, stack) for stack in stacks]
+    found = {name: torch.cat([own[name] for own in measured]) for name in measured[0]}
+    shape = (-1, len(set(columns["step"].tolist())))
+    curves = {
+        "step": columns["step"].reshape(shape),
+        "level": columns["curriculum_level"].reshape(shape),
+        **{name: values.reshape(shape) for name, values in found.items()},
+    }
+    last = zoo.stack(torch.tensor(rows).reshape(shape)[:, -1].tolist())
+    return curves | {"accuracy": accuracies(zoo, last, curves["level"][:, -1])}
+
+
+def _of_stack(zoo: Zoo, stack: Stack) -> dict[str, Tensor]:
+    _, used = stack.effective
+    streams = Streams(zoo.manifest["recipe"]["seed"], _ids(zoo, stack), "timescales")
+    net = network_timescales(stack.family, stack.params, streams, _method(zoo))
+    return {
+        "tau": used["tau"].double().mean(1),
+        "tau_net": net.nanmean(1),
+        "radius": spectral_radius(used["weight_hh"].double()),
+    }
+
+
+def accuracies(zoo: Zoo, stack: Stack, level: Tensor) -> Tensor:
+    """Share of right answers (models, N) of networks at their levels (models,) on fair bits; NaN for N above these.
+
+    With one head it is asked for every N, with many each for its own.
+    """
+    config = json.loads(zoo.table["task_config"][int(stack.rows[0])].as_py())
+    asked = FairParity(max_n=config["max_n"], n=config["max_n"], heads="many")
+    streams = Streams(zoo.manifest["recipe"]["seed"], _ids(zoo, stack), "timescales/accuracy")
+    batch = asked.sample({"n": level}, streams, SEQUENCES, "test")
+    outputs = last_outputs(stack.family, stack.params, batch.x, batch.start, {}, 1, method=_method(zoo))
+    answers = outputs[:, 0].unflatten(-1, (-1, CLASSES)).argmax(-1)
+    target = batch.target[:, 0]
+    right = (answers == target).double().mean(1)
+    return torch.where((target != NOT_ASKED).any(1), right, torch.nan)
+
+
+def largest_up_to(bound: Tensor, accuracy: Tensor) -> Tensor:
+    """Largest accuracy (models, N), N = 2, 3, ..., of the N up to each model's bound (models,); NaN without any."""
+    counted = 2 + torch.arange(accuracy.shape[1]) <= bound[:, None]
+    values = accuracy[counted]
+    return values.max() if len(values) else torch.tensor(torch.nan)
+
+
+def _column(zoo: Zoo, name: str, rows: list[int]) -> Tensor:
+    return torch.tensor(zoo.table[name].to_pylist(), dtype=torch.float64)[rows]
+
+
+def _ids(zoo: Zoo, stack: Stack) -> list[str]:
+    return zoo.table["model_id"].take(stack.rows.tolist()).to_pylist()
+
+
+def _method(zoo: Zoo) -> Method:
+    return ROLLOUTS[zoo.manifest["executor"]["method"]]
+
+
+def _lines(axes: Axes, x: Tensor, curves: Tensor, look: Mapping[str, Any]) -> None:
+    """A thin line for each network (networks, x) and a thick one for their mean, over the x that any network has."""
+    axes.plot(x, curves.T, color=look["color"], alpha=0.15, linewidth=0.8)
+    axes.plot(x, curves.nanmean(0), linewidth=2.5, **look)
+
+
+def _by_level(axes: Axes, level: Tensor, values: Tensor, look: Mapping[str, Any]) -> None:
+    """A dot for each network at each snapshot, and a line through the means at each level."""
+    axes.scatter(level.flatten(), values.flatten(), color=look["color"], alpha=0.12, s=10, linewidths=0)
+    levels = level.unique()
+    axes.plot(levels, [values[level == one].nanmean() for one in levels], linewidth=2.5, marker="o", **look)

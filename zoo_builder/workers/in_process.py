@@ -1,0 +1,66 @@
+"""Shards made in this very process, one after another: for studies and notebooks, which would wait for new ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo_builder.workers import processes
+from zoo_builder.workers.processes import BuildFailed, Report
+from zoo_builder.workers.worker import ENVIRONMENT, make_and_write
+
+logger = logging.getLogger(__name__)
+
+
+def prepare() -> None:
+    """Set the environment that shards need, unless torch, which reads it when it is imported, already is."""
+    if "torch" not in sys.modules:
+        os.environ.update(ENVIRONMENT)
+
+
+def misfit() -> dict[str, str | None]:
+    """The variables of the environment that are not as shards need them, with what they are."""
+    return {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
+
+
+def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
+    """Have the shards `indices` made here, with the bytes that worker processes would give them.
+
+    Where this process has another environment than they need, or more than one worker is asked for, worker processes
+    make them. Raises BuildFailed at the first shard that fails.
+    """
+    wrong = misfit()
+    if wrong:
+        wanted = " ".join(f"{name}={ENVIRONMENT[name]}" for name in wrong)
+        logger.warning(
+            "Shards are made in worker processes, which takes seconds longer: in this one torch was imported without "
+            "%s. Call zoo_builder.workers.in_process.prepare() before anything imports torch.",
+            wanted,
+        )
+    if wrong or processes.chosen_workers(workers or 1, job["device"]) > 1:
+        processes.run_shards(job, indices, workers, report)
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _run(job, indices, report)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(job: Mapping[str, Any], indices: Sequence[int], report: Report) -> None:
+    # Put off because these import torch, which `prepare` must come before.
+    from zoo_builder.planning.plan import make_plan
+
+    plan = make_plan(job["recipe"])
+    for index in indices:
+        try:
+            make_and_write(job, plan, plan.shards[index], lambda count: report({"progress": count}))
+        except (ValueError, OSError) as error:
+            raise BuildFailed(f"Shard {index:05d}: {error}") from error
+        report({"done": index})
