@@ -57,7 +57,8 @@ def numbers(family):
     mask = MaskEdges(0.3)
     error, count = completion(stack, mask.draw(stack), embedding)
     found["completion"], found["hidden"] = folded(error), folded(count)
-    found["label prefixes"] = str(rows_of_recurrent(spec))
+    prefixes = rows_of_recurrent(spec).items()
+    found["label prefixes"] = str({k: (row.tensor, row.index if row.name else None) for k, row in prefixes})
     return found
 
 

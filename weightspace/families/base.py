@@ -50,7 +50,7 @@ class Family(ABC):
 
     def initial_state(self, params: Params, start: Tensor) -> State:
         """State before the first input; `start` (batch, start) is what the task supplies, with start 0 if nothing."""
-        return {name: start.new_zeros(start.shape[0], self.spec.axes[a].size) for name, a in self.spec.states.items()}
+        return {name: start.new_zeros(start.shape[0], self.spec.size_of_state(name)) for name in self.spec.states}
 
     @abstractmethod
     def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:

@@ -16,6 +16,7 @@ from torch.nn.modules import module as registration
 
 from weightspace.components import plugins
 from weightspace.components.construction import Constructed
+from weightspace.declaration import VOCABULARY
 from weightspace.store import recorded_split
 from weightspace.store.checksum import refuse_damaged
 from weightspace.training.module import EmbeddingModule
@@ -100,11 +101,23 @@ def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
             module = instantiate_module(EmbeddingModule, settings)
         expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        _refuse_other_vocabulary(expected, state)
         if expected != found:
             wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))[0]
             raise ValueError(f"'{wrong}' has shape {found.get(wrong)}, but by its settings {expected.get(wrong)}")
     except _UNFIT as error:
         raise _misfit(checkpoint, error) from None
+
+
+def _refuse_other_vocabulary(expected: Iterable[str], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where an encoder was trained with other words for kinds, roles and slots of weights."""
+    for name in expected:
+        if name.endswith(".vocabulary") and (name not in state or int(state[name]) != VOCABULARY):
+            version = int(state[name]) if name in state else 1
+            raise ValueError(
+                f"it reads version {version} of the roles and slots of weights, but this is version {VOCABULARY}; "
+                "train it again, or open it with the release that trained it"
+            )
 
 
 @contextmanager
