@@ -106,8 +106,8 @@ def _made_layout(spec: WeightSpec) -> Layout:
     for row in row_specs(spec):
         if row.slot >= SLOTS:
             raise ValueError(
-                f"Row role '{row.role}' of '{row.tensor}' is taken: {SLOTS} rows on the same connection have it already, "
-                "and encoders could not tell a third one apart; give it another role."
+                f"Row role '{row.role}' of '{row.tensor}' is taken: {SLOTS} rows on the same connection have it, and "
+                "encoders could not tell a third one apart; give it another role."
             )
         channels[row.tensor].append(row.channel)
     used = len(ROW_ROLES) * (1 + max((row.slot for row in row_specs(spec)), default=0))

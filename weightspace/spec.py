@@ -162,6 +162,18 @@ class WeightSpec:
         """Number of scalars of one state of one model."""
         return prod(self.state_shape(name))
 
+    @property
+    def numbers_per_step(self) -> int:
+        """About how many sums one step of one sequence has: of a map, its outputs; of coefficients, one per pair."""
+        total = 0
+        for name, (to, *sources) in self.connections():
+            sizes = [self.axes[source].size for source in sources]
+            each = prod(sizes) if self.tensors[name].use == "coefficient" else 1
+            # A product of two units is summed over one of them first.
+            each = 1 + max(sizes) if each == 1 and len(sizes) > 1 else each
+            total += self.num_rows(name) * self.axes[to].size * each
+        return total
+
     def check(self, params: Mapping[str, Tensor], *, stacked: bool) -> None:
         """Raise ValueError unless `params` has exactly the declared tensors in the declared sizes."""
         missing, extra = sorted(set(self.tensors) - set(params)), sorted(set(params) - set(self.tensors))

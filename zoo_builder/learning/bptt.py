@@ -92,7 +92,7 @@ class BPTT(Learner):
         own = self._own(settings, len(model_ids))
         self._check(own)
         params = {k: v.to(device) for k, v in fresh_params(family, seed, model_ids).items()}
-        for name in family.spec.recurrent():
+        for name in (*family.spec.recurrent(), *family.spec.recurrent_products()):
             params[name] = _scaled(params[name], own["init_scale"])
         lessons = Lessons(self, family, task, values, own, params, Streams(seed, model_ids, "train", device), method)
         kept: list[Params] = []
@@ -117,9 +117,7 @@ class BPTT(Learner):
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
         assert task is not None
-        spec = family.spec
-        sums = sum(spec.num_rows(name) * spec.axes[to].size for name, to, _ in spec.matrices())
-        return 4 * KEPT * sums * task.num_steps * self.batch_size
+        return 4 * KEPT * family.spec.numbers_per_step * task.num_steps * self.batch_size
 
     def _check(self, own: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
