@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,9 @@ class Completion(nn.Module):
         errors, counts = embeddings.new_zeros(len(stack)), embeddings.new_zeros(len(stack))
         of_model = self.embedding(embeddings)
         names = [name for name, _ in spec.connections() if name in hidden]
-        for row, where in _rows_with(spec, stack.params, hidden, names):
-            matrix, there = unfolded(row.value), _existing(row)
+        for row in rows(spec, stack.params, names):
+            where = hidden[row.tensor] if spec.channel_axis(row.tensor) is None else hidden[row.tensor][:, row.index]
+            matrix, where, there = unfolded(row.value), unfolded(where), _existing(row)
             kinds = [NODE_KINDS.index(kind) for kind in _kinds(spec, row)]
             bases, contexts, scale = _visible(row, matrix, where, there)
             model, i, j = where.nonzero(as_tuple=True)
@@ -57,15 +58,6 @@ class Completion(nn.Module):
             errors = errors.index_add(0, model, error)
             counts = counts + where.sum((1, 2))
         return errors, counts
-
-
-def _rows_with(
-    spec: WeightSpec, params: Mapping[str, Tensor], hidden: Mapping[str, Tensor], names: Sequence[str]
-) -> Iterator[tuple[Row, Tensor]]:
-    """Rows of these tensors, and which of their entries are hidden (models, to, from), pairs of units side by side."""
-    for row in rows(spec, params, names):
-        where = hidden[row.tensor]
-        yield row, unfolded(where if spec.channel_axis(row.tensor) is None else where[:, row.index])
 
 
 def _existing(row: Row) -> Tensor:
@@ -86,7 +78,6 @@ def _visible(row: Row, matrix: Tensor, hidden: Tensor, there: Tensor) -> tuple[T
     scale = square.sqrt()
     m = matrix * left / scale.clamp(min=1e-12)[:, None, None]
     to, source = m.shape[1:]
-    square_matrix = len(row.nodes) == 2 and row.nodes[0] == row.nodes[1]
     by_target, by_source = row.signs[0], frozenset[str]().union(*row.signs[1:])
     nothing, total = torch.zeros_like(m), float(to + source)
     completed = m @ (m.mT @ m) / total
@@ -101,7 +92,7 @@ def _visible(row: Row, matrix: Tensor, hidden: Tensor, there: Tensor) -> tuple[T
     ]
     into = (m.square().sum(2, keepdim=True) / left.sum(2, keepdim=True).clamp(min=1)).sqrt()
     out = (m.square().sum(1, keepdim=True) / left.sum(1, keepdim=True).clamp(min=1)).sqrt()
-    self_connection = torch.eye(to, source, device=m.device, dtype=m.dtype) if square_matrix else nothing
+    self_connection = torch.eye(to, source, device=m.device, dtype=m.dtype) if row.is_square else nothing
     sizes = [torch.log(m.new_tensor(float(size))) for size in (to, source)]
     level = torch.log(square + 1e-8)[:, None, None] / 2
     contexts = [value.expand_as(m) for value in (into, out, self_connection, level, *sizes)]

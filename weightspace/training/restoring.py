@@ -25,6 +25,9 @@ from weightspace.training.trainer import quiet
 TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
 """Where classes that a checkpoint names may come from, besides allowed packages and imported components."""
 
+LACKING = 8
+"""Tensors that checkpoints of an older vocabulary may lack, so that its version is named before its tensors."""
+
 _UNFIT = (ArgumentError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
@@ -123,7 +126,7 @@ def _refuse_other_vocabulary(expected: Iterable[str], state: Mapping[str, Tensor
 @contextmanager
 def _at_most(num_tensors: int) -> Iterator[None]:
     """Let no more tensors become part of modules than this, and not many more modules."""
-    left = {"tensors": num_tensors, "modules": 8 * num_tensors + 64}
+    left = {"tensors": num_tensors + LACKING, "modules": 8 * num_tensors + 64}
 
     def counted(kind: str, item: Any) -> None:
         if item is not None:
