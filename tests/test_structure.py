@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 TOP_LEVEL = {"pyproject.toml", "weightspace", "zoo_builder", "probes", "tests", "configs", "README.md", "LICENSE"}
 
 # Rooms of weightspace in the order in which data flows, each with the rooms it may import.
-BASE = {"group", "spec", "components", "terminal", "child"}
+BASE = {"declaration", "group", "spec", "rows", "components", "terminal", "child"}
 ZOO = BASE | {"families", "rollout", "store"}
 READING = ZOO | {"features", "graph", "summaries"}
 TRAINING = READING | {"data", "encoders", "objectives"}
@@ -23,8 +23,10 @@ ROOMS = {
     "child": set(),
     "recipes": set(),
     "components": {"terminal"},
-    "group": set(),
-    "spec": {"group"},
+    "declaration": set(),
+    "group": {"declaration"},
+    "spec": {"declaration", "group"},
+    "rows": {"declaration", "spec"},
     "families": BASE,
     "rollout": BASE | {"families"},
     "store": BASE | {"families"},

@@ -16,6 +16,7 @@ from weightspace.components.discovery import near_match
 from weightspace.families import Family
 from weightspace.rollout import generator, rollout
 from weightspace.rollout.agreement import disagreements
+from weightspace.rows import flip_even
 from weightspace.spec import Charge, Gauge, GroupElement, Params, WeightSpec
 from weightspace.store import Stack
 
@@ -61,10 +62,13 @@ def encoder_rows(label: str, encoder: encoders.Encoder) -> list[Row]:
 def _encoder_rows(encoder: encoders.Encoder, family: Family) -> Iterator[Row]:
     stack = _random_stack(family, torch.float32)
     encoder.fit_standardisation([stack])
-    moves = [(True, *one) for one in _encoder_moves(encoder, family, stack.params)]
+    invariant = (*_signs_of_even(family.spec, stack.params), *_encoder_moves(encoder, family, stack.params))
+    moves = [(True, *one) for one in invariant]
     moves += [(False, *one) for one in (*_replaced(family, stack.params), *_flipped(family.spec, stack.params))]
-    for tensor in family.spec.recurrent():
-        moves.append((False, f"permute rows of {tensor} alone,", _roll(tensor, -3, stack.params)))
+    for tensor, (to, *sources) in family.spec.connections():
+        if to in sources:
+            moved = _roll(tensor, -2 - len(sources), stack.params)
+            moves.append((False, f"permute rows of {tensor} alone,", moved))
     for declared, move, moved in moves:
         error = _embedding_change(encoder, stack, Stack(family, moved, stack.rows))
         threshold = EMBEDDING_TOLERANCE if declared else VIOLATION_THRESHOLD
@@ -101,7 +105,7 @@ def _flipped(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
         if gauge.kind != "nonzero":
             continue
         for name, charges in gauge.charges.items():
-            for dim, charge in enumerate(charges):
+            for dim, charge in enumerate(charges if spec.tensors[name].domain != "even" else ()):
                 rows = charge if isinstance(charge, tuple) else (charge,)
                 if any(one % 2 for one in rows):
                     alone = {name: tuple(charge if place == dim else 0 for place in range(len(charges)))}
@@ -166,9 +170,16 @@ def _declared_moves(family: Family) -> Iterator[Row]:
         f"gauge {k.replace('@', ' of ')}": GroupElement(in_place, {**ones, k: g}) for k, g in element.gauges.items()
     }
     moves["all together"] = element
-    for move, one in moves.items():
-        error = _function_change(family, params, spec.act_stacked(one, params))
-        yield _row(move, True, torch.float64, error, FUNCTION_TOLERANCE)
+    moved = {move: spec.act_stacked(one, params) for move, one in moves.items()}
+    for move, other in (*moved.items(), *_signs_of_even(spec, params)):
+        yield _row(move, True, torch.float64, _function_change(family, params, other), FUNCTION_TOLERANCE)
+
+
+def _signs_of_even(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
+    """Signs of random entries flipped in the tensors of which only the sizes count."""
+    names = [name for name, tensor in spec.tensors.items() if tensor.domain == "even"]
+    if names:
+        yield f"flip signs of entries of {', '.join(names)}", flip_even(spec, params, generator(2, "check", "signs"))
 
 
 def _violations(family: Family) -> Iterator[Row]:
@@ -195,6 +206,8 @@ def _wrong_charges(spec: WeightSpec) -> Iterator[tuple[str, Move]]:
     for gauge_name, gauge in spec.gauges.items():
         for name, tensor in spec.tensors.items():
             charges = gauge.charges.get(name, (0,) * len(tensor.axes))
+            if gauge.kind == "sign" and tensor.domain == "even":
+                continue
             for dim in (d for d, axis in enumerate(tensor.axes) if axis == gauge.axis):
                 for wrong in _wrong(charges[dim], gauge.kind, spec.num_rows(name)):
                     broken = {**gauge.charges, name: (*charges[:dim], wrong, *charges[dim + 1 :])}

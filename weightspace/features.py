@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from weightspace.rows import rows, unfolded
 from weightspace.spec import Params, WeightSpec
 from weightspace.store import Stack, Zoo
 
@@ -68,9 +69,8 @@ def statistics_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
     Unterthiner et al. (Predicting neural network accuracy from weights, arXiv 2002.11448).
     """
     columns = {}
-    for name, row, values in _rows_of(spec, params, spec.tensors):
-        flat = values.flatten(1)
-        label = _label(name, row)
+    for row in rows(spec, params):
+        flat, label = row.value.double().flatten(1), row.label
         columns[f"{label}.mean"] = flat.mean(1)
         columns[f"{label}.variance"] = flat.var(1, correction=0)
         points = torch.tensor(QUANTILES, dtype=flat.dtype, device=flat.device)
@@ -82,13 +82,16 @@ def statistics_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
 def spectra_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
     """Columns (models,) float64 of stacked effective params: the spectra of each recurrent tensor and gate row.
 
-    Singular values in falling order; eigenvalues by falling magnitude, as real part and absolute imaginary part.
+    Singular values in falling order; eigenvalues by falling magnitude, as real part and absolute imaginary part. Of a
+    tensor with three node axes, singular values of the matrix (to, pair of units) alone.
     """
     columns = {}
-    for name, row, matrix in _rows_of(spec, params, spec.recurrent()):
-        label = _label(name, row)
+    for row in rows(spec, params, (*spec.recurrent(), *spec.recurrent_products())):
+        matrix, label = unfolded(row.value.double()), row.label
         for i, values in enumerate(torch.linalg.svdvals(matrix).unbind(1)):
             columns[f"{label}.singular.{i}"] = values
+        if len(row.nodes) > 2:
+            continue
         eigenvalues = torch.linalg.eigvals(matrix)
         order = eigenvalues.abs().argsort(dim=1, descending=True, stable=True)
         eigenvalues = eigenvalues.gather(1, order)
@@ -98,22 +101,6 @@ def spectra_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
     return columns
 
 
-def _rows_of(spec: WeightSpec, params: Params, names: Iterable[str]) -> Iterator[tuple[str, str, Tensor]]:
-    """(tensor, gate row, values (models, ...) float64) of these tensors, masks left out."""
-    for name in names:
-        if spec.tensors[name].role == "mask":
-            continue
-        tensor = params[name].double()
-        if spec.channel_axis(name) is None:
-            yield name, "", tensor
-        else:
-            yield from zip([name] * tensor.shape[1], spec.row_names(name), tensor.unbind(1), strict=True)
-
-
-def _label(name: str, row: str) -> str:
-    return f"{name}.{row}" if row else name
-
-
 def columns_of(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> Columns:
     """Describe all models with `statistics_of`, `spectra_of` or the like, stack by stack."""
     described = [(stack.rows.numpy(), _described(stack, describe)) for stack in zoo.stacks(max_models=CHUNK)]
@@ -121,8 +108,8 @@ def columns_of(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tens
     index = {name: i for i, name in enumerate(names)}
     values = np.zeros((zoo.table.num_rows, len(names)))
     present = np.zeros((zoo.table.num_rows, len(names)), dtype=bool)
-    for rows, columns in described:
-        where = np.ix_(rows, np.array([index[name] for name in columns]))
+    for numbers, columns in described:
+        where = np.ix_(numbers, np.array([index[name] for name in columns]))
         values[where] = np.stack(list(columns.values()), axis=1)
         present[where] = True
     return Columns(values, present, names)

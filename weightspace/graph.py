@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Data
 
-from weightspace.spec import NODE_KINDS, NONLINEARITIES, ROW_ROLES, WeightSpec
+from weightspace.declaration import NODE_KINDS, NONLINEARITIES, ROW_ROLES, SLOTS
+from weightspace.rows import channel_of, row_specs, rows, unfolded
+from weightspace.spec import WeightSpec
+
+CHANNELS = SLOTS * len(ROW_ROLES)
+"""Most channels that an edge or a node has: every role in slot 0, then every role in slot 1."""
 
 EDGE_TYPES = (
     "recurrent",
@@ -38,9 +44,13 @@ _TYPE_OF_KINDS = {
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the declaration alone says of a graph with `node` nodes: the same for every model of a stack.
+    """The part of a graph with `node` nodes that the declaration alone fixes: the same for every model of a stack.
 
-    Nodes are the node axes of the spec one after another; entry [i, j] of an edge field is the edge j -> i.
+    Nodes are the node axes of the spec one after another, then product nodes: one for each pair of units of the two
+    axes that a tensor with three node axes reads, under the name FROM*FROM. Connections of weight 1 join both units to
+    it and the tensor's entries join it to their targets, so that permuting units permutes nodes.
+    Entry [i, j] of an edge field is the edge j -> i. Channels are the roles of rows in slot 0 and, if any tensor needs
+    it, those in slot 1.
     """
 
     offsets: Mapping[str, slice]
@@ -53,23 +63,26 @@ class Layout:
     position: Tensor
     """(node,) place in its axis where order has a meaning (inputs, outputs), -1 where it has none."""
     node_roles: Tensor
-    """(node, role) 1 where a vector with that role lives on the node."""
+    """(node, channel) 1 where a row of a vector lives on the node."""
     edge_type: Tensor
     """(node, node) index into `EDGE_TYPES`, -1 where nothing is declared."""
     edge_roles: Tensor
-    """(node, node, role) 1 where a matrix row with that role is declared."""
+    """(node, node, channel) 1 where a row of a tensor is declared, or a connection into a product node."""
+    constant: Tensor | None
+    """(node, node, channel) 1 where a connection has weight 1 in every model, None if there is no such connection."""
 
     def to(self, device: torch.device) -> Layout:
         """The same layout with its tensors on a device."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "offsets"}
-        return Layout(self.offsets, **tensors)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return Layout(**moved)
 
 
 @dataclass(frozen=True, eq=False)
 class DenseGraphs:
-    """The graphs of a stack: weights by role on edges (models, node, node, role) and nodes (models, node, role).
+    """The graphs of a stack: weights on edges (models, node, node, channel) and nodes (models, node, channel).
 
-    `present` (models or 1, node, node, role) is 1 where a connection exists: declared, and not masked out.
+    `present` (models or 1, node, node, channel) is 1 where a connection exists: declared, and not masked out.
     """
 
     layout: Layout
@@ -86,55 +99,106 @@ def _layout(text: str) -> Layout:
 
 
 def _made_layout(spec: WeightSpec) -> Layout:
-    offsets, start = {}, 0
-    for name, axis in spec.axes.items():
-        if axis.kind != "channel":
-            offsets[name] = slice(start, start + axis.size)
-            start += axis.size
-    axes = [(spec.axes[name], part) for name, part in offsets.items()]
-    kind, layer, nonlinearity, position = (torch.zeros(start, dtype=torch.long) for _ in range(4))
-    for axis, part in axes:
-        kind[part] = NODE_KINDS.index(axis.kind)
-        layer[part] = axis.layer
-        nonlinearity[part] = NONLINEARITIES.index(axis.nonlinearity)
-        position[part] = -1 if axis.permutable else torch.arange(axis.size)
-    node_roles = torch.zeros(start, len(ROW_ROLES))
-    for name, axis_name in spec.vectors():
-        for role in spec.tensors[name].row_roles:
-            _claim(node_roles, (offsets[axis_name], ROW_ROLES.index(role)), name, role)
-    edge_type = torch.full((start, start), -1, dtype=torch.long)
-    edge_roles = torch.zeros(start, start, len(ROW_ROLES))
-    for name, to, source in spec.matrices():
-        edge_type[offsets[to], offsets[source]] = _edge_type(spec, to, source)
-        for role in spec.tensors[name].row_roles:
-            _claim(edge_roles, (offsets[to], offsets[source], ROW_ROLES.index(role)), name, role)
-    for name, axis_name in spec.vectors(diagonal=True):
-        joined = _diagonal(offsets[axis_name])
-        edge_type[joined] = EDGE_TYPES.index("self")
-        for role in spec.tensors[name].row_roles:
-            _claim(edge_roles, (*joined, ROW_ROLES.index(role)), name, role)
+    offsets = _offsets(spec)
+    size = num_nodes(spec)
+    kind, layer, nonlinearity, position = _node_fields(spec, offsets, size)
+    channels: dict[str, list[int]] = {name: [] for name in spec.tensors}
+    for row in row_specs(spec):
+        if row.slot >= SLOTS:
+            raise ValueError(
+                f"Row role '{row.role}' of '{row.tensor}' is taken: {SLOTS} rows on the same connection have it, and "
+                "encoders could not tell a third one apart; give it another role."
+            )
+        channels[row.tensor].append(row.channel)
+    used = len(ROW_ROLES) * (1 + max((row.slot for row in row_specs(spec)), default=0))
+    node_roles, edge_roles = torch.zeros(size, used), torch.zeros(size, size, used)
+    for name, axis in spec.vectors():
+        node_roles[offsets[axis], channels[name]] = 1
+    edge_type = torch.full((size, size), -1, dtype=torch.long)
+    for name, (to, source) in _places(spec, offsets).items():
+        edge_type[to, source] = _edge_type(spec, spec.node_axes(name))
+        for channel in channels[name]:
+            edge_roles[to, source, channel] = 1
+    constant = torch.zeros_like(edge_roles)
+    for pair, unit, edge in _connections_of_pairs(spec, offsets):
+        edge_type[pair, unit] = edge
+        for field in (edge_roles, constant):
+            field[pair, unit, channel_of("drive", 0)] = 1
     recurrent = edge_type == EDGE_TYPES.index("recurrent")
-    edge_type[recurrent & torch.eye(start, dtype=torch.bool)] = EDGE_TYPES.index("self")
-    return Layout(offsets, kind, layer, nonlinearity, position, node_roles, edge_type, edge_roles)
+    edge_type[recurrent & torch.eye(size, dtype=torch.bool)] = EDGE_TYPES.index("self")
+    fields_of_nodes = (kind, layer, nonlinearity, position, node_roles)
+    return Layout(offsets, *fields_of_nodes, edge_type, edge_roles, constant if any(spec.products()) else None)
 
 
-def _edge_type(spec: WeightSpec, to: str, source: str) -> int:
-    if to == source:
+def _offsets(spec: WeightSpec) -> dict[str, slice]:
+    """Nodes of each node axis, and of each pair of axes that has product nodes."""
+    sizes = {name: axis.size for name, axis in spec.axes.items() if axis.kind != "channel"}
+    sizes |= {pair_name(a, b): sizes[a] * sizes[b] for _, _, (a, b) in spec.products()}
+    offsets, start = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = slice(start, start + size)
+        start += size
+    return offsets
+
+
+def num_nodes(spec: WeightSpec) -> int:
+    """Number of nodes of the graph of one model: its inputs, hidden units, outputs, factors and product nodes."""
+    return max((part.stop for part in _offsets(spec).values()), default=0)
+
+
+def pair_name(first: str, second: str) -> str:
+    """Name of the product nodes of two axes."""
+    return f"{first}*{second}"
+
+
+def _node_fields(spec: WeightSpec, offsets: Mapping[str, slice], size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kind, layer, nonlinearity and position (node,) of every node; product nodes are factors."""
+    kind = torch.full((size,), NODE_KINDS.index("factor"))
+    nonlinearity = torch.full((size,), NONLINEARITIES.index("product"))
+    layer, position = torch.zeros(size, dtype=torch.long), torch.full((size,), -1)
+    for name, part in offsets.items():
+        axis = spec.axes.get(name)
+        if axis is not None:
+            kind[part] = NODE_KINDS.index(axis.kind)
+            layer[part] = axis.layer
+            nonlinearity[part] = NONLINEARITIES.index(axis.nonlinearity)
+            position[part] = -1 if axis.permutable else torch.arange(axis.size)
+    return kind, layer, nonlinearity, position
+
+
+def _places(spec: WeightSpec, offsets: Mapping[str, slice]) -> dict[str, tuple[Any, Any]]:
+    """Targets and sources of the edges that each tensor lies on: parts, or indices for a diagonal."""
+    places: dict[str, tuple[Any, Any]] = {n: (offsets[to], offsets[source]) for n, to, source in spec.matrices()}
+    places |= {name: (offsets[to], offsets[pair_name(*sources)]) for name, to, sources in spec.products()}
+    return places | {name: _diagonal(offsets[axis]) for name, axis in spec.vectors(diagonal=True)}
+
+
+def _connections_of_pairs(spec: WeightSpec, offsets: Mapping[str, slice]) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """(product nodes, the unit that each reads, edge type), for both units of each pair."""
+    for sources in dict.fromkeys(sources for _, _, sources in spec.products()):
+        part = offsets[pair_name(*sources)]
+        sizes = [spec.axes[source].size for source in sources]
+        units = torch.cartesian_prod(*(torch.arange(size) for size in sizes))
+        for number, source in enumerate(sources):
+            edge = _TYPE_OF_KINDS.get(("factor", spec.axes[source].kind), "other")
+            pairs = torch.arange(part.start, part.stop)
+            yield pairs, offsets[source].start + units[:, number], EDGE_TYPES.index(edge)
+
+
+def _edge_type(spec: WeightSpec, nodes: tuple[str, ...]) -> int:
+    """Type of the connections that a tensor with these node axes lies on, (to, from) of one axis for a diagonal."""
+    if len(nodes) == 1:
+        return EDGE_TYPES.index("self")
+    if len(nodes) == 2 and nodes[0] == nodes[1]:
         return EDGE_TYPES.index("recurrent")
-    return EDGE_TYPES.index(_TYPE_OF_KINDS.get((spec.axes[to].kind, spec.axes[source].kind), "other"))
+    source = "factor" if len(nodes) == 3 else spec.axes[nodes[1]].kind
+    return EDGE_TYPES.index(_TYPE_OF_KINDS.get((spec.axes[nodes[0]].kind, source), "other"))
 
 
 def _diagonal(part: slice) -> tuple[Tensor, Tensor]:
     """Indices of the edges that join each node of a part to itself."""
     nodes = torch.arange(part.start, part.stop)
     return nodes, nodes
-
-
-def _claim(field: Tensor, where: tuple[slice | int | Tensor, ...], name: str, role: str) -> None:
-    """Mark a channel as taken; two rows in one channel could not be told apart by an encoder."""
-    if field[where].any():
-        raise ValueError(f"Row role '{role}' of '{name}' is taken on the same connection; give each row its own role.")
-    field[where] = 1
 
 
 def layout(spec: WeightSpec) -> Layout:
@@ -146,51 +210,46 @@ def dense_graphs(spec: WeightSpec, params: Mapping[str, Tensor]) -> DenseGraphs:
     """The graphs of stacked effective params (models, ...)."""
     first = next(iter(params.values()))
     where = layout(spec).to(first.device)
-    models, size = first.shape[0], where.kind.shape[0]
-    edges = first.new_zeros(models, size, size, len(ROW_ROLES))
-    nodes = first.new_zeros(models, size, len(ROW_ROLES))
+    models, size, channels = first.shape[0], *where.edge_roles.shape[1:]
+    edges = first.new_zeros(models, size, size, channels)
+    nodes = first.new_zeros(models, size, channels)
     present = where.edge_roles[None].to(first.dtype)
-    places: dict[str, tuple[Any, Any]] = {n: (where.offsets[to], where.offsets[by]) for n, to, by in spec.matrices()}
-    places |= {name: _diagonal(where.offsets[axis]) for name, axis in spec.vectors(diagonal=True)}
+    places = _places(spec, where.offsets)
     if any(spec.tensors[name].mask is not None for name in places):
         present = present.repeat(models, 1, 1, 1)
-    for name, (to, source) in places.items():
-        for role, value, mask in _rows(spec, params, name):
-            place = (slice(None), to, source, role)
-            edges[place] = value if mask is None else value * mask
-            if mask is not None:
-                present[place] = mask
-    for name, axis in spec.vectors():
-        for role, value, _ in _rows(spec, params, name):
-            nodes[:, where.offsets[axis], role] = value
+    for row in rows(spec, params):
+        if row.tensor not in places:
+            nodes[:, where.offsets[row.nodes[0]], row.channel] = row.value
+            continue
+        place = (slice(None), *places[row.tensor], row.channel)
+        edges[place] = unfolded(row.masked)
+        if row.mask is not None:
+            present[place] = unfolded(row.mask)
+    if where.constant is not None:
+        edges = edges + where.constant.to(first.dtype)
     return DenseGraphs(where, edges, nodes, present)
-
-
-def _rows(spec: WeightSpec, params: Mapping[str, Tensor], name: str) -> list[tuple[int, Tensor, Tensor | None]]:
-    """(role, values (models, ...), mask or None) of each channel row of one tensor."""
-    roles = [ROW_ROLES.index(role) for role in spec.tensors[name].row_roles]
-    mask_name = spec.tensors[name].mask
-    mask = None if mask_name is None else params[mask_name]
-    if spec.channel_axis(name) is None:
-        return [(roles[0], params[name], mask)]
-    return [(r, params[name][:, i], None if mask is None else mask[:, i]) for i, r in enumerate(roles)]
 
 
 def to_data(spec: WeightSpec, params: Mapping[str, Tensor]) -> Data:
     """The graph of one model's effective params as torch_geometric Data.
 
-    Every connection appears in both directions; an edge j -> i carries the weights of j -> i by role and, in
-    `edge_attr_reverse`, those of i -> j. `edge_index` is (2, edge) as (source, target); `x` (node, role) holds biases.
+    Every connection appears in both directions; an edge j -> i carries the weights of j -> i by channel and, in
+    `edge_attr_reverse`, those of i -> j. `edge_index` is (2, edge) as (source, target); `x` (node, channel) holds
+    biases. All models have `CHANNELS` channels, so that graphs of several families make one batch.
     """
     graphs = dense_graphs(spec, {k: v[None] for k, v in params.items()})
-    where, present = graphs.layout, graphs.present[0]
+    where = graphs.layout
+    x, edges, present, node_roles = (
+        F.pad(part, (0, CHANNELS - part.shape[-1]))
+        for part in (graphs.nodes[0], graphs.edges[0], graphs.present[0], where.node_roles)
+    )
     joined = present.any(-1) | present.any(-1).T
     target, source = joined.nonzero(as_tuple=True)
     return Data(
-        x=graphs.nodes[0],
+        x=x,
         edge_index=torch.stack([source, target]),
-        edge_attr=graphs.edges[0][target, source],
-        edge_attr_reverse=graphs.edges[0][source, target],
+        edge_attr=edges[target, source],
+        edge_attr_reverse=edges[source, target],
         edge_present=present[target, source],
         edge_present_reverse=present[source, target],
         edge_type=where.edge_type[target, source],
@@ -199,6 +258,6 @@ def to_data(spec: WeightSpec, params: Mapping[str, Tensor]) -> Data:
         node_layer=where.layer,
         nonlinearity=where.nonlinearity,
         position=where.position,
-        node_roles=where.node_roles,
+        node_roles=node_roles,
         num_nodes=where.kind.shape[0],
     )

@@ -1,14 +1,14 @@
-"""Elements of a symmetry group: permutations of axes and factors of gauges, for one model or a stack of them."""
+"""Elements of a symmetry group, permutations of axes and factors of gauges, and how they act on tensors and states."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Charge = int | tuple[int, ...]
-"""By which power of its factor a gauge moves something; by row where rows of a channel axis differ."""
+from weightspace.declaration import Axis, Charge, Gauge, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,67 @@ def scaled(tensor: Tensor, dim: int, factor: Tensor, charge: Charge, kind: str) 
     shape[0] = len(rows) if isinstance(charge, tuple) else 1
     shape[dim] = factor.shape[0]
     return tensor * powers.to(tensor.dtype).reshape(shape)
+
+
+def random_elements(
+    axes: Mapping[str, Axis],
+    gauges: Mapping[str, Gauge],
+    num_models: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> GroupElement:
+    """A stack of random elements: a permutation of every permutable axis, factors of every gauge, for each model."""
+    permutations = {
+        name: torch.rand(num_models, axis.size, generator=generator).argsort(dim=1)
+        for name, axis in axes.items()
+        if axis.permutable
+    }
+    factors = {}
+    for name, gauge in gauges.items():
+        shape = (num_models, axes[gauge.axis].size)
+        factors[f"{name}@{gauge.axis}"] = random_factors(gauge.kind, shape, generator, dtype)
+    return GroupElement(permutations, factors)
+
+
+def random_tensor(
+    tensor: TensorSpec, shape: tuple[int, ...], scale: float, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Random values of one tensor inside its domain; of a mask, 1 with probability 0.7."""
+    value = torch.randn(shape, generator=generator, dtype=dtype) * scale
+    if tensor.role == "mask":
+        return (torch.rand(shape, generator=generator, dtype=dtype) < 0.7).to(dtype)
+    if tensor.domain == "positive":
+        return value.abs() + 0.1
+    return 1.1 + value.abs() if tensor.domain == "at_least_1" else value
+
+
+def act_on_tensor(
+    gauges: Mapping[str, Gauge], element: GroupElement, name: str, axes: tuple[str, ...], tensor: Tensor
+) -> Tensor:
+    """One tensor of a model moved by one element: first by factors, then by permutations."""
+    for gauge_name, gauge in gauges.items():
+        charges = gauge.charges.get(name)
+        if charges is not None:
+            factor = element.gauges[f"{gauge_name}@{gauge.axis}"]
+            for dim, charge in enumerate(charges):
+                tensor = scaled(tensor, dim, factor, charge, gauge.kind)
+    for dim, axis in enumerate(axes):
+        if axis in element.permutations:
+            tensor = tensor.index_select(dim, element.permutations[axis])
+    return tensor
+
+
+def act_on_state(
+    gauges: Mapping[str, Gauge], element: GroupElement, name: str, axes: Mapping[str, int], state: Tensor
+) -> Tensor:
+    """One state (..., state) moved by one element along each of its axes, which are given with their sizes."""
+    state = state.unflatten(-1, tuple(axes.values()))
+    for dim, axis in enumerate(axes, start=-len(axes)):
+        for gauge_name, gauge in gauges.items():
+            charge = gauge.state_charges.get(name, 0)
+            if gauge.axis == axis and charge:
+                factor = power(element.gauges[f"{gauge_name}@{axis}"], charge, gauge.kind)
+                state = state * factor.reshape(-1, *[1] * (-dim - 1))
+        if axis in element.permutations:
+            state = state.index_select(dim, element.permutations[axis])
+    return state.flatten(-len(axes))

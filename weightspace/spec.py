@@ -6,65 +6,43 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from weightspace.group import Charge, GroupElement, power, random_factors, scaled
+from weightspace.declaration import (
+    NODE_KINDS,
+    NONLINEARITIES,
+    ROW_ROLES,
+    SLOTS,
+    Axis,
+    Charge,
+    Gauge,
+    TensorSpec,
+    check_gauge,
+    check_tensor,
+)
+from weightspace.group import GroupElement, act_on_state, act_on_tensor, random_elements, random_tensor
 
-__all__ = ["Axis", "Charge", "Gauge", "GroupElement", "Params", "State", "TensorSpec", "WeightSpec"]
+__all__ = [
+    "NODE_KINDS",
+    "NONLINEARITIES",
+    "ROW_ROLES",
+    "SLOTS",
+    "Axis",
+    "Charge",
+    "Gauge",
+    "GroupElement",
+    "Params",
+    "State",
+    "TensorSpec",
+    "WeightSpec",
+]
 
 Params = dict[str, Tensor]
 State = dict[str, Tensor]
-
-NODE_KINDS = ("input", "hidden", "output", "factor")
-ROW_ROLES = ("drive", "gate", "timescale", "gain", "other")
-NONLINEARITIES = ("identity", "tanh", "relu", "gated", "product", "spike")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One named axis: a set of nodes (input, hidden, output, factor) or of channels (gates)."""
-
-    size: int
-    kind: Literal["input", "hidden", "output", "factor", "channel"]
-    permutable: bool = False
-    layer: int = 0
-    nonlinearity: str = "identity"
-    """What the units of this axis apply to their summed input (one of `NONLINEARITIES`)."""
-    names: tuple[str, ...] = ()
-    """Names of the rows of a channel axis, in order (`("r", "z", "n")` of a GRU)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One tensor: its axes (matrices (to, from), as in torch.nn), its role, its domain, the roles of its rows."""
-
-    axes: tuple[str, ...]
-    role: Literal["trained", "fixed", "mask"] = "trained"
-    domain: Literal["real", "positive", "at_least_1"] = "real"
-    row_roles: tuple[str, ...] = ("drive",)
-    """One of `ROW_ROLES` per row of the channel axis, or a single one where there is none."""
-    mask: str | None = None
-    """Name of the mask tensor (same axes) that says which entries exist."""
-    diagonal: bool = False
-    """Whether this vector is the diagonal of a recurrent matrix: it joins each unit to itself and to no other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gauge:
-    """A rescaling of one axis that leaves the function unchanged: params are multiplied by g ** charge.
-
-    `charges[tensor]` has one entry per axis of that tensor: 0 where the gauge does not act, an integer where it does,
-    or a tuple of integers, one per row of the tensor's channel axis. Tensors not named have charge 0 throughout.
-    `state_charges[state]` is the integer charge of that state. For signs only the parity of a charge matters.
-    """
-
-    axis: str
-    kind: Literal["sign", "positive", "nonzero"]
-    charges: Mapping[str, tuple[Charge, ...]]
-    state_charges: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +55,8 @@ class WeightSpec:
 
     axes: Mapping[str, Axis]
     tensors: Mapping[str, TensorSpec]
-    states: Mapping[str, str]
-    """Name of each state -> the node axis it lives on."""
+    states: Mapping[str, str | tuple[str, ...]]
+    """Name of each state -> its axis, or its axes (channels, sites): it is stored flat, the last axis fastest."""
     gauges: Mapping[str, Gauge] = field(default_factory=dict)
     recurrence: Literal["dense", "diagonal"] = "dense"
     noise: Mapping[str, str] = field(default_factory=dict)
@@ -87,37 +65,14 @@ class WeightSpec:
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
-            self._check_declaration(name, tensor)
+            check_tensor(self.axes, name, tensor)
         for name, gauge in self.gauges.items():
-            for tensor_name, charges in gauge.charges.items():
-                if len(charges) != len(self.tensors[tensor_name].axes):
-                    raise ValueError(
-                        f"Gauge '{name}' gives {len(charges)} charges for '{tensor_name}', "
-                        f"which has {len(self.tensors[tensor_name].axes)} axes."
-                    )
-
-    def _check_declaration(self, name: str, tensor: TensorSpec) -> None:
-        for axis in tensor.axes:
-            if axis not in self.axes:
-                raise ValueError(f"Axis '{axis}' of '{name}' is not declared; declared are {sorted(self.axes)}.")
-        nodes = self.node_axes(name)
-        if len(nodes) not in (1, 2):
-            raise ValueError(
-                f"'{name}' has {len(nodes)} node axes {nodes}, but a tensor is read as a vector on one set of nodes or "
-                "as a matrix between two; write it as a product of such tensors."
-            )
-        if tensor.axes[-len(nodes) :] != nodes or len(tensor.axes) > len(nodes) + 1:
-            raise ValueError(f"'{name}' has axes {tensor.axes}; a channel axis comes first, and there is at most one.")
-        rows = self.num_rows(name)
-        if len(tensor.row_roles) != rows:
-            raise ValueError(f"'{name}' has {rows} rows but {len(tensor.row_roles)} row roles.")
-        unknown = set(tensor.row_roles) - set(ROW_ROLES)
-        if unknown:
-            raise ValueError(f"'{name}' has unknown row roles {sorted(unknown)}; known are {ROW_ROLES}.")
-        if tensor.diagonal and len(nodes) != 1:
-            raise ValueError(
-                f"'{name}' is declared a diagonal, which has one node axis, but it has axes {tensor.axes}."
-            )
+            check_gauge(self.tensors, name, gauge)
+        for name in self.states:
+            for axis in self.state_axes(name):
+                if axis not in self.axes:
+                    declared = sorted(self.axes)
+                    raise ValueError(f"Axis '{axis}' of the state '{name}' is not declared; declared are {declared}.")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Sizes of one tensor's axes."""
@@ -141,15 +96,23 @@ class WeightSpec:
         return self.axes[channel].names or tuple(str(i) for i in range(self.axes[channel].size))
 
     def node_axes(self, name: str) -> tuple[str, ...]:
-        """The node axes of a tensor: two for a matrix (to, from), one for a vector."""
+        """The node axes of a tensor: one for a vector, two for a matrix (to, from), three for products of two units."""
         return tuple(axis for axis in self.tensors[name].axes if self.axes[axis].kind != "channel")
+
+    def connections(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(tensor, (to, from) or (to, from, from)) of every tensor that joins sets of nodes, masks left out."""
+        for name, tensor in self.tensors.items():
+            nodes = self.node_axes(name)
+            if len(nodes) > 1 and tensor.role != "mask":
+                yield name, nodes
 
     def matrices(self) -> Iterator[tuple[str, str, str]]:
         """(tensor, to axis, from axis) of every tensor that joins two sets of nodes, masks left out."""
-        for name, tensor in self.tensors.items():
-            nodes = self.node_axes(name)
-            if len(nodes) == 2 and tensor.role != "mask":
-                yield name, nodes[0], nodes[1]
+        yield from ((name, *nodes) for name, nodes in self.connections() if len(nodes) == 2)
+
+    def products(self) -> Iterator[tuple[str, str, tuple[str, str]]]:
+        """(tensor, to axis, from axes) of every tensor that weighs products of two units, masks left out."""
+        yield from ((name, nodes[0], nodes[1:]) for name, nodes in self.connections() if len(nodes) == 3)
 
     def vectors(self, *, diagonal: bool = False) -> Iterator[tuple[str, str]]:
         """(tensor, axis) of every tensor on one set of nodes, masks left out: either the diagonals or all others."""
@@ -159,8 +122,12 @@ class WeightSpec:
                 yield name, nodes[0]
 
     def recurrent(self) -> tuple[str, ...]:
-        """Names of the matrices that join a set of nodes to itself."""
-        return tuple(name for name, to, source in self.matrices() if to == source)
+        """Names of the matrices that map a set of nodes to itself; coefficients are no maps."""
+        return tuple(n for n, to, source in self.matrices() if to == source and self.tensors[n].use == "map")
+
+    def recurrent_products(self) -> tuple[str, ...]:
+        """Names of the maps with three node axes that read the nodes they write to."""
+        return tuple(n for n, to, sources in self.products() if to in sources and self.tensors[n].use == "map")
 
     @property
     def permutable(self) -> tuple[str, ...]:
@@ -180,7 +147,32 @@ class WeightSpec:
     @property
     def state_size(self) -> int:
         """Number of scalars in the state of one model."""
-        return sum(self.axes[axis].size for axis in self.states.values())
+        return sum(self.size_of_state(name) for name in self.states)
+
+    def state_axes(self, name: str) -> tuple[str, ...]:
+        """The axes of one state."""
+        axes = self.states[name]
+        return (axes,) if isinstance(axes, str) else tuple(axes)
+
+    def state_shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of one state's axes; it is stored flat."""
+        return tuple(self.axes[axis].size for axis in self.state_axes(name))
+
+    def size_of_state(self, name: str) -> int:
+        """Number of scalars of one state of one model."""
+        return prod(self.state_shape(name))
+
+    @property
+    def numbers_per_step(self) -> int:
+        """About how many sums one step of one sequence has: of a map, its outputs; of coefficients, one per pair."""
+        total = 0
+        for name, (to, *sources) in self.connections():
+            sizes = [self.axes[source].size for source in sources]
+            each = prod(sizes) if self.tensors[name].use == "coefficient" else 1
+            # A product of two units is summed over one of them first.
+            each = 1 + max(sizes) if each == 1 and len(sizes) > 1 else each
+            total += self.num_rows(name) * self.axes[to].size * each
+        return total
 
     def check(self, params: Mapping[str, Tensor], *, stacked: bool) -> None:
         """Raise ValueError unless `params` has exactly the declared tensors in the declared sizes."""
@@ -201,29 +193,16 @@ class WeightSpec:
         params = {}
         for name, tensor in self.tensors.items():
             shape = self.shape(name)
-            scale = 1.3 / shape[-1] ** 0.5 if len(self.node_axes(name)) == 2 else 0.7
-            value = torch.randn(shape, generator=generator, dtype=dtype) * scale
-            if tensor.role == "mask":
-                value = (torch.rand(shape, generator=generator, dtype=dtype) < 0.7).to(dtype)
-            elif tensor.domain == "positive":
-                value = value.abs() + 0.1
-            elif tensor.domain == "at_least_1":
-                value = 1.1 + value.abs()
-            params[name] = value
+            sources = prod(shape[len(shape) - len(self.node_axes(name)) + 1 :])
+            scale = 1.3 / sources**0.5 if len(self.node_axes(name)) > 1 else 0.7
+            params[name] = random_tensor(tensor, shape, scale, generator, dtype)
         return params
 
     def random_elements(
         self, num_models: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
     ) -> GroupElement:
         """A stack of random elements (tensors (models, axis)), one per model, for `act_stacked`."""
-        permutations = {
-            a: torch.rand(num_models, self.axes[a].size, generator=generator).argsort(dim=1) for a in self.permutable
-        }
-        gauges = {}
-        for name, gauge in self.gauges.items():
-            shape = (num_models, self.axes[gauge.axis].size)
-            gauges[f"{name}@{gauge.axis}"] = random_factors(gauge.kind, shape, generator, dtype)
-        return GroupElement(permutations, gauges)
+        return random_elements(self.axes, self.gauges, num_models, generator, dtype)
 
     def random_element(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> GroupElement:
         """A random element of the declared group: permutations uniform, signs fair, scales log-normal."""
@@ -238,7 +217,8 @@ class WeightSpec:
 
     def act(self, element: GroupElement, params: Mapping[str, Tensor]) -> Params:
         """The params of one model moved by one group element; the function they compute stays the same."""
-        return {name: self._act_on_tensor(element, name, tensor) for name, tensor in params.items()}
+        axes = {name: self.tensors[name].axes for name in params}
+        return {name: act_on_tensor(self.gauges, element, name, axes[name], params[name]) for name in params}
 
     def act_stacked(self, elements: GroupElement, params: Mapping[str, Tensor]) -> Params:
         """Stacked params, each model moved by its own element (tensors of `elements` lead with models)."""
@@ -246,31 +226,9 @@ class WeightSpec:
         return moved(elements.permutations, elements.gauges, dict(params))
 
     def act_on_state(self, element: GroupElement, state: Mapping[str, Tensor]) -> State:
-        """States (..., axis) of one model moved along with its params."""
-        moved = {}
-        for name, value in state.items():
-            axis = self.states[name]
-            for gauge_name, gauge in self.gauges.items():
-                charge = gauge.state_charges.get(name, 0)
-                if gauge.axis == axis and charge:
-                    value = value * power(element.gauges[f"{gauge_name}@{axis}"], charge, gauge.kind)
-            if axis in element.permutations:
-                value = value.index_select(-1, element.permutations[axis])
-            moved[name] = value
-        return moved
-
-    def _act_on_tensor(self, element: GroupElement, name: str, tensor: Tensor) -> Tensor:
-        axes = self.tensors[name].axes
-        for gauge_name, gauge in self.gauges.items():
-            charges = gauge.charges.get(name)
-            if charges is not None:
-                factor = element.gauges[f"{gauge_name}@{gauge.axis}"]
-                for dim, charge in enumerate(charges):
-                    tensor = scaled(tensor, dim, factor, charge, gauge.kind)
-        for dim, axis in enumerate(axes):
-            if axis in element.permutations:
-                tensor = tensor.index_select(dim, element.permutations[axis])
-        return tensor
+        """States (..., state) of one model moved along with its params."""
+        shapes = {name: {axis: self.axes[axis].size for axis in self.state_axes(name)} for name in state}
+        return {name: act_on_state(self.gauges, element, name, shapes[name], value) for name, value in state.items()}
 
     def to_json(self) -> str:
         """The declaration as one line of JSON, equal specs giving equal text."""
@@ -289,7 +247,8 @@ class WeightSpec:
             name: TensorSpec(**{**t, "axes": tuple(t["axes"]), "row_roles": tuple(t["row_roles"])})
             for name, t in data.pop("tensors").items()
         }
-        return cls(axes=axes, tensors=tensors, gauges=gauges, **data)
+        states = {name: _tuples(axes) for name, axes in data.pop("states").items()}
+        return cls(axes=axes, tensors=tensors, gauges=gauges, states=states, **data)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,15 +1,15 @@
-"""What of a weight space its permutations and sign flips leave alone, as one vector with the same places for all."""
+"""Invariant summaries of a model as one fixed-length vector for all families."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from weightspace.graph import EDGE_TYPES, dense_graphs
-from weightspace.spec import NODE_KINDS, ROW_ROLES, Params, WeightSpec
+from weightspace.rows import rows
+from weightspace.spec import NODE_KINDS, ROW_ROLES
 from weightspace.store import Stack
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -18,24 +18,6 @@ _ROLES = len(ROW_ROLES)
 _PER_WEIGHTS = 1 + len(SHARES)
 _PER_MAP = len(SHARES) + len(POWERS)
 NUM_SUMMARIES = _PER_WEIGHTS * (len(EDGE_TYPES) + len(NODE_KINDS)) * _ROLES + _PER_MAP * _ROLES
-
-
-def signs_of(spec: WeightSpec, name: str, row: int) -> tuple[frozenset[str], frozenset[str]]:
-    """Gauges that can flip the sign of a matrix row's entries by their target, and by their source.
-
-    Where the two are equal, the square matrix is conjugated, M -> S M S, and traces of its powers stay; where both are
-    empty, its entries keep their signs.
-    """
-    sides: tuple[set[str], set[str]] = (set(), set())
-    first = len(spec.tensors[name].axes) - 2
-    for gauge_name, gauge in spec.gauges.items():
-        charges = gauge.charges.get(name)
-        if charges is None or gauge.kind == "positive":
-            continue
-        for side, charge in enumerate(charges[first:]):
-            if (charge[row] if isinstance(charge, tuple) else charge) % 2:
-                sides[side].add(gauge_name)
-    return frozenset(sides[0]), frozenset(sides[1])
 
 
 @torch.no_grad()
@@ -52,15 +34,17 @@ def summaries_of(stack: Stack) -> Tensor:
     where, models = graphs.layout, len(stack)
     parts = []
     for kind, role in product(range(len(EDGE_TYPES)), range(_ROLES)):
-        chosen = (where.edge_type == kind) & (where.edge_roles[..., role] > 0)
-        present = graphs.present[:, chosen, role].expand(models, -1) > 0
-        parts.append(_sizes(graphs.edges[:, chosen, role], present))
+        # Both slots of a role are summarised together.
+        chosen = (where.edge_type == kind)[..., None] & (where.edge_roles[..., role::_ROLES] > 0)
+        present = graphs.present[..., role::_ROLES][:, chosen].expand(models, -1) > 0
+        parts.append(_sizes(graphs.edges[..., role::_ROLES][:, chosen], present))
     for kind, role in product(range(len(NODE_KINDS)), range(_ROLES)):
-        values = graphs.nodes[:, (where.kind == kind) & (where.node_roles[:, role] > 0), role]
+        chosen = (where.kind == kind)[:, None] & (where.node_roles[:, role::_ROLES] > 0)
+        values = graphs.nodes[..., role::_ROLES][:, chosen]
         parts.append(_sizes(values, torch.ones_like(values, dtype=torch.bool)))
     by_role: list[list[Tensor]] = [[] for _ in ROW_ROLES]
-    for role, conjugated, matrix in _recurrent_maps(spec, params):
-        by_role[role].append(_spectrum(matrix, conjugated))
+    for row in rows(spec, params, spec.recurrent()):
+        by_role[ROW_ROLES.index(row.role)].append(_spectrum(row.masked, row.conjugated))
     unknown = parts[0].new_full((models, _PER_MAP), torch.nan)
     parts += [torch.stack(found).nanmean(0) if found else unknown for found in by_role]
     return torch.cat(parts, dim=1)
@@ -81,17 +65,6 @@ def _sizes(values: Tensor, present: Tensor) -> Tensor:
     quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), (place - low).to(values.dtype))
     found = torch.cat([torch.log(square + 1e-8)[:, None] / 2, quantiles], dim=1)
     return torch.where(count[:, None] > 0, found, torch.nan)
-
-
-def _recurrent_maps(spec: WeightSpec, params: Params) -> Iterator[tuple[int, bool, Tensor]]:
-    """(role, whether signs conjugate it, matrix (models, to, from)) of every row of every recurrent tensor."""
-    for name in spec.recurrent():
-        mask = spec.tensors[name].mask
-        value = params[name] if mask is None else params[name] * params[mask]
-        rows = value.unbind(1) if spec.channel_axis(name) else (value,)
-        for i, (role, matrix) in enumerate(zip(spec.tensors[name].row_roles, rows, strict=True)):
-            to, source = signs_of(spec, name, i)
-            yield ROW_ROLES.index(role), to == source, matrix
 
 
 def _spectrum(matrix: Tensor, conjugated: bool) -> Tensor:

@@ -174,6 +174,22 @@ def test_a_checkpoint_whose_tensors_are_not_those_that_it_describes_is_refused_b
             load(tmp_path / "odd.ckpt")
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_encoder_trained_with_other_words_for_weights_is_refused_in_one_line(best, tmp_path, version):
+    content = torch.load(best, weights_only=True)
+    state = content["state_dict"]
+    state["encoder.vocabulary"] = torch.tensor(version)
+    if version == 1:
+        # As release 0.3 wrote them.
+        for name in ("vocabulary", "edge_more", "node_more"):
+            del state[f"encoder.{name}"]
+        state |= {name: value[:, :5] for name, value in state.items() if name.endswith("_scale")}
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=rf"version {version} of the roles and slots .* train it again") as error:
+        load(tmp_path / "old.ckpt")
+    assert "\n" not in str(error.value)
+
+
 def test_changed_embeddings_and_records_are_told_from_what_was_written(best, zoo, tmp_path):
     from probes.feature_sets import read_embeddings
 

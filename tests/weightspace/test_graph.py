@@ -116,14 +116,77 @@ def test_a_diagonal_has_one_node_axis():
         )
 
 
-def test_two_rows_of_one_role_on_one_connection_are_refused():
-    spec = WeightSpec(
-        axes={"gate": Axis(size=2, kind="channel"), "hidden": Axis(size=2, kind="hidden", permutable=True)},
-        tensors={"weight_hh": TensorSpec(axes=("gate", "hidden", "hidden"), row_roles=("gate", "gate"))},
+def gated(*roles: str, diagonal: str | None = None) -> WeightSpec:
+    gate, hidden = Axis(size=len(roles), kind="channel"), Axis(size=2, kind="hidden", permutable=True)
+    tensors = {"weight_hh": TensorSpec(axes=("gate", "hidden", "hidden"), row_roles=roles)}
+    if diagonal is not None:
+        tensors["peephole"] = TensorSpec(axes=("hidden",), row_roles=(diagonal,), diagonal=True)
+    return WeightSpec(axes={"gate": gate, "hidden": hidden}, tensors=tensors, states={"h": "hidden"})
+
+
+def test_two_rows_of_one_role_on_one_connection_have_slots_of_their_own():
+    spec = gated("gate", "drive", "gate", diagonal="drive")
+    params = {"weight_hh": torch.arange(12.0).reshape(1, 3, 2, 2), "peephole": torch.tensor([[100.0, 101.0]])}
+    edges = dense_graphs(spec, params).edges[0]
+    gate, drive, second = ROW_ROLES.index("gate"), ROW_ROLES.index("drive"), len(ROW_ROLES)
+    assert edges[..., gate].flatten().tolist() == [0, 1, 2, 3]
+    assert edges[..., drive].flatten().tolist() == [4, 5, 6, 7]
+    assert edges[..., second + gate].flatten().tolist() == [8, 9, 10, 11]
+    assert edges[..., second + drive].flatten().tolist() == [100, 0, 0, 101]
+
+
+@pytest.mark.parametrize(("roles", "diagonal"), [(("gate",) * 3, None), (("gate", "gate"), "gate")])
+def test_a_third_row_of_one_role_on_one_connection_is_refused(roles, diagonal):
+    with pytest.raises(ValueError, match=r"Row role 'gate' of '.*' is taken: 2 rows"):
+        layout(gated(*roles, diagonal=diagonal))
+
+
+def second_order() -> WeightSpec:
+    return WeightSpec(
+        axes={"input": Axis(size=2, kind="input"), "hidden": Axis(size=3, kind="hidden", permutable=True)},
+        tensors={
+            "weight_hhi": TensorSpec(axes=("hidden", "hidden", "input"), mask="mask"),
+            "mask": TensorSpec(axes=("hidden", "hidden", "input"), role="mask"),
+        },
         states={"h": "hidden"},
     )
-    with pytest.raises(ValueError, match="Row role 'gate' of 'weight_hh' is taken"):
-        layout(spec)
+
+
+def test_a_tensor_with_three_node_axes_joins_a_node_for_each_product_of_two_units():
+    params = {"weight_hhi": torch.arange(1.0, 19).reshape(3, 3, 2), "mask": torch.ones(3, 3, 2)}
+    params["mask"][2, 1, 0] = 0
+    spec, drive = second_order(), ROW_ROLES.index("drive")
+    where, data = layout(spec).offsets, to_data(spec, params)
+    pairs = range(where["hidden*input"].start, where["hidden*input"].stop)
+    assert len(pairs) == 6
+    edges = {(t, s): w for (s, t), w in zip(data.edge_index.T.tolist(), data.edge_attr[:, drive].tolist(), strict=True)}
+    expected = {}
+    for unit in range(3):
+        for channel in range(2):
+            pair = pairs[2 * unit + channel]
+            for end in (where["hidden"].start + unit, where["input"].start + channel):
+                expected |= {(pair, end): 1.0}
+            for to in range(3):
+                if (to, unit, channel) != (2, 1, 0):
+                    expected[where["hidden"].start + to, pair] = params["weight_hhi"][to, unit, channel].item()
+    assert {edge: weight for edge, weight in edges.items() if weight} == expected
+    kinds = {t: int((data.edge_type == i).sum()) for i, t in enumerate(EDGE_TYPES)}
+    # Of the masked entry, one of its 18, the connection is gone.
+    assert (kinds["factor_state"], kinds["factor_input"], kinds["factor_out"]) == (6, 6, 17)
+
+
+def test_an_encoder_refuses_by_name_more_product_nodes_than_it_reads():
+    class Large(Elman):
+        effective_spec = property(
+            lambda self: WeightSpec(
+                axes={"input": Axis(size=33, kind="input"), "hidden": Axis(size=32, kind="hidden", permutable=True)},
+                tensors={"weight_hhi": TensorSpec(axes=("hidden", "hidden", "input"))},
+                states={"h": "hidden"},
+            )
+        )
+
+    with pytest.raises(ValueError, match=r"Large has 1056 pairs of units .* reads 1024 at most"):
+        MessagePassing().refuse_too_large(Large(input_size=33, hidden_size=32, output_size=1))
 
 
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)

@@ -18,15 +18,20 @@ from weightspace.graph import EDGE_TYPES
 from weightspace.objectives.completion import NUM_BASES, Completion
 from weightspace.objectives.contrastive import spread_of
 from weightspace.objectives.reconstruction import Reconstruction
+from weightspace.rows import row_specs
 from weightspace.spec import ROW_ROLES, GroupElement
 from weightspace.store import Stack
-from weightspace.summaries import NUM_SUMMARIES, SHARES, signs_of, summaries_of
+from weightspace.summaries import NUM_SUMMARIES, SHARES, summaries_of
 from weightspace.training.embed import load
 from weightspace.training.module import EmbeddingModule, fit
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 DRIVE = ROW_ROLES.index("drive")
+
+
+def signs_of(spec, name, row):
+    return list(row_specs(spec, [name]))[row].signs
 
 
 class Invariant(Encoder):

@@ -1,7 +1,5 @@
 """The declaration and its symmetry group."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,8 +113,8 @@ AXES = {
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        (("hidden", "hidden", "input"), r"'w' has 3 node axes .*product of such tensors"),
-        (("gate", "hidden", "hidden", "input"), r"'w' has 3 node axes"),
+        (("hidden", "hidden", "input", "input"), r"'w' has 4 node axes .*product of such tensors"),
+        (("gate", "hidden", "hidden", "input", "input"), r"'w' has 4 node axes"),
         (("gate",), r"'w' has 0 node axes"),
         ((), r"'w' has 0 node axes"),
         (("hidden", "gate"), r"a channel axis comes first"),
@@ -129,42 +127,3 @@ def test_a_tensor_that_no_reader_takes_is_refused_where_it_is_declared(axes, mes
     roles = ("drive", "gate") if axes[:1] == ("gate",) else ("drive",)
     with pytest.raises(ValueError, match=message):
         WeightSpec(axes=AXES, tensors={"w": TensorSpec(axes=axes, role=role, row_roles=roles)}, states={"h": "hidden"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class SecondOrder(families.Family):
-    """h' = tanh(T h x + b) with a full tensor T (hidden, hidden, input) of second order."""
-
-    hidden_size: int
-
-    def declare(self):
-        axes = {
-            "input": Axis(size=self.input_size, kind="input"),
-            "hidden": Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity="tanh"),
-            "output": Axis(size=self.output_size, kind="output"),
-        }
-        tensors = {
-            "weight_hhi": TensorSpec(axes=("hidden", "hidden", "input")),
-            "bias": TensorSpec(axes=("hidden",)),
-            "weight_ho": TensorSpec(axes=("output", "hidden")),
-        }
-        return WeightSpec(axes=axes, tensors=tensors, states={"h": "hidden"})
-
-    def init(self, generator):
-        return {name: torch.randn(self.spec.shape(name), generator=generator) for name in self.spec.tensors}
-
-    def step(self, params, state, x, noise):
-        return {"h": torch.tanh(torch.einsum("oji,bj,bi->bo", params["weight_hhi"], state["h"], x) + params["bias"])}
-
-    def readout(self, params, state):
-        return state["h"] @ params["weight_ho"].T
-
-    @classmethod
-    def examples(cls):
-        return []
-
-
-def test_a_full_tensor_of_second_order_is_refused_where_its_family_is_declared():
-    family = SecondOrder(input_size=2, hidden_size=4, output_size=1)
-    with pytest.raises(ValueError, match=r"'weight_hhi' has 3 node axes \('hidden', 'hidden', 'input'\)"):
-        family.spec  # noqa: B018

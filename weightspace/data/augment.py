@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.transforms import BaseTransform
 
 from weightspace.components.construction import Constructed
+from weightspace.rows import flip_even
 from weightspace.spec import GroupElement
 from weightspace.store import Stack
 
@@ -48,6 +49,8 @@ class GroupMoves(Augmentation):
     def forward(self, stack: Stack) -> Stack:
         """The stack with every model moved by its own element."""
         spec, params = stack.family.spec, stack.params
+        if self.gauges:
+            params = flip_even(spec, params, self._generator)
         some = next(iter(params.values()))
         drawn = spec.random_elements(some.shape[0], self._generator, some.dtype)
         permutations, gauges = drawn.permutations, drawn.gauges
@@ -60,7 +63,7 @@ class GroupMoves(Augmentation):
             {name: factor.to(some.device) for name, factor in gauges.items()},
         )
         if not elements.permutations and not elements.gauges:
-            return stack
+            return dataclasses.replace(stack, params=params)
         return dataclasses.replace(stack, params=spec.act_stacked(elements, params))
 
 
@@ -115,13 +118,13 @@ class MaskEdges(Augmentation):
         return self.hide(stack, self.draw(stack))
 
     def draw(self, stack: Stack) -> dict[str, Tensor]:
-        """Per matrix, which entries to hide: bool, in the shape of the params (models, ...)."""
+        """Per tensor that joins nodes, which entries to hide: bool, in the shape of the params (models, ...)."""
         spec, hidden = stack.family.spec, {}
-        for name, _, _ in spec.matrices():
-            if spec.tensors[name].domain != "real":
+        for name, nodes in spec.connections():
+            if spec.tensors[name].domain not in ("real", "even"):
                 continue
             params, mask = stack.params[name], spec.tensors[name].mask
-            shape = (params.shape[0], *params.shape[-2:])
+            shape = (params.shape[0], *params.shape[-len(nodes) :])
             drawn = (torch.rand(shape, generator=self._generator) < self.share).to(params.device)
             if spec.channel_axis(name) is not None:
                 drawn = drawn[:, None].expand(params.shape)

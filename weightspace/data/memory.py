@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from weightspace.families import Family
+from weightspace.graph import num_nodes
 from weightspace.store import Stack
 
 
 def nodes_of(family: Family) -> int:
-    """Number of nodes of the graph of one model: its inputs, hidden units, outputs and factors."""
-    axes = family.effective_spec.axes.values()
-    return sum(axis.size for axis in axes if axis.kind != "channel")
+    """Number of nodes of the graph of one model."""
+    return num_nodes(family.effective_spec)
 
 
 def pairs_of(family: Family) -> int:

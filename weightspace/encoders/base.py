@@ -13,7 +13,13 @@ from weightspace.families import Family
 from weightspace.spec import WeightSpec
 from weightspace.store import Stack
 
-_WORDS = {"ends": "inputs or outputs", "hidden": "hidden units", "input": "inputs", "factor": "factors"}
+_WORDS = {
+    "ends": "inputs or outputs",
+    "hidden": "hidden units",
+    "input": "inputs",
+    "factor": "factors",
+    "pairs": "pairs of units whose products a tensor weighs",
+}
 
 
 class Encoder(Constructed, nn.Module, ABC):
@@ -23,8 +29,8 @@ class Encoder(Constructed, nn.Module, ABC):
     """What leaves embeddings unchanged: "permutation" (of hidden units and factors), "sign", "scale"."""
     max_sizes: Mapping[str, tuple[int, str]] = {}
     """Largest sizes an encoder can read, each with the option that raises it ("" if none does): by node kind, of
-    `ends` (ordered axes: inputs, outputs), in `layers`. What is not named may have any size. Models beyond are refused
-    wherever the encoder meets them."""
+    `ends` (ordered axes: inputs, outputs), in `layers`, of `pairs` (of the units that a tensor with three node axes
+    reads). What is not named may have any size. Models beyond are refused wherever the encoder meets them."""
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
@@ -54,13 +60,15 @@ class Encoder(Constructed, nn.Module, ABC):
 
 
 def sizes_of(spec: WeightSpec) -> dict[str, int]:
-    """The largest axis of each node kind, the largest whose order has a meaning (`ends`), and the `layers`."""
+    """The largest axis of each node kind, the largest whose order has a meaning (`ends`), `layers` and `pairs`."""
     sizes: dict[str, int] = {}
     for axis in spec.axes.values():
         if axis.kind != "channel":
             for name in (axis.kind,) if axis.permutable else (axis.kind, "ends"):
                 sizes[name] = max(sizes.get(name, 0), axis.size)
             sizes["layers"] = max(sizes.get("layers", 0), axis.layer + 1)
+    pairs = {sources: spec.axes[sources[0]].size * spec.axes[sources[1]].size for _, _, sources in spec.products()}
+    sizes["pairs"] = sum(pairs.values())
     return sizes
 
 

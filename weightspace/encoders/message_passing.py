@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
+from weightspace.declaration import NODE_KINDS, NONLINEARITIES, ROW_ROLES, VOCABULARY
 from weightspace.encoders.base import Encoder
 from weightspace.encoders.topology import Dense, Sparse, Topology
-from weightspace.graph import EDGE_TYPES, DenseGraphs, Layout, dense_graphs
-from weightspace.spec import NODE_KINDS, NONLINEARITIES, ROW_ROLES
+from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.store import Stack
 
 MAX_WIDTH = 2**16
+MAX_PAIRS = 1024
+"""Most product nodes of a model: dense edge fields grow with the square of all nodes."""
 
 
 class MessagePassing(Encoder):
@@ -27,9 +29,9 @@ class MessagePassing(Encoder):
     al., ICLR 2024, arXiv 2403.12143); nodes aggregate source-modulated messages (FiLM, Brockschmidt, ICML 2020) by mean
     and maximum (after PNA, Corso et al., NeurIPS 2020); factor nodes add the product of what they get from states and
     from inputs; edge fields are multiplied as matrices, channel by channel: trace(W^k) is reached in log2 k layers.
-    Weights are divided by their root mean square over the training models, by connection type and role. Models of more
-    than `max_layers` layers are refused, and so are those of more than `max_ends` inputs or outputs, whose places it
-    could not tell apart.
+    Weights are divided by their root mean square over the training models, by connection type and channel. Models of
+    more than `max_layers` layers are refused, and so are those of more than `max_ends` inputs or outputs, whose places
+    it could not tell apart, and those with more than 1024 product nodes.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
@@ -52,12 +54,14 @@ class MessagePassing(Encoder):
         for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
             if not 1 <= size <= MAX_WIDTH:
                 raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
-        self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
+        most = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
+        self.max_sizes = {**most, "pairs": (MAX_PAIRS, "")}
         # Waves of lengths 2, 4, ... tell as many places apart as the longest one has.
         self.num_frequencies = max(1, math.ceil(math.log2(max_ends)))
         roles = len(ROW_ROLES)
-        self.register_buffer("edge_scale", torch.ones(len(EDGE_TYPES), roles))
-        self.register_buffer("node_scale", torch.ones(len(NODE_KINDS), roles))
+        self.register_buffer("vocabulary", torch.tensor(VOCABULARY))
+        self.register_buffer("edge_scale", torch.ones(len(EDGE_TYPES), CHANNELS))
+        self.register_buffer("node_scale", torch.ones(len(NODE_KINDS), CHANNELS))
         self.edge_in = nn.Linear(4 * roles, edge_dim)
         self.edge_type = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
         self.edge_type_reverse = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
@@ -65,6 +69,9 @@ class MessagePassing(Encoder):
         self.kind = nn.Embedding(len(NODE_KINDS), node_dim)
         self.node_layer = nn.Embedding(max_layers, node_dim)
         self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
+        # Weights of slot 1 start as those of slot 0 in another order: so they take no draws from the stream of slot 0.
+        self.edge_more = nn.Parameter(self.edge_in.weight.detach().flip(0).clone())
+        self.node_more = nn.Parameter(self.node_in.weight[:, : 2 * roles].detach().flip(0).clone())
         self.layers = nn.ModuleList(Layer(edge_dim, node_dim, product_dim) for _ in range(num_layers))
         pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
         self.head = nn.Sequential(
@@ -79,7 +86,7 @@ class MessagePassing(Encoder):
     node_scale: Tensor
 
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
-        """Root mean square of training weights by (connection type, role) and (node kind, role), as buffers."""
+        """Root mean square of training weights by (connection type, channel) and (node kind, channel), as buffers."""
         sums = [torch.zeros_like(b, dtype=torch.float64) for b in (self.edge_scale, self.node_scale) for _ in range(2)]
         for stack in stacks:
             graphs = dense_graphs(*stack.effective)
@@ -87,10 +94,10 @@ class MessagePassing(Encoder):
             present = graphs.present.expand_as(graphs.edges).double()
             kinds = where.node_roles.expand_as(graphs.nodes).double()
             types = where.edge_type.clamp(min=0).flatten()
-            sums[0].index_add_(0, types, graphs.edges.double().square().sum(0).flatten(0, 1))
-            sums[1].index_add_(0, types, present.sum(0).flatten(0, 1))
-            sums[2].index_add_(0, where.kind, graphs.nodes.double().square().sum(0))
-            sums[3].index_add_(0, where.kind, kinds.sum(0))
+            squares = [graphs.edges.double().square().sum(0).flatten(0, 1), present.sum(0).flatten(0, 1)]
+            squares += [graphs.nodes.double().square().sum(0), kinds.sum(0)]
+            for total, index, values in zip(sums, (types, types, where.kind, where.kind), squares, strict=True):
+                total[:, : values.shape[-1]].index_add_(0, index, values)
         for scale, square, count in ((self.edge_scale, *sums[:2]), (self.node_scale, *sums[2:])):
             rms = torch.sqrt(square / count.clamp(min=1))
             scale.copy_(torch.where(rms > 0, rms, 1.0))
@@ -114,7 +121,7 @@ class MessagePassing(Encoder):
     def _forward_dense(self, graphs: DenseGraphs) -> Tensor:
         where = graphs.layout
         present, opposite = graphs.present, graphs.present.transpose(1, 2)
-        forward = graphs.edges / self.edge_scale[where.edge_type]
+        forward = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
         type_reverse = where.edge_type.T
         e = self._edges(forward, forward.transpose(1, 2), present, opposite, where.edge_type, type_reverse)
         topology = Dense(torch.maximum(present, opposite).amax(-1))
@@ -124,11 +131,17 @@ class MessagePassing(Encoder):
         return self._embed(topology, e, x, where.kind, where.edge_type)
 
     def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
-        """First edge states: weights of both directions, which roles are there, and the connection's type."""
-        weight = self.edge_in.weight.split(len(ROW_ROLES), dim=1)
-        e = forward @ weight[0].T + backward @ weight[1].T
-        # What the declaration alone says needs no models axis.
-        return e + (present @ weight[2].T + opposite @ weight[3].T + self.edge_in.bias) + self._types(*types)
+        """First edge states: weights of both directions, which channels are there, and the connection's type."""
+        roles = len(ROW_ROLES)
+        weight = self.edge_in.weight.split(roles, dim=1)
+        e = forward[..., :roles] @ weight[0].T + backward[..., :roles] @ weight[1].T
+        # Terms from the declaration alone are the same for all models: no models axis.
+        fixed = present[..., :roles] @ weight[2].T + opposite[..., :roles] @ weight[3].T + self.edge_in.bias
+        e = e + fixed + self._types(*types)
+        if forward.shape[-1] > roles:
+            for value, more in zip((forward, backward, present, opposite), self.edge_more.split(roles, 1), strict=True):
+                e = e + value[..., roles:] @ more.T
+        return e
 
     def _types(self, edge_type: Tensor, edge_type_reverse: Tensor) -> Tensor:
         return self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
@@ -139,10 +152,15 @@ class MessagePassing(Encoder):
         ordered = (where.position >= 0)[:, None].to(values.dtype)
         angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=values.device)
         identity = torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1) * ordered
-        known = torch.cat([roles, identity, torch.log(size)[:, None]], dim=1)
-        weight = self.node_in.weight.split([len(ROW_ROLES), known.shape[1]], dim=1)
+        slot = len(ROW_ROLES)
+        known = torch.cat([roles[:, :slot], identity, torch.log(size)[:, None]], dim=1)
+        weight = self.node_in.weight.split([slot, known.shape[1]], dim=1)
         layer = where.layer if isinstance(where, Layout) else where.node_layer
-        x = (values / self.node_scale[where.kind]) @ weight[0].T + (known @ weight[1].T + self.node_in.bias)
+        values = values / self.node_scale[where.kind, : values.shape[-1]]
+        x = values[..., :slot] @ weight[0].T + (known @ weight[1].T + self.node_in.bias)
+        if values.shape[-1] > slot:
+            more = self.node_more.split(slot, dim=1)
+            x = x + values[..., slot:] @ more[0].T + roles[:, slot:] @ more[1].T
         return x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
 
     def _embed(self, topology: Topology, e: Tensor, x: Tensor, kind: Tensor, edge_type: Tensor) -> Tensor:

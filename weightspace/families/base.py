@@ -22,6 +22,7 @@ Noise = Mapping[str, Tensor]
 class Family(ABC):
     """One family of recurrent networks at one size. Subclasses are frozen dataclasses whose fields are their config.
 
+    Whole numbers are 1 or more, unless a field says otherwise: `field(metadata={"least": 0})` allows 0 layers, say.
     Every method is pure and speaks of ONE model and a batch of sequences; `torch.func.vmap` adds the models axis.
     No method branches on the values of tensors.
     """
@@ -32,8 +33,9 @@ class Family(ABC):
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ValueError(f"`{item.name}` (={value}) of {type(self).__name__} must be at least 1.")
+            least = item.metadata.get("least", 1)
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise ValueError(f"`{item.name}` (={value}) of {type(self).__name__} must be at least {least}.")
 
     @abstractmethod
     def declare(self) -> WeightSpec:
@@ -50,7 +52,7 @@ class Family(ABC):
 
     def initial_state(self, params: Params, start: Tensor) -> State:
         """State before the first input; `start` (batch, start) is what the task supplies, with start 0 if nothing."""
-        return {name: start.new_zeros(start.shape[0], self.spec.axes[a].size) for name, a in self.spec.states.items()}
+        return {name: start.new_zeros(start.shape[0], self.spec.size_of_state(name)) for name in self.spec.states}
 
     @abstractmethod
     def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:

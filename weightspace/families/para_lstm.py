@@ -37,7 +37,6 @@ class ParaLSTM(Family):
         tensors = {
             "weight_ih": TensorSpec(axes=("gate", "hidden", "input"), row_roles=roles),
             "weight_hh": TensorSpec(axes=("gate", "hidden"), row_roles=roles, diagonal=True),
-            # On one self-connection each row needs a role of its own, and those of the gates are taken.
             "peephole": TensorSpec(axes=("peephole", "hidden"), row_roles=("gate", "other"), diagonal=True),
             "bias": TensorSpec(axes=("gate", "hidden"), row_roles=roles),
             "weight_ho": TensorSpec(axes=("output", "hidden")),

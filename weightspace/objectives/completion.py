@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from weightspace.rows import Row, rows, unfolded
 from weightspace.spec import NODE_KINDS, ROW_ROLES, WeightSpec
 from weightspace.store import Stack
-from weightspace.summaries import signs_of
 
 NUM_BASES = 7
 _NUM_CONTEXTS = 6
@@ -23,7 +23,7 @@ class Completion(nn.Module):
     M M^T M / (to + from) and M (M^T M)^2 / (to + from)^2, which complete what is of low rank, always; 1, the mean over
     sources and the mean over targets where no sign acts there; M^T and M M / sqrt(n) where M is conjugated. The context
     (rms of visible weights into i and out of j, sizes, self-connection) does not see signs. So the squared error of the
-    prediction is as invariant as the embedding is.
+    prediction is as invariant as the embedding is. A tensor with three node axes is the matrix (to, pair of units).
     """
 
     def __init__(self, embedding_dim: int, width: int) -> None:
@@ -41,66 +41,58 @@ class Completion(nn.Module):
         """
         spec = stack.family.spec
         errors, counts = embeddings.new_zeros(len(stack)), embeddings.new_zeros(len(stack))
-        told = self.embedding(embeddings)
-        for name, to, source in spec.matrices():
-            if name not in hidden:
-                continue
-            kinds = [NODE_KINDS.index(spec.axes[axis].kind) for axis in (to, source)]
-            between = told + self.target_kind.weight[kinds[0]] + self.source_kind.weight[kinds[1]]
-            for row, role, matrix, where, there in _rows(spec, name, stack.params, hidden[name]):
-                bases, contexts, scale = _visible(spec, name, row, matrix, where, there)
-                model, i, j = where.nonzero(as_tuple=True)
-                given = between + self.role.weight[role]
-                a = self.coefficients(given[model] + self.context(contexts[model, i, j]))
-                predicted = scale[model] * (a * bases[model, i, j]).sum(-1)
-                unit = (matrix * there).square().sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
-                error = (predicted - matrix[model, i, j]).square() / unit.clamp(min=1e-12)[model]
-                errors = errors.index_add(0, model, error)
-                counts = counts + where.sum((1, 2))
+        of_model = self.embedding(embeddings)
+        names = [name for name, _ in spec.connections() if name in hidden]
+        for row in rows(spec, stack.params, names):
+            where = hidden[row.tensor] if spec.channel_axis(row.tensor) is None else hidden[row.tensor][:, row.index]
+            matrix, where, there = unfolded(row.value), unfolded(where), _existing(row)
+            kinds = [NODE_KINDS.index(kind) for kind in _kinds(spec, row)]
+            bases, contexts, scale = _visible(row, matrix, where, there)
+            model, i, j = where.nonzero(as_tuple=True)
+            given = of_model + self.target_kind.weight[kinds[0]] + self.source_kind.weight[kinds[1]]
+            given = given + self.role.weight[ROW_ROLES.index(row.role)]
+            a = self.coefficients(given[model] + self.context(contexts[model, i, j]))
+            predicted = scale[model] * (a * bases[model, i, j]).sum(-1)
+            unit = (matrix * there).square().sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
+            error = (predicted - matrix[model, i, j]).square() / unit.clamp(min=1e-12)[model]
+            errors = errors.index_add(0, model, error)
+            counts = counts + where.sum((1, 2))
         return errors, counts
 
 
-def _rows(
-    spec: WeightSpec, name: str, params: Mapping[str, Tensor], hidden: Tensor
-) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """(row, role, matrix, which are hidden, which exist), the last three (models, to, from), of a tensor's rows."""
-    mask = spec.tensors[name].mask
-    there = torch.ones_like(params[name]) if mask is None else (params[mask] > 0).to(params[name].dtype)
-    tensors = [params[name], hidden, there]
-    if spec.channel_axis(name) is None:
-        tensors = [tensor[:, None] for tensor in tensors]
-    for row, role in enumerate(spec.tensors[name].row_roles):
-        matrix, where, exists = (tensor[:, row] for tensor in tensors)
-        yield row, ROW_ROLES.index(role), matrix, where, exists
+def _existing(row: Row) -> Tensor:
+    """1 where a connection exists (models, to, from), 0 elsewhere."""
+    return unfolded(torch.ones_like(row.value) if row.mask is None else (row.mask > 0).to(row.value.dtype))
+
+
+def _kinds(spec: WeightSpec, row: Row) -> tuple[str, str]:
+    """Node kinds of target and source; the source of a tensor with three node axes is a product node."""
+    return spec.axes[row.nodes[0]].kind, spec.axes[row.nodes[1]].kind if len(row.nodes) == 2 else "factor"
 
 
 @torch.no_grad()
-def _visible(
-    spec: WeightSpec, name: str, row: int, matrix: Tensor, hidden: Tensor, there: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _visible(row: Row, matrix: Tensor, hidden: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bases (models, to, from, basis), contexts (models, to, from, context), and rms (models,) of the visible part."""
     left = there * ~hidden
     square = (matrix * left).square().sum((1, 2)) / left.sum((1, 2)).clamp(min=1)
     scale = square.sqrt()
     m = matrix * left / scale.clamp(min=1e-12)[:, None, None]
     to, source = m.shape[1:]
-    own = spec.node_axes(name)[0] == spec.node_axes(name)[1]
-    by_target, by_source = signs_of(spec, name, row)
+    by_target, by_source = row.signs[0], frozenset[str]().union(*row.signs[1:])
     nothing, total = torch.zeros_like(m), float(to + source)
     completed = m @ (m.mT @ m) / total
-    conjugated = own and by_target == by_source
     bases = [
         completed,
         completed @ (m.mT @ m) / total,
         nothing if by_target or by_source else torch.ones_like(m),
         nothing if by_target else (m.sum(1, keepdim=True) / left.sum(1, keepdim=True).clamp(min=1)).expand_as(m),
         nothing if by_source else (m.sum(2, keepdim=True) / left.sum(2, keepdim=True).clamp(min=1)).expand_as(m),
-        m.mT if conjugated else nothing,
-        m @ m / to**0.5 if conjugated else nothing,
+        m.mT if row.conjugated else nothing,
+        m @ m / to**0.5 if row.conjugated else nothing,
     ]
     into = (m.square().sum(2, keepdim=True) / left.sum(2, keepdim=True).clamp(min=1)).sqrt()
     out = (m.square().sum(1, keepdim=True) / left.sum(1, keepdim=True).clamp(min=1)).sqrt()
-    self_connection = torch.eye(to, source, device=m.device, dtype=m.dtype) if own else nothing
+    self_connection = torch.eye(to, source, device=m.device, dtype=m.dtype) if row.is_square else nothing
     sizes = [torch.log(m.new_tensor(float(size))) for size in (to, source)]
     level = torch.log(square + 1e-8)[:, None, None] / 2
     contexts = [value.expand_as(m) for value in (into, out, self_connection, level, *sizes)]

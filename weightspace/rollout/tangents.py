@@ -112,7 +112,7 @@ def flatten(family: Family, state: State) -> Tensor:
 def unflatten(family: Family, flat: Tensor) -> State:
     """States by name, from all of them side by side."""
     spec = family.spec
-    pieces = flat.split([spec.axes[axis].size for axis in spec.states.values()], dim=-1)
+    pieces = flat.split([spec.size_of_state(name) for name in spec.states], dim=-1)
     return dict(zip(spec.states, pieces, strict=True))
 
 

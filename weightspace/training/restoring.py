@@ -16,6 +16,7 @@ from torch.nn.modules import module as registration
 
 from weightspace.components import plugins
 from weightspace.components.construction import Constructed, of_today
+from weightspace.declaration import VOCABULARY
 from weightspace.store import recorded_split
 from weightspace.store.checksum import refuse_damaged
 from weightspace.training.module import EmbeddingModule
@@ -23,6 +24,9 @@ from weightspace.training.trainer import quiet
 
 TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
 """Where classes that a checkpoint names may come from, besides allowed packages and imported components."""
+
+LACKING = 8
+"""Tensors that checkpoints of an older vocabulary may lack, so that its version is named before its tensors."""
 
 _UNFIT = (ArgumentError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError, TypeError, ValueError)
 
@@ -104,6 +108,7 @@ def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
             module = instantiate_module(EmbeddingModule, _settings(content))
         expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        _refuse_other_vocabulary(expected, state)
         if expected != found:
             wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))[0]
             raise ValueError(f"'{wrong}' has shape {found.get(wrong)}, but by its settings {expected.get(wrong)}")
@@ -117,10 +122,21 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in described.items() if key != "_instantiator"}
 
 
+def _refuse_other_vocabulary(expected: Iterable[str], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where an encoder was trained with other words for kinds, roles and slots of weights."""
+    for name in expected:
+        if name.endswith(".vocabulary") and (name not in state or int(state[name]) != VOCABULARY):
+            version = int(state[name]) if name in state else 1
+            raise ValueError(
+                f"it reads version {version} of the roles and slots of weights, but this is version {VOCABULARY}; "
+                "train it again, or open it with the release that trained it"
+            )
+
+
 @contextmanager
 def _at_most(num_tensors: int) -> Iterator[None]:
     """Let no more tensors become part of modules than this, and not many more modules."""
-    left = {"tensors": num_tensors, "modules": 8 * num_tensors + 64}
+    left = {"tensors": num_tensors + LACKING, "modules": 8 * num_tensors + 64}
 
     def counted(kind: str, item: Any) -> None:
         if item is not None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -137,25 +138,28 @@ def draw(case: Case) -> Data:
 def flops(case: Case) -> int:
     """Floating-point operations of one update of one model, those of its matrices alone.
 
-    For every weight of a matrix, per step and sequence: 2 forward (multiply and add), 2 for its own gradient where it
-    is trained, and 2 to pass the gradient on to what it reads, where trained tensors lie behind that:
+    For every weight of a map, per step and sequence: 2 forward (multiply and add), 2 for its own gradient where it is
+    trained, and 2 to pass the gradient on to what it reads, where trained tensors lie behind that:
 
-        steps * batch * sum over matrices of rows * to * from * (2 + 2 [trained] + 2 [from carries a gradient]).
+        steps * batch * sum over maps of weights * (2 + 2 [trained] + 2 [a source carries a gradient]).
 
-    The task's inputs carry none. Biases, products by element, nonlinearities, loss and optimiser are not counted, so
-    the share of peak is a lower bound of what the processor was kept busy with.
+    The task's inputs carry none. A tensor with three node axes is a map of products of two units. Biases, coefficients,
+    products by element, nonlinearities, loss and optimiser are not counted, so the share of peak is a lower bound of
+    what the processor was kept busy with.
     """
     spec = case.load().spec
     trained = set(spec.trained)
-    carrying = {to for name, to, _ in spec.matrices() if name in trained}
+    joins = [(name, to, sources) for name, (to, *sources) in spec.connections()]
+    carrying = {to for name, to, _ in joins if name in trained}
     carrying |= {
         axis for diagonal in (False, True) for name, axis in spec.vectors(diagonal=diagonal) if name in trained
     }
     for _ in spec.axes:
         # As often as a path can be long.
-        carrying |= {to for _, to, source in spec.matrices() if source in carrying}
+        carrying |= {to for _, to, sources in joins if carrying & set(sources)}
     per_step = sum(
-        torch.Size(spec.shape(name)).numel() * (2 + 2 * (name in trained) + 2 * (source in carrying))
-        for name, _, source in spec.matrices()
+        prod(spec.shape(name)) * (2 + 2 * (name in trained) + 2 * bool(carrying & set(sources)))
+        for name, _, sources in joins
+        if spec.tensors[name].use == "map"
     )
     return per_step * case.steps * case.batch

@@ -122,7 +122,7 @@ def _update_of(family: Family, cell: Cell) -> Any:
     """(standing, inputs (time, batch, input), classes (time, batch)) of one model -> standing, loss."""
 
     def loss(params: dict[str, Any], x: Any, target: Any) -> Any:
-        sizes = {name: family.spec.axes[axis].size for name, axis in family.spec.states.items()}
+        sizes = {name: family.spec.size_of_state(name) for name in family.spec.states}
         state = {name: jnp.zeros((x.shape[1], size)) for name, size in sizes.items()}
         _, read = jax.lax.scan(lambda state, now: cell(family, params, state, now), state, x)
         log_odds = jax.nn.log_softmax(_linear(read, params["weight_ho"], params["bias_o"]))

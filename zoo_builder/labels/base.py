@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from weightspace.rows import RowSpec, row_specs, rows
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.driven import Driven
 
@@ -37,21 +38,20 @@ class Label(ABC):
         """Every column (models,), float64, NaN where it does not apply to a model."""
 
 
-def rows_of_recurrent(spec: WeightSpec) -> dict[str, tuple[str, int | None]]:
-    """Column prefix -> (tensor, row) for every recurrent matrix of a spec; row None where there is no channel axis.
+def rows_of_recurrent(spec: WeightSpec) -> dict[str, RowSpec]:
+    """Column prefix -> row of every recurrent matrix of a spec.
 
     The prefix is the tensor's name, with the row's where there is one, dots turned to underscores.
     """
-    found: dict[str, tuple[str, int | None]] = {}
-    for name in spec.recurrent():
-        for row, row_name in enumerate(spec.row_names(name)):
-            has_rows = spec.channel_axis(name) is not None
-            prefix = f"{name}_{row_name}" if has_rows else name
-            found[prefix.replace(".", "_")] = (name, row if has_rows else None)
-    return found
+    return {row.label.replace(".", "_"): row for row in row_specs(spec, spec.recurrent())}
+
+
+def in_words(row: RowSpec) -> str:
+    """The row of a recurrent matrix, as definitions name it."""
+    return f"row {row.index} of '{row.tensor}'" if row.name else f"'{row.tensor}'"
 
 
 def recurrent_matrices(driven: Driven) -> dict[str, Tensor]:
     """Every recurrent matrix as the function uses it, (models, to, from), float64, by the prefix of its columns."""
-    rows = rows_of_recurrent(driven.family.effective_spec).items()
-    return {p: driven.effective[name] if row is None else driven.effective[name][:, row] for p, (name, row) in rows}
+    spec = driven.family.effective_spec
+    return {row.label.replace(".", "_"): row.value for row in rows(spec, driven.effective, spec.recurrent())}

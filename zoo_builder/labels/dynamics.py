@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import SURROGATE, Label, LabelColumn, recurrent_matrices, rows_of_recurrent
+from zoo_builder.labels.base import SURROGATE, Label, LabelColumn, in_words, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
 from zoo_builder.labels.spectra import of_each, spectral_radius
 
@@ -27,9 +27,8 @@ class Dynamics(Label):
             ),
             _radius("spectral_radius", f"the mean of the {JACOBIANS}"),
         ]
-        for prefix, (name, row) in rows_of_recurrent(spec).items():
-            where = f"'{name}'" if row is None else f"row {row} of '{name}'"
-            found.append(_radius(f"{prefix}_spectral_radius", f"{where} as the function uses it"))
+        for prefix, row in rows_of_recurrent(spec).items():
+            found.append(_radius(f"{prefix}_spectral_radius", f"{in_words(row)} as the function uses it"))
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn, recurrent_matrices, rows_of_recurrent
+from zoo_builder.labels.base import Label, LabelColumn, in_words, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import JACOBIANS, Driven
 from zoo_builder.labels.spectra import eigenvalues, finite_only, of_each
 
@@ -19,9 +19,8 @@ class NonNormality(Label):
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         found = [_column("jacobian", f"the mean of the {JACOBIANS}")]
-        for prefix, (name, row) in rows_of_recurrent(spec).items():
-            where = f"'{name}'" if row is None else f"row {row} of '{name}'"
-            found.append(_column(prefix, f"{where} as the function uses it"))
+        for prefix, row in rows_of_recurrent(spec).items():
+            found.append(_column(prefix, f"{in_words(row)} as the function uses it"))
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:

@@ -34,6 +34,6 @@ class MemoryMode(Label):
 
     def _matrix(self, spec: WeightSpec) -> str:
         rows = rows_of_recurrent(spec)
-        if len(rows) != 1 or any(row is not None for _, row in rows.values()):
+        if len(rows) != 1 or any(row.name for row in rows.values()):
             raise ValueError(f"MemoryMode needs exactly one recurrent matrix without gate rows; found {sorted(rows)}.")
-        return next(iter(rows.values()))[0]
+        return next(iter(rows.values())).tensor

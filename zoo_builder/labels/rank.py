@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
-from zoo_builder.labels.base import Label, LabelColumn, recurrent_matrices, rows_of_recurrent
+from zoo_builder.labels.base import Label, LabelColumn, in_words, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
 from zoo_builder.labels.spectra import matrix_ranks, of_each
 
@@ -38,9 +38,8 @@ class Rank(Label):
         found = [_column("state", kind, f"{STATE_FORMULAS[kind]} {states}.") for kind in FORMULAS]
         jacobian = f"divided by the state size; s are the singular values of the mean of the {JACOBIANS}"
         found += [_column("jacobian", kind, f"{FORMULAS[kind]} {jacobian}.") for kind in FORMULAS]
-        for prefix, (name, row) in rows_of_recurrent(spec).items():
-            where = f"'{name}'" if row is None else f"row {row} of '{name}'"
-            weights = f"divided by its size; s are the singular values of {where} as the function uses it"
+        for prefix, row in rows_of_recurrent(spec).items():
+            weights = f"divided by its size; s are the singular values of {in_words(row)} as the function uses it"
             found += [_column(prefix, kind, f"{FORMULAS[kind]} {weights}.") for kind in FORMULAS]
         return tuple(found)
 

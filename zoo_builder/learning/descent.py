@@ -143,9 +143,7 @@ class Descent(Learner):
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
         assert task is not None
-        spec = family.spec
-        sums = sum(spec.num_rows(name) * spec.axes[to].size for name, to, _ in spec.matrices())
-        return 4 * KEPT * sums * task.num_steps * self.batch_size
+        return 4 * KEPT * family.spec.numbers_per_step * task.num_steps * self.batch_size
 
     def _training(
         self,
@@ -218,7 +216,7 @@ def _first_params(family: Family, members: Members, settings: Mapping[str, Tenso
             raise ValueError(f"Params of {len(members.ids)} models are expected to learn from; found {counts}.")
         return dict(members.params)
     params = fresh_params(family, members.seed, members.ids)
-    for name in family.spec.recurrent():
+    for name in (*family.spec.recurrent(), *family.spec.recurrent_products()):
         scale = settings["init_scale"].to(params[name].dtype)
         params[name] = params[name] * scale.reshape(-1, *[1] * (params[name].dim() - 1))
     return params

@@ -13,7 +13,7 @@ from weightspace.rollout.native.engine.job import Moves
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.learning.fused import FusedUpdates
 
-LOWER_BOUNDS = {"real": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
+LOWER_BOUNDS = {"real": -torch.inf, "even": -torch.inf, "positive": 1e-6, "at_least_1": 1.0}
 """Least value that a tensor of each domain keeps while it is trained."""
 
 

@@ -85,7 +85,7 @@ def native_jacobians(family: Family, params: Params, x: Tensor, state: State, no
 
 def _room(family: Family, x: Tensor) -> State:
     spec = family.spec
-    return {name: x.new_empty(*x.shape[:3], spec.axes[axis].size) for name, axis in spec.states.items()}
+    return {name: x.new_empty(*x.shape[:3], spec.size_of_state(name)) for name in spec.states}
 
 
 def _call(family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], initial: list[Tensor]) -> Call:

@@ -42,7 +42,7 @@ class _Native(torch.autograd.Function):
         tensors, inputs, initial = _parted(dense, sizes)
         x, spec = inputs[-1], family.spec
         outputs = x.new_empty(*x.shape[:3], family.output_size)
-        states = [x.new_empty(*x.shape[:3], spec.axes[axis].size) for axis in spec.states.values()]
+        states = [x.new_empty(*x.shape[:3], spec.size_of_state(name)) for name in spec.states]
         call = call_of(tensors, inputs, initial)
         call.outputs, call.states = outputs, states
         engine(family, x.dtype, lanes_for(x.shape[2]), Wanted()).run(call, torch.get_num_threads())
@@ -74,7 +74,7 @@ def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor, dt
         state = {k: v.expand(len(start), *v.shape) for k, v in _common_start(family, dtype, *start.shape[1:]).items()}
     else:
         state = torch.func.vmap(family.initial_state)(dict(params), start)
-    sizes = {name: family.spec.axes[axis].size for name, axis in family.spec.states.items()}
+    sizes = {name: family.spec.size_of_state(name) for name in family.spec.states}
     # One state for all sequences, or of another dtype, is what torch makes of it at the first step.
     return {name: state[name].to(dtype).expand(*start.shape[:2], size) for name, size in sizes.items()}
 

@@ -17,7 +17,7 @@ def captured(family: Family, dtype: torch.dtype, batch: int) -> fx.GraphModule:
     """The graph of step and read-out on `batch` sequences; its outputs are the states in order, then the outputs."""
     spec = family.spec
     params = {name: torch.ones(spec.shape(name), dtype=dtype) for name in spec.tensors}
-    state = {name: torch.zeros(batch, spec.axes[axis].size, dtype=dtype) for name, axis in spec.states.items()}
+    state = {name: torch.zeros(batch, spec.size_of_state(name), dtype=dtype) for name in spec.states}
     noise = {name: torch.zeros(batch, spec.axes[axis].size, dtype=dtype) for name, axis in spec.noise.items()}
     watch = Watch()
 
