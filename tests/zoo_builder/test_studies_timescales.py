@@ -15,7 +15,7 @@ from zoo_builder.cli import main
 from zoo_builder.studies import timescales
 from zoo_builder.studies.network_timescales import LARGEST_LAG, TAUS, autocorrelations, fitted, network_timescales
 from zoo_builder.studies.run import run_study
-from zoo_builder.studies.timescales import FairParity, Timescales, accuracies, curves_of, largest_up_to
+from zoo_builder.studies.timescales import FairParity, Timescales, accuracies, curves_of, from_level_down, largest
 
 LAGS = torch.arange(LARGEST_LAG + 1, dtype=torch.float64)
 SPACING = (TAUS[1] / TAUS[0]).item()
@@ -150,11 +150,14 @@ def test_accuracies_are_a_count_of_right_answers_on_every_n_up_to_the_level(head
     assert found[3:].isnan().all()
 
 
-def test_the_largest_accuracy_is_of_the_n_up_to_each_models_bound():
-    accuracy = torch.tensor([[0.5, 0.7, 0.9], [0.6, 0.8, math.nan]])
-    assert largest_up_to(torch.tensor([3.0, 2.0]), accuracy) == pytest.approx(0.7)
-    assert largest_up_to(torch.tensor([1.0, 3.0]), accuracy) == pytest.approx(0.8)
-    assert largest_up_to(torch.tensor([1.0, 0.0]), accuracy).isnan()
+def test_accuracies_are_counted_from_the_level_down():
+    accuracy = torch.tensor([[0.2, 0.3, 0.4], [0.2, 0.3, math.nan], [0.2, math.nan, math.nan]])
+    found = from_level_down(accuracy, torch.tensor([4.0, 3.0, 2.0]))
+    expected = torch.tensor([[0.4, 0.3, 0.2], [0.3, 0.2, math.nan], [0.2, math.nan, math.nan]])
+    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
+    assert largest(found[:, 1:]) == pytest.approx(0.3)
+    assert largest(found[2:, 1:]).isnan()
+    assert largest(found[:, 3:].nanmean(1)).isnan()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ TAUS = torch.logspace(-0.5, 2, 56, dtype=torch.float64)
 """Candidates for two time scales, from 0.3 to 100 steps; each is 11% above the one before."""
 FINE_TAUS = torch.logspace(-0.5, 2, 1101, dtype=torch.float64)
 """Candidates for one time scale, so near each other that a second exponential never makes up for their distance."""
-ROWS_TOGETHER = 1024
+ROWS_TOGETHER = 64
 """Autocorrelations that are fitted at once, so that the table of all pairs of candidates stays small."""
 
 
@@ -37,14 +37,21 @@ def autocorrelations(states: Tensor) -> Tensor:
 
     Autocovariances about the mean of each trial, each divided by its number of products, are averaged over the trials.
     """
-    centred = states - states.mean(1, keepdim=True)
-    num_steps = states.shape[1]
-    lags = range(LARGEST_LAG + 1)
-    found = [(centred[:, : num_steps - lag] * centred[:, lag:]).mean((1, 2)) for lag in lags]
-    covariance = torch.stack(found, dim=-1)
+    # One by one, because large intermediate results cost more than the arithmetic.
+    covariance = torch.stack([_autocovariances(own) for own in states])
     # What rounding leaves of a constant is no variance.
     varies = covariance[..., :1] > 1e-20
     return torch.where(varies, covariance / torch.where(varies, covariance[..., :1], 1), torch.nan)
+
+
+def _autocovariances(states: Tensor) -> Tensor:
+    num_steps = states.shape[0]
+    # Padded with zeros, so that the last steps do not meet the first ones.
+    size = 1 << (num_steps + LARGEST_LAG - 1).bit_length()
+    series = (states - states.mean(0)).flatten(1).T.contiguous()
+    power = torch.fft.rfft(series, size).abs().square().unflatten(0, states.shape[1:]).mean(0)
+    sums = torch.fft.irfft(power, size)[:, : LARGEST_LAG + 1]
+    return sums / (num_steps - torch.arange(LARGEST_LAG + 1))
 
 
 def fitted(correlations: Tensor) -> Tensor:
