@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from zoo_builder.workers import processes
+from zoo_builder.workers.environment import ENVIRONMENT
+from zoo_builder.workers.job import Job
 from zoo_builder.workers.processes import BuildFailed, Report
-from zoo_builder.workers.worker import ENVIRONMENT, make_and_write
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def misfit() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
 
 
-def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | None, report: Report) -> None:
+def run_shards(job: Job, indices: Sequence[int], workers: int | None, report: Report) -> None:
     """Have the shards `indices` made here, with the bytes that worker processes would give them.
 
     Where this process has another environment than they need, or more than one worker is asked for, worker processes
@@ -40,7 +40,7 @@ def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | No
             "%s. Call zoo_builder.workers.in_process.prepare() before anything imports torch.",
             wanted,
         )
-    if wrong or processes.chosen_workers(workers or 1, job["device"]) > 1:
+    if wrong or processes.chosen_workers(workers or 1, job.device) > 1:
         processes.run_shards(job, indices, workers, report)
         return
     import torch
@@ -53,11 +53,12 @@ def run_shards(job: Mapping[str, Any], indices: Sequence[int], workers: int | No
         torch.set_num_threads(threads)
 
 
-def _run(job: Mapping[str, Any], indices: Sequence[int], report: Report) -> None:
+def _run(job: Job, indices: Sequence[int], report: Report) -> None:
     # Put off because these import torch, which `prepare` must come before.
     from zoo_builder.planning.plan import make_plan
+    from zoo_builder.workers.making import make_and_write
 
-    plan = make_plan(job["recipe"])
+    plan = make_plan(job.recipe)
     for index in indices:
         try:
             make_and_write(job, plan, plan.shards[index], lambda count: report({"progress": count}))
