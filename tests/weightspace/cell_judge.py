@@ -29,7 +29,8 @@ from weightspace.rollout.tangents import jacobians, tangent_rollout, unflatten
 
 DRIVEN = Steps(warm_up=2, aligning=1, window=3, jacobians=2)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
-BATCHES, TIMES = (1, 5, 16, 19, 33), (1, 2, 7)
+BATCHES, TIMES = (1, 5, 16, 19, 33), (1, 2, 2, 7, 7, 60)
+"""Fewer sequences than are run side by side and more; steps within one ring of recorded ones and beyond it."""
 Values = dict[str, Tensor]
 
 
@@ -68,15 +69,22 @@ def problem(cell: Cell, seed: int, time: int, batch: int, models: int = 2) -> Pr
     """Random data for a cell."""
     draw = generator(seed, "cell", "data")
     drawn = [small_params(cell, draw, torch.float64) for _ in range(models)]
-    params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    params = {name: _laid_out(torch.stack([one[name] for one in drawn]), draw) for name in drawn[0]}
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(models, *shape, generator=draw, dtype=torch.float64)
+        return _laid_out(torch.randn(models, *shape, generator=draw, dtype=torch.float64), draw)
 
     noise = {name: normal(time, batch, size) for name, size in cell.noises}
     state = {name: normal(batch, size) for name, size in cell.states}
     x, start = normal(time, batch, cell.input_size), normal(batch, cell.start_size)
     return Problem(cell, params, x, start, noise, state, draw)
+
+
+def _laid_out(tensor: Tensor, draw: torch.Generator) -> Tensor:
+    """The same numbers, now and then in another order in memory."""
+    if torch.rand((), generator=draw) < 0.75:
+        return tensor
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def judged(cell: Cell, seed: int, *, deep: bool = False) -> dict[str, Any]:
@@ -87,7 +95,8 @@ def judged(cell: Cell, seed: int, *, deep: bool = False) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _valid(cell, seed)
-            reason = native.why_not(cell, torch.float64)
+            # Remembered, unlike `why_not` of a cell that is refused.
+            reason = native._reason(cell, torch.float64)
             if reason is not None:
                 return _fallen_back(cell, seed, reason)
             made = 0
