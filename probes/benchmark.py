@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import resource
 import time
@@ -17,17 +18,17 @@ import torch
 
 from probes.evaluation import evaluate
 from probes.feature_sets import Embedding, baselines
-from probes.problem import read_rows
+from probes.problem import read_rows, refuse_unposed
 from probes.report import choose_targets, refuse_unknown, render, write
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
-from weightspace.datamodule import ZooDataModule
-from weightspace.discovery import near_match
-from weightspace.embed import embed_rows, embed_stacks, load
-from weightspace.module import EmbeddingModule, fit
+from weightspace.components.discovery import near_match
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.targets import Target as Learned
 from weightspace.store import Division, divisions, open_zoo
-from weightspace.targets import Target as Learned
+from weightspace.training.embed import embed_rows, embed_stacks, load
+from weightspace.training.module import EmbeddingModule, fit
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,11 @@ def benchmark(
     training. Values of several seeds are averaged, and so are the ends of their intervals, which therefore speak of
     test models and not of seeds.
     """
-    _refuse_unusable(encoders, objective, seeds, splits)
+    _refuse_unusable(encoders, objective, seeds, splits, cpu_minutes)
     opened = open_zoo(zoo)
     chosen = choose_targets(opened, targets)
     parts = [part for split in splits for part in divisions(opened.table, split)]
+    refuse_unposed(read_rows(opened.table), chosen, parts)
     trained = []
     for name, seed, part in itertools.product(encoders, range(seeds), parts):
         logger.info("Training %s with %s, seed %d, for %s.", name, objective, seed, part.name)
@@ -134,13 +136,17 @@ def _embeddings(trained: Sequence[Trained]) -> list[Embedding]:
     ]
 
 
-def _refuse_unusable(encoders: Sequence[str], objective: str, seeds: int, splits: Sequence[str]) -> None:
+def _refuse_unusable(
+    encoders: Sequence[str], objective: str, seeds: int, splits: Sequence[str], cpu_minutes: float | None
+) -> None:
     """Raise ValueError for what would only fail after training."""
     if not splits:
         raise ValueError("`splits` is empty; name at least one.")
     refuse_unknown(splits)
     if seeds < 1:
         raise ValueError(f"`seeds` (={seeds}) must be at least 1.")
+    if cpu_minutes is not None and not 0 < cpu_minutes < math.inf:
+        raise ValueError(f"`cpu_minutes` (={cpu_minutes}) must be above 0; leave it out for {MAX_EPOCHS} epochs.")
     if len(set(encoders)) < len(encoders) or not encoders:
         raise ValueError(f"`encoders` (={list(encoders)}) must name at least one encoder, and each once.")
     for name in encoders:
@@ -251,6 +257,8 @@ def _average(same: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> dict
     for name in ("value", "low", "high"):
         values = [one[name] for one in same if one[name] is not None]
         row[name] = float(np.mean(values)) if values else None
+    if row["low"] is not None:
+        row.pop("reason", None)
     own = (row["features"], row["split"])
     runs = [one.cost for one in trained if (f"embedding:{one.encoder}", one.split) == own]
     for name in COSTS:

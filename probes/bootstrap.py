@@ -33,7 +33,7 @@ class Resamples:
         if metric == "kendall_tau":
             counts = (count[self.codes] for count in self.counts[: 1 + NUM_KENDALL_RESAMPLES])
             pairs = ((np.repeat(true, count), np.repeat(predicted, count)) for count in counts)
-            return np.array([scipy.stats.kendalltau(*pair, method="asymptotic").statistic for pair in pairs])
+            return np.array([_tau(*pair) for pair in pairs])
         if metric == "accuracy":
             return np.divide(*self._sums(true == predicted, np.ones(len(true))))
         if metric == "r2_within_cell":
@@ -42,6 +42,19 @@ class Resamples:
             (error,) = self._sums((true - predicted) ** 2)
             squares = self._squares(true)
         return 1 - np.divide(error, squares, out=np.full(len(squares), np.nan), where=squares > 1e-12 * squares[0])
+
+    def undefined(self, metric: str, predicted: np.ndarray) -> str:
+        """Why a metric of predicted (num_test) has no value on the sample, in words."""
+        question, true = self.question, self.question.truth(metric)
+        if metric == "r2_within_cell" and not question.seen.any():
+            return "training has seen the cell of no test row"
+        if metric == "r2_within_cell":
+            return "the label does not vary within cells on the test rows"
+        if metric == "kendall_tau" and question.within_cells:
+            return "no two test rows of one cell differ in the label"
+        if metric == "kendall_tau" and len(true) > 1 and np.ptp(true) > 0:
+            return f"the prediction is {'the same' if np.ptp(predicted) == 0 else 'not finite'} on all test rows"
+        return "the label does not vary on the test rows" + " of any fold" * (len(question.problems) > 1)
 
     def _squares(self, true: np.ndarray) -> np.ndarray:
         """Squared deviations (1 + count) from the mean of each fold's test rows, summed over rows and folds."""
@@ -73,6 +86,13 @@ class Resamples:
     def _sums(self, *terms: np.ndarray) -> list[np.ndarray]:
         """Sum each term (num_test) over each resample (1 + count)."""
         return [self.counts @ np.bincount(self.codes, weights=term) for term in terms]
+
+
+def _tau(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Kendall's tau-b of numbers (rows), NaN where one side does not vary."""
+    # The p-value, which is not used, divides by the number of rows less two in its asymptotic form.
+    method = "asymptotic" if len(true) > 2 else "auto"
+    return float(scipy.stats.kendalltau(true, predicted, method=method).statistic)
 
 
 def keyed(seed: int, *purpose: str) -> np.random.Generator:

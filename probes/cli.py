@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
@@ -181,6 +181,8 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
+    if row["value"] is None and row.get("reason"):
+        return f"   n/a: {row['reason']}"
     value, low, high = ("   n/a" if row[key] is None else f"{row[key]:6.3f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from probes.bootstrap import Resamples, keyed
 from probes.feature_sets import FeatureSet
 from probes.probe import Design
-from probes.problem import NotEnoughError, Problem, Question, Rows, diverged, pose, read_rows, shuffled_order
+from probes.problem import NotEnoughError, Problem, Question, Rows, diverged, pose, read_rows, shuffled_order, unposed
 from probes.targets import Target
 from weightspace.store import SPLITS, Division, NothingHeldOutError, divisions
 
@@ -101,7 +101,7 @@ def evaluate(
         else:
             _evaluate_split(evaluation, rows, parts, feature_sets, targets, seed)
     if not evaluation.rows:
-        raise ValueError(f"No target can be probed: {evaluation.excluded or 'none was given'}")
+        raise ValueError(f"No target can be probed: {unposed(evaluation.excluded)}")
     return evaluation
 
 
@@ -243,15 +243,22 @@ def _scored_rows(question: Question, predictions: Sequence[Prediction], seed: in
     resamples = Resamples(question, NUM_RESAMPLES, seed)
     drawn = {(p.features.name, p.probe, p.metric): resamples.measure(p.metric, p.predicted) for p in predictions}
     learned_with = {p.features.name: p.features.learned_with for p in predictions}
+    reasons = {
+        (p.features.name, p.probe, p.metric): resamples.undefined(p.metric, p.predicted)
+        for p in predictions
+        if not np.isfinite(drawn[p.features.name, p.probe, p.metric][0])
+    }
     for (name, probe, metric), draws in drawn.items():
-        yield _row(question, metric, (name, probe, learned_with[name]), draws)
+        label, reason = (name, probe, learned_with[name]), reasons.get((name, probe, metric))
+        yield _row(question, metric, label, draws, reason)
     learned = {p.features.name for p in predictions if p.features.learned}
     compared = [metric for metric, _ in metrics_of(question.split)[:2]]
     for (name, probe, metric), (baseline, other) in itertools.product(drawn, BASELINES):
         if name in learned and metric in compared and (baseline, other, metric) in drawn:
             label = (f"{name} - {baseline}", probe if probe == other else f"{probe} - {other}", learned_with[name])
             mine, theirs = drawn[name, probe, metric], drawn[baseline, other, metric]
-            yield _row(question, metric, label, mine - theirs)
+            reason = reasons.get((name, probe, metric)) or reasons.get((baseline, other, metric))
+            yield _row(question, metric, label, mine - theirs, reason)
 
 
 def _shuffled_rows(
@@ -260,13 +267,21 @@ def _shuffled_rows(
     """Rows of the control, each with the spread of its metric over permutations."""
     sample = Resamples(question, 0, seed)
     for (probe, metric), guesses in permuted.items():
-        values = [sample.measure(metric, guess)[0] for guess in guesses]
-        draws = np.array([np.mean(values), *values])
-        yield _row(question, metric, ("shuffled", probe, features.learned_with), draws) | {"of": features.name}
+        values = np.array([sample.measure(metric, guess)[0] for guess in guesses])
+        # A permutation that leads to one prediction for all rows has no order, others have.
+        known = values[np.isfinite(values)]
+        draws = np.array([np.mean(known) if len(known) else np.nan, *values])
+        label, reason = ("shuffled", probe, features.learned_with), sample.undefined(metric, guesses[0])
+        yield _row(question, metric, label, draws, None if len(known) else reason) | {"of": features.name}
 
 
-def _row(question: Question, metric: str, label: tuple[str, str, str | None], draws: np.ndarray) -> dict[str, Any]:
-    """One row of probes.json, from (features, probe, learned_with) and draws: its value, then its interval's."""
+def _row(
+    question: Question, metric: str, label: tuple[str, str, str | None], draws: np.ndarray, reason: str | None
+) -> dict[str, Any]:
+    """One row of probes.json, from (features, probe, learned_with) and draws: its value, then its interval's.
+
+    A number that is not defined is null; `reason` says why, and is there only then.
+    """
     known = draws[1:][np.isfinite(draws[1:])]
     interval = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
     value, low, high = (float(number) if np.isfinite(number) else None for number in (draws[0], *interval))
@@ -277,4 +292,6 @@ def _row(question: Question, metric: str, label: tuple[str, str, str | None], dr
     num_test = np.sum(question.seen) if metric == "r2_within_cell" else len(question.test)
     num_train = np.mean([len(problem.train) for problem in question.problems])
     row |= {"num_train": round(num_train), "num_test": int(num_test), "num_folds": len(question.problems)}
+    if low is None:
+        row["reason"] = reason or "no resample of the test models has a value"
     return row | {"num_seeds": 1}

@@ -16,7 +16,9 @@ import numpy as np
 from weightspace import features
 from weightspace.features import Features
 from weightspace.store import Division, Zoo, folds, recorded_split, split_title
+from weightspace.store.checksum import refuse_damaged_embeddings
 
+DTYPES = ("F16", "BF16", "F32", "F64")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=,@:()/#-]{0,99}")
 
 
@@ -105,6 +107,17 @@ def read_embeddings(paths: Sequence[Path | str], zoo: Zoo) -> list[Embedding]:
     return list(found.values())
 
 
+def _refuse_wild(path: Path, values: np.ndarray, zoo: Zoo) -> None:
+    """Raise ValueError for embeddings (rows, embedding_dim) beyond float32, but of models that had diverged."""
+    usable = np.array(zoo.table.column("status").to_pylist(), dtype=object) != "diverged"
+    wild = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max).all(axis=1) & usable)
+    if len(wild):
+        raise ValueError(
+            f"{path} holds embeddings that are not finite in float32 in {len(wild)} row(s), the first being row "
+            f"{wild[0]}; embed the zoo again with another checkpoint."
+        )
+
+
 def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
     import safetensors
 
@@ -113,22 +126,30 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["weightspace"])
-            values = file.get_tensor("embedding").double().numpy()
+            kept = file.get_slice("embedding")
+            shape, dtype = tuple(kept.get_shape()), kept.get_dtype()
+            embeddings = file.get_tensor("embedding") if dtype in DTYPES else None
             found, learned_with = record["zoo"], record["learned_with"]
             name, (split, fold) = str(record.get("name") or path.stem), recorded_split(record)
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of `weightspace embed`: {error}.") from None
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
+        raise ValueError(f"{path} is not a file of `weightspace embed`: {reason}.") from None
+    if embeddings is None:
+        raise ValueError(f"{path} holds embeddings of dtype {dtype}, expected one of {DTYPES}; embed it again.")
+    refuse_damaged_embeddings(path, record, embeddings)
+    values = embeddings.double().numpy()
     if found != zoo.fingerprint:
         raise ValueError(
             f"{path} embeds the zoo {str(found)[:12]}, but this zoo is {zoo.fingerprint[:12]}; run `weightspace embed` "
             "on this zoo."
         )
-    if values.ndim != 2 or len(values) != zoo.num_rows or not values.size:
-        raise ValueError(
-            f"{path} holds embeddings {values.shape}, but the zoo has {zoo.num_rows} rows; embed it again."
-        )
+    if len(shape) != 2 or shape[0] != zoo.num_rows or not values.size:
+        raise ValueError(f"{path} holds embeddings {shape}, but the zoo has {zoo.num_rows} rows; embed it again.")
+    _refuse_wild(path, values, zoo)
     if learned_with not in ("labels", "no_labels", None) or not NAME.fullmatch(name):
-        raise ValueError(f"{path} says learned_with {learned_with!r} and name {name!r}, which are not understood.")
+        raise ValueError(
+            f"{path} says learned_with {str(learned_with)[:80]!r} and name {name[:80]!r}, which are not understood."
+        )
     if fold not in folds(zoo.table, split):
         raise ValueError(f"{path} was made for {split_title(split, fold)}, but this zoo has no such fold.")
     return Embedding(name=f"embedding:{name}", learned_with=learned_with, made_for={(split, fold): values})

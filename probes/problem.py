@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from probes.targets import Target
+from weightspace.features import read_config
 from weightspace.store import SPLITS, Division
 
 COLUMNS = ("model_id", "step", "family", "family_config", "task", "hidden_size", "status")
 SPLIT_COLUMNS = tuple(rule.column for rule in SPLITS.values())
+NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+# Sums of squares of larger numbers are not finite.
+LARGEST = 1e100
 # Sizes that follow from the task, whose parameters may vary inside a cell.
 TASK_SIZES = ("input_size", "output_size")
 
@@ -45,7 +49,7 @@ def _codes(keys: Sequence[Any]) -> np.ndarray:
 
 
 def _without_task_sizes(config: str) -> str:
-    fields = json.loads(config or "{}")
+    fields = read_config("family_config", config)
     return json.dumps({key: value for key, value in fields.items() if key not in TASK_SIZES}, sort_keys=True)
 
 
@@ -170,13 +174,15 @@ def diverged(rows: Rows) -> np.ndarray:
 
 
 def _labels(table: pa.Table, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Raw labels (rows), which of them are missing (rows) and which are infinite (rows)."""
+    """Raw labels (rows), which of them are missing (rows) and which are not finite (rows), squares being taken."""
     column = table.column(target.name)
     if target.kind == "classification":
         missing = np.array(column.is_null())
         return np.array([str(value) for value in column.to_pylist()], dtype=object), missing, np.zeros_like(missing)
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return values, np.isnan(values), np.isinf(values)
+    if not any(is_number(column.type) for is_number in NUMBERS):
+        raise ValueError(f"The column '{target.name}' of the zoo's table holds {column.type}, expected numbers.")
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return values, np.isnan(values), np.abs(values) > LARGEST
 
 
 def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
@@ -189,6 +195,32 @@ def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.nd
         raise NotEnoughError("only one class among the training rows; 2 or more are needed.")
     if target.kind == "classification" and not set(labels[train]) & set(labels[test]):
         raise NotEnoughError("no class of the held-out models is among the training rows, so none can be guessed.")
+
+
+def refuse_unposed(rows: Rows, targets: Sequence[Target], divisions: Sequence[Division]) -> None:
+    """Raise ValueError if no target can be probed on any of these divisions, before anything is trained for them."""
+    excluded: dict[str, dict[str, dict[str, Any]]] = {}
+    for division in divisions:
+        for target in targets:
+            try:
+                pose(rows, target, division)
+            except NotEnoughError as reason:
+                excluded.setdefault(division.name, {})[target.name] = {"skipped": str(reason)}
+            else:
+                return
+    raise ValueError(f"No target can be probed: {unposed(excluded)}")
+
+
+def unposed(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The reasons, each with the split and the target it is for."""
+    reasons = [
+        f"{name} on {split}: {one['skipped']}"
+        for split, targets in excluded.items()
+        for name, notes in targets.items()
+        for one in (notes.get("folds") or {"": notes}).values()
+        if "skipped" in one
+    ]
+    return " ".join(reasons) or "the zoo has no label with a value, and neither family nor task varies."
 
 
 def _residuals(cell: np.ndarray, numbers: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from probes.evaluation import Evaluation, Prediction, divided, evaluate, metrics
 from probes.feature_sets import Embedding, FeatureSet, baselines, read_embeddings
 from probes.problem import Question, Rows, diverged, read_rows
 from probes.targets import Target, default_targets, named_target
-from weightspace.discovery import near_match
+from weightspace.components.discovery import near_match
 from weightspace.store import SPLITS, Division, Zoo, open_zoo, split_title, write_durably
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow")

@@ -2,7 +2,7 @@
 
 import os
 
-from zoo_builder.worker import ENVIRONMENT
+from zoo_builder.workers.worker import ENVIRONMENT
 
 # As in a builder's worker: stacked matrix products then have the same bits at any stack size.
 os.environ.update(ENVIRONMENT)

@@ -11,7 +11,7 @@ import torch
 from tests.weightspace.pretended_cuda import pretended_cuda
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
-from weightspace.datamodule import ZooDataModule
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.gru import GRU
 from weightspace.objectives.contrastive import Contrastive
@@ -23,8 +23,8 @@ from zoo_builder import labels, tasks
 from zoo_builder.cli import main
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import make_shard
 from zoo_builder.stacks import CUDA_STACK, MULTIPLE, STACK, models_together
 

@@ -11,15 +11,15 @@ from lightning.pytorch.callbacks import Callback
 from tests.weightspace.thresholds import decided
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed_rows
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.gru import GRU
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import Captured, Streams, captured, generator, rollout
 from weightspace.store import Stack, open_zoo, remove_shard, verify
+from weightspace.training.embed import embed_rows
+from weightspace.training.module import EmbeddingModule, fit
 from zoo_builder import labels, tasks
 from zoo_builder.build import build, repair
 from zoo_builder.learning.bptt import BPTT

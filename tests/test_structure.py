@@ -13,15 +13,16 @@ PACKAGES = ("weightspace", "zoo_builder", "probes")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TOP_LEVEL = {"pyproject.toml", "weightspace", "zoo_builder", "probes", "tests", "configs", "README.md", "LICENSE"}
 
-# Rooms of weightspace, each with the rooms it may import.
-BASE = {"group", "spec", "discovery", "plugins", "terminal"}
+# Rooms of weightspace in the order in which data flows, each with the rooms it may import.
+BASE = {"group", "spec", "components", "terminal", "child"}
 ZOO = BASE | {"families", "rollout", "store"}
-READING = ZOO | {"features", "graph", "augment", "construction"}
-TRAINING = READING | {"targets", "batch", "sampling", "encoders", "objectives", "datamodule"}
+READING = ZOO | {"features", "graph", "summaries"}
+TRAINING = READING | {"data", "encoders", "objectives"}
 ROOMS = {
-    "plugins": set(),
     "terminal": set(),
-    "discovery": {"plugins"},
+    "child": set(),
+    "recipes": set(),
+    "components": {"terminal"},
     "group": set(),
     "spec": {"group"},
     "families": BASE,
@@ -29,39 +30,28 @@ ROOMS = {
     "store": BASE | {"families"},
     "features": ZOO,
     "graph": ZOO,
-    "construction": set(),
-    "recipes": set(),
-    "augment": ZOO | {"construction"},
-    "targets": ZOO,
-    "batch": ZOO | {"targets"},
-    "sampling": set(),
+    "summaries": ZOO | {"features", "graph"},
+    "data": READING,
     "encoders": READING,
-    "objectives": READING | {"targets", "batch", "encoders"},
-    "datamodule": READING | {"targets", "batch", "sampling"},
-    "module": TRAINING,
-    "embed": TRAINING | {"module", "state_dicts"},
-    "prediction": TRAINING | {"module", "embed"},
+    "objectives": READING | {"data", "encoders"},
+    "exchange": ZOO,
+    "training": TRAINING | {"exchange"},
     "checks": READING | {"encoders"},
-    "flat": ZOO,
-    "state_dicts": ZOO,
-    "hub": ZOO | {"flat"},
-    "cli": TRAINING | {"checks", "module", "embed", "quickstart", "training_cli", "hub"},
-    "training_cli": TRAINING | {"module", "embed", "prediction"},
+    "cli": TRAINING | {"training", "exchange", "checks", "quickstart"},
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,
     "probes": BASE | {"store", "features"},
-    "probes/benchmark.py": TRAINING | {"module", "embed"},
+    "probes/benchmark.py": TRAINING | {"training"},
 }
-LIGHTNING = ("datamodule", "module", "embed", "prediction", "training_cli")
 LIBRARIES = {
-    "lightning": {f"{r}.py" for r in LIGHTNING} | {"probes/benchmark.py"},
-    "torch_geometric": {"graph.py", "augment.py", "datamodule.py", "encoders", "objectives"},
+    "lightning": {"data", "training", "probes/benchmark.py"},
+    "torch_geometric": {"graph.py", "data", "encoders", "objectives"},
     # The digits come with scikit-learn.
     "sklearn": {"probes", "zoo_builder/tasks/tiled_digits.py"},
-    "huggingface_hub": {"weightspace/hub.py"},
-    "datasets": {"weightspace/hub.py"},
-    "ray": {"zoo_builder/ray_engine.py"},
+    "huggingface_hub": {"weightspace/exchange/hub.py"},
+    "datasets": {"weightspace/exchange/hub.py"},
+    "ray": {"zoo_builder/workers/ray.py"},
     "jax": {"zoo_builder/bench/jax_methods.py"},
     "jsonargparse": {"weightspace/cli.py", "zoo_builder/cli.py", "probes/cli.py"},
 }  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace import encoders, families
-from weightspace.discovery import near_match
+from weightspace.components.discovery import near_match
 from weightspace.families import Family
 from weightspace.rollout import generator, rollout
 from weightspace.rollout.agreement import disagreements

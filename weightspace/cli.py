@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.terminal import printable
 
 TRAINING = {
@@ -66,7 +66,7 @@ def embed(
         device: cpu or cuda.
         name: What tables call these embeddings, ENCODER-OBJECTIVE unless given.
     """
-    from weightspace import embed as embedding
+    from weightspace.training import embed as embedding
 
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "name": name}
     if zoo is not None and state_dicts is None:
@@ -124,8 +124,11 @@ def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apa
         license: What others may do with it, as an identifier of the Hub.
         private: Whether a repository that `push` makes is private.
     """
-    from weightspace import hub
+    from weightspace.exchange import hub
 
+    if push is not None:
+        # Before what may take long.
+        hub.refuse_repository(push)
     print(hub.export(zoo, out, license=license))
     if push is not None:
         print(hub.push(out, push, private=private))
@@ -203,9 +206,14 @@ def _parser() -> ArgumentParser:
 
 def _train(argv: list[str]) -> int:
     """fit, validate, test and predict, by Lightning's command line."""
-    from weightspace.training_cli import run
+    from weightspace.training.cli import run
+    from weightspace.training.module import Diverged
 
-    run(argv, prog="weightspace", hint=_hint)
+    try:
+        run(argv, prog="weightspace", hint=_hint)
+    except Diverged as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -225,9 +233,10 @@ def _hint(message: str) -> str:
 
 def _names() -> Iterator[str]:
     """Names of everything a config can name: encoders, objectives, augmentations, and their options."""
-    from weightspace import augment, encoders, objectives
-    from weightspace.datamodule import ZooDataModule
-    from weightspace.module import EmbeddingModule
+    from weightspace import encoders, objectives
+    from weightspace.data import augment
+    from weightspace.data.datamodule import ZooDataModule
+    from weightspace.training.module import EmbeddingModule
 
     transforms = {value.__name__: value for value in augment.Augmentation.__subclasses__()}
     for name, value in {**encoders.available(), **objectives.available(), **transforms}.items():

@@ -179,12 +179,24 @@ _METADATA = ["family", "family_config", "task", "task_config", "learning_config"
 
 def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     """All leaves of one row's records by name."""
-    record = {"family": row["family"], "task": row["task"], "log.num_parameters": math.log(row["num_parameters"])}
+    parameters = row["num_parameters"]
+    record = {"family": row["family"], "task": row["task"]}
+    record |= {"log.num_parameters": math.log(parameters) if _is_number(parameters) and parameters > 0 else None}
     record |= {"step": row["step"], "step.category": str(row["step"])}
     for column in ("family_config", "task_config", "learning_config"):
-        text = row[column]
-        record |= dict(_leaves(column.removesuffix("_config"), json.loads(text) if text else {}))
+        record |= dict(_leaves(column.removesuffix("_config"), read_config(column, row[column])))
     return {name: value for name, value in record.items() if value is not None}
+
+
+def read_config(column: str, text: Any) -> dict[str, Any]:
+    """The JSON object in a column of models.parquet, empty where it is null; ValueError for anything else."""
+    try:
+        fields = json.loads(text or "{}")
+    except (ValueError, TypeError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise ValueError(f"The column '{column}' of the zoo's table holds {str(text)[:60]!r}, expected a JSON object.")
+    return fields
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -217,4 +229,5 @@ def _numbers(name: str, column: Sequence[Any], known: Sequence[Any]) -> Iterator
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Integers beyond any float are taken as text.
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**1000)

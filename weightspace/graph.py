@@ -80,7 +80,12 @@ class DenseGraphs:
 
 @lru_cache(maxsize=256)
 def _layout(text: str) -> Layout:
-    spec = WeightSpec.from_json(text)
+    # Kept for calls that record gradients, too, whatever the mode of the first one is.
+    with torch.inference_mode(False):
+        return _made_layout(WeightSpec.from_json(text))
+
+
+def _made_layout(spec: WeightSpec) -> Layout:
     offsets, start = {}, 0
     for name, axis in spec.axes.items():
         if axis.kind != "channel":

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from weightspace import child
 from weightspace.recipes import recipe
 
 log = logging.getLogger(__name__)
@@ -81,11 +82,11 @@ def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
 def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
     run = runs / name
     run.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "weightspace.quickstart", "--config", str(config), "--data.zoo", str(zoo)]
-    command += ["--trainer.default_root_dir", str(run)]
+    options = ["--config", str(config), "--data.zoo", str(zoo), "--trainer.default_root_dir", str(run)]
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():
-        command += ["--ckpt_path", str(last)]
+        options += ["--ckpt_path", str(last)]
+    command = child.command("weightspace.quickstart", *options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (run / LOG).open("ab") as messages:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=messages, stderr=messages)
@@ -132,7 +133,7 @@ def _epoch(path: Path) -> str:
 
 
 def _embed(run: Path, zoo: Path, out: Path, name: str) -> Path:
-    from weightspace.embed import embed
+    from weightspace.training.embed import embed
 
     log.info("Stage 3 of 4: embed every model with %s", name)
     if not out.exists():

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace import plugins, store
+from weightspace import store
+from weightspace.components import plugins
 from zoo_builder.differences import refuse_differences
-from zoo_builder.engine import Engine, run_shards
 from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
-from zoo_builder.plan import Plan, make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.bounds import check_memory
+from zoo_builder.planning.plan import Plan, make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import label_columns
 from zoo_builder.share import Share
+from zoo_builder.workers.processes import Engine, run_shards
 
 logger = logging.getLogger(__name__)
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def build(
     builders of the same plan; whoever then finds all shards there and nobody else at work merges them.
     """
     plan = make_plan(read_recipe(recipe, seed, device))
+    check_memory(plan)
     out = Path(out)
     identity = build_identity(plan, device, chosen_method(device, method))
     _refuse_other_files(out)
@@ -65,7 +66,8 @@ def build(
     if finished is not None and not (out / store.STAGING).exists():
         logger.info("%s is finished already, nothing to do.", out)
         return _built(out, plan, finished, 0)
-    out.mkdir(parents=True, exist_ok=True)
+    with store.naming(out, 0):
+        out.mkdir(parents=True, exist_ok=True)
     # Builders of shares work side by side; one that starts while another merges waits for it.
     with store.locked(out, shared=share is not None, patience=5.0 if share is None else 60.0) as lock:
         made = 0
@@ -87,10 +89,11 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     """Make the damaged shards and files of a finished zoo again; returns the faults that remain.
 
     Needs an intact zoo.json, the same versions and the same class of machine: the bytes must come out as promised.
+    Files that no builder makes are left alone.
     """
     out = Path(out)
     manifest = store.open_zoo(out).manifest
-    plan = make_plan(manifest["recipe"])
+    plan = recorded_plan(out, manifest)
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")
@@ -101,21 +104,29 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
             "elsewhere, or measure them again with the versions that built the zoo."
         )
     with store.locked(out):
-        damaged = sorted(
-            {int(f.path.split("/")[1]) for f in store.verify(out) if _names_shard(f.path, len(plan.shards))}
-        )
+        damaged = _damaged_shards(store.verify(out), len(plan.shards))
         for index in damaged:
             store.remove_shard(out, index)
         _make(out, plan, identity, damaged, workers, run_shards)
-        other = [fault for fault in store.verify(out) if _names_shard(fault.path, len(plan.shards))]
-        if not other:
+        if not _damaged_shards(store.verify(out), len(plan.shards)):
             _finish(out, plan, identity)
     return store.verify(out)
 
 
-def _names_shard(path: str, num_shards: int) -> bool:
-    parts = path.split("/")
-    return parts[0] == "shards" and parts[1].isdigit() and int(parts[1]) < num_shards
+def recorded_plan(zoo: Path, manifest: Mapping[str, Any]) -> Plan:
+    """The plan of a finished zoo; ValueError where its recipe is none that this version reads as it stands there."""
+    try:
+        recipe = read_recipe(manifest["recipe"])
+    except ValueError as error:
+        raise ValueError(f"The recipe in zoo.json of {zoo} is not one of a builder: {error}") from None
+    return make_plan(recipe)
+
+
+def _damaged_shards(faults: Sequence[store.Fault], num_shards: int) -> list[int]:
+    """The shards of a plan that lack something or have it otherwise, not those that only have something else, too."""
+    paths = [fault.path.split("/") for fault in faults]
+    names = {path[1] for path in paths if path[0] == store.SHARDS and set(path[2:]) <= set(store.SHARD_FILES)}
+    return [index for index in range(num_shards) if f"{index:05d}" in names]
 
 
 def _make(
@@ -150,7 +161,6 @@ def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity,
         "plan": store.digest(identity),
-        "num_models": plan.num_models,
         "families": [
             {"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families
         ],
@@ -187,8 +197,8 @@ def _unfinished(out: Path, plan: Plan, made: int) -> Built:
 def _refuse_other_files(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder for the zoo.")
-    known = {"zoo.json", "shards", store.STAGING}
-    if out.is_dir() and any(out.iterdir()) and not known & {path.name for path in out.iterdir()}:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names - {store.STAGING} and not store.made_by_builder(out):
         raise ValueError(f"{out} holds other files; give an empty or new folder for the zoo.")
 
 
@@ -210,9 +220,9 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | Non
 
 def _remember(out: Path, identity: Mapping[str, Any]) -> None:
     """Keep the plan with the unfinished zoo, or refuse if another one is there."""
-    file = out / store.STAGING / PLAN
+    file = out / store.STAGING / store.PLAN
     if file.exists():
-        refuse_differences(json.loads(file.read_bytes()), identity, f"{out} holds an unfinished zoo of another plan")
+        refuse_differences(store.read_document(file), identity, f"{out} holds an unfinished zoo of another plan")
     file.parent.mkdir(exist_ok=True)
     store.write_durably(file, store.pretty(identity))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.terminal import printable
 from zoo_builder.bench import command
 
 if TYPE_CHECKING:
-    from zoo_builder.engine import Engine
     from zoo_builder.share import Share
+    from zoo_builder.workers.processes import Engine
 
-ENGINES = {"processes": "zoo_builder.engine", "ray": "zoo_builder.ray_engine"}
+ENGINES = {"processes": "zoo_builder.workers.processes", "ray": "zoo_builder.workers.ray"}
 """Where `run_shards` of each engine is."""
 KINDS = ("families", "tasks", "labels", "learners", "studies")
 
@@ -134,7 +135,16 @@ def _add_bench(commands: Any) -> None:
     commands.add_subcommand("bench", bench, help="training speed beside the alternatives")
 
 
+def _refuse_without_locks() -> None:
+    if importlib.util.find_spec("fcntl") is None:
+        raise ValueError(
+            "Zoos are built and changed on POSIX systems only (Linux, macOS, WSL): this one has no `fcntl`, whose "
+            "locks keep builders apart. What only reads a zoo works here."
+        )
+
+
 def _build(options: Namespace) -> int:
+    _refuse_without_locks()
     from zoo_builder.share import Share
 
     share = None if options.shard is None else Share.parse(options.shard)
@@ -170,15 +180,15 @@ def _engine(options: Namespace) -> Engine:
 
 
 def _dry_run(options: Namespace, share: Share | None) -> int:
-    from zoo_builder.engine import default_workers
-    from zoo_builder.estimate import estimate, table
     from zoo_builder.executor import ROLLOUTS, chosen_method, refuse_missing_device
-    from zoo_builder.plan import make_plan
-    from zoo_builder.recipe import read_recipe
+    from zoo_builder.planning.estimate import estimate, table
+    from zoo_builder.planning.plan import make_plan
+    from zoo_builder.planning.recipe import read_recipe
+    from zoo_builder.workers.processes import chosen_workers
 
     refuse_missing_device(options.device)
     plan = make_plan(read_recipe(options.config, options.seed, options.device))
-    workers = default_workers(options.device) if options.workers is None else options.workers
+    workers = chosen_workers(options.workers, options.device)
     workers *= share.count if share else 1
     method = ROLLOUTS[chosen_method(options.device, options.method)]
     estimated = estimate(plan, workers, options.device, method)
@@ -188,11 +198,13 @@ def _dry_run(options: Namespace, share: Share | None) -> int:
 
 def _verify(options: Namespace) -> int:
     from weightspace.store import verify
-    from zoo_builder.build import repair
 
     folder = Path(options.folder)
     faults = verify(folder)
     if faults and options.repair:
+        _refuse_without_locks()
+        from zoo_builder.build import repair
+
         logging.getLogger(__name__).info("%d fault(s) found, repairing.", len(faults))
         faults = repair(folder)
     rows = [dataclasses.asdict(fault) for fault in faults]
@@ -202,6 +214,7 @@ def _verify(options: Namespace) -> int:
 
 
 def _label(options: Namespace) -> int:
+    _refuse_without_locks()
     from zoo_builder.relabel import relabel
 
     done = relabel(options.folder, options.labels, options.workers, other_version=options.other_version)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import weightspace
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.rollout import Method, native
 from zoo_builder import labels
-from zoo_builder.plan import Plan
-from zoo_builder.worker import ENVIRONMENT
+from zoo_builder.planning.plan import Plan
+from zoo_builder.workers.worker import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,7 @@ def info(path: str | Path) -> dict[str, Any]:
     }
     return {
         "path": str(path),
-        "title": zoo.manifest["recipe"]["title"],
+        "title": zoo.manifest["recipe"].get("title", ""),
         "fingerprint": zoo.fingerprint,
         "executor": zoo.manifest["executor"],
         "models": zoo.manifest["num_models"],
@@ -88,12 +89,17 @@ def _range(zoo: Zoo, name: str) -> dict[str, Any]:
     return {
         "count": len(column) - column.null_count,
         "low": bounds["min"],
-        "mean": pc.mean(column).as_py(),
+        "mean": _finite(pc.mean(column).as_py()),
         "high": bounds["max"],
         "unit": zoo.manifest["labels"][name]["unit"],
         # None where it was measured with what built the zoo.
         "measured_with": zoo.manifest["labels"][name].get("measured_with"),
     }
+
+
+def _finite(number: float | None) -> float | None:
+    """None for a mean beyond the largest number, which JSON cannot say."""
+    return None if number is None or not math.isfinite(number) else number
 
 
 def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,19 +12,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from weightspace import plugins, store
+from weightspace import store
+from weightspace.components import plugins
 from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.store import canonical
 from zoo_builder import labels
-from zoo_builder.build import manifest_head
+from zoo_builder.build import manifest_head, recorded_plan
 from zoo_builder.differences import refuse_differences
-from zoo_builder.engine import run_shards
 from zoo_builder.executor import ROLLOUTS, build_identity
-from zoo_builder.plan import Plan, Shard, make_plan
-from zoo_builder.recipe import read_recipe
-from zoo_builder.shard import COLUMNS, label_column, label_columns, measure_labels, own_configs
+from zoo_builder.planning.plan import Plan, Shard, make_plan
+from zoo_builder.shard import label_column, label_columns, measure_labels, own_configs
 from zoo_builder.stacks import Members, chunk_size
+from zoo_builder.workers.processes import run_shards
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,11 @@ def relabel(
         raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
     with store.locked(zoo):
         manifest = _manifest(zoo, names)
-        plan = _plan(manifest, names)
+        plan = _plan(zoo, manifest, names)
         identity = {**{key: manifest[key] for key in ("executor", "generator")}, "recipe": plan.recipe}
         measured_with = _measured_with(zoo, plan, identity, other_version)
+        if {**plan.recipe, "labels": manifest["recipe"].get("labels")} != manifest["recipe"]:
+            raise ValueError(f"{zoo} cannot be labelled here: this version reads its recipe in another way.")
         head = _head(manifest, plan, identity, measured_with, names)
         key = store.digest({"identity": identity, "labels": names, "definitions": head["labels"]})[:16]
         _stage(zoo, plan, names, key, (measured_with or identity)["executor"], workers)
@@ -80,8 +82,6 @@ def _measured_with(zoo: Path, plan: Plan, identity: Mapping[str, Any], other_ver
     if not other_version:
         way_out = f"{zoo} cannot be labelled here as it was built (`--other_version` measures with what is here)"
         refuse_differences(identity, here, way_out)
-    if read_recipe(identity["recipe"]) != identity["recipe"]:
-        raise ValueError(f"{zoo} cannot be labelled here: this version reads its recipe in another way.")
     return {key: here[key] for key in ("executor", "generator")}
 
 
@@ -127,7 +127,7 @@ def stage_shard(
         columns = {name: label_column(measured, name, len(members.ids)) for name in _measured_columns(plan, names)}
         pieces.append(pa.table(columns))
     new = pa.concat_tables(pieces)
-    ordered = [*COLUMNS, *label_columns(plan)]
+    ordered = [*store.SCHEMA.names, *label_columns(plan)]
     missing = [name for name in ordered if name not in new.column_names and name not in table.column_names]
     if missing:
         raise ValueError(f"The zoo lacks the columns {missing} of its own labels; measure those labels again, too.")
@@ -165,9 +165,9 @@ def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
     return manifest
 
 
-def _plan(manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
+def _plan(zoo: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
     """The plan of the zoo with the new labels after its own."""
-    recipe = manifest["recipe"]
+    recipe = recorded_plan(zoo, manifest).recipe
     return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))})
 
 

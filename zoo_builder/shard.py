@@ -14,35 +14,14 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Method, Streams
 from weightspace.rollout.forward import last_outputs
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
-from weightspace.store import ShardContent, canonical
+from weightspace.store import SCHEMA, ShardContent, canonical
 from zoo_builder import labels
 from zoo_builder.learning import Learned, Learner
-from zoo_builder.plan import Cohort, Plan, Shard, hidden_size
+from zoo_builder.planning.plan import Cohort, Plan, Shard, hidden_size
 from zoo_builder.stacks import Members, chunk_size, models_together, padded_params
 from zoo_builder.tasks import Batch, Task
-from zoo_builder.tasks.noise import draw_noise
-
-COLUMNS = {
-    "model_id": pa.string(),
-    "step": pa.int64(),
-    "family": pa.string(),
-    "task": pa.string(),
-    "family_config": pa.string(),
-    "task_config": pa.string(),
-    "learning_config": pa.string(),
-    "hidden_size": pa.int64(),
-    "num_parameters": pa.int64(),
-    "seed": pa.int64(),
-    "status": pa.string(),
-    "diverged_step": pa.int64(),
-    "split": pa.string(),
-    "split_task": pa.string(),
-    "split_size": pa.string(),
-    "fold_family": pa.int64(),
-    "shard": pa.int64(),
-    "row": pa.int64(),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +180,7 @@ def _table(plan: Plan, shard: Shard, chunk: Chunk, offset: int) -> pa.Table:
     rows |= {name: [value for value in own for _ in steps] for name, own in of_models.items()}
     rows |= _states(chunk.learned, num_models)
     rows["row"] = range(offset * len(steps), (offset + num_models) * len(steps))
-    columns = {name: pa.array(rows[name], type=kind) for name, kind in COLUMNS.items()}
+    columns = {field.name: pa.array(rows[field.name], type=field.type) for field in SCHEMA}
     for name in label_columns(plan):
         columns[name] = label_column(chunk.measured, name, num_models)
     return pa.table(columns)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import Params
-from zoo_builder.plan import Cohort, Plan
+from zoo_builder.planning.plan import Cohort, Plan
 
 STACK = 64
 """Number of models that are computed together on the CPU: what its cache likes."""

@@ -29,8 +29,8 @@ import torch
 from weightspace.rollout import generator, rollout
 from weightspace.store import open_zoo, verify
 from zoo_builder.build import build
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 
 folder = Path(os.environ.get("WEIGHTSPACE_NOTEBOOKS", "notebooks"))
 

@@ -27,14 +27,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from weightspace.augment import GroupMoves
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed, embed_stacks, load
+from weightspace.data.augment import GroupMoves
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.targets import Target
 from weightspace.encoders.message_passing import MessagePassing
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import generator
-from weightspace.targets import Target
+from weightspace.training.embed import embed, embed_stacks, load
+from weightspace.training.module import EmbeddingModule, fit
 
 zoo = Path(os.environ.get("WEIGHTSPACE_QUICKSTART", "quickstart")) / "zoo"
 epochs = int(os.environ.get("WEIGHTSPACE_EPOCHS", "8"))

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from weightspace import families
 from weightspace.rollout import Streams, captured
 from zoo_builder.build import build
-from zoo_builder.engine import num_cores
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.tasks.copy import Copy
+from zoo_builder.workers.container import num_cores
 
 pytestmark = [
     pytest.mark.gpu,

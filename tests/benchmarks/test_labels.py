@@ -13,8 +13,8 @@ import torch
 
 from weightspace.store import write_shard
 from zoo_builder import labels, shard
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.stacks import Members
 
 pytestmark = pytest.mark.benchmark
@@ -90,7 +90,7 @@ def test_labels_measured_with_other_sequences_are_nearly_the_same():
                 given = (cohort.family, params, cohort.task, values, seed, ids)
                 columns = labels.measure(plan.recipe["labels"], *given, method="native")
                 for name, sides in found.items():
-                    # As it is probed: see weightspace.targets.
+                    # As it is probed: see weightspace.data.targets.
                     column = columns[name].clamp(-0.5, 1.5) if name == "memory_decay_rate" else columns[name]
                     sides[seed - 1].append(column - column.nanmean())
     reliability = {}

@@ -8,9 +8,9 @@ import pytest
 from probes import evaluation, probe
 from probes.benchmark import COSTS, Trained, _averaged, benchmark
 from tests.weightspace.zoos import write_zoo
-from weightspace.embed import load
 from weightspace.families.elman import Elman
 from weightspace.store import open_zoo
+from weightspace.training.embed import load
 
 ROW = {"features", "target", "learned_with", "split", "metric", "value", "low", "high", "num_train", "num_test"}
 

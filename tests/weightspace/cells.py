@@ -23,7 +23,7 @@ from torch import Tensor
 from weightspace.families.base import Family, Noise
 from weightspace.families.spike import spike
 from weightspace.spec import Axis, Params, State, TensorSpec, WeightSpec
-from zoo_builder.worker import ENVIRONMENT
+from zoo_builder.workers.worker import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 START_SIZE = 2

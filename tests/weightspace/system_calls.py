@@ -68,7 +68,7 @@ def break_calls(patch: pytest.MonkeyPatch, fault: Callable[[str], None]) -> None
 
     def opened(self: Path, mode: str = "r", *arguments: object, **options: object) -> object:
         file = real_open(self, mode, *arguments, **options)
-        return Writes(file, fault) if "w" in mode else file
+        return Writes(file, fault) if "x" in mode else file
 
     patch.setattr(Path, "open", opened)
 

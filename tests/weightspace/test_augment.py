@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightspace import families
-from weightspace.augment import GroupMoves, MaskEdges, WeightNoise
+from weightspace.data.augment import GroupMoves, MaskEdges, WeightNoise
 from weightspace.rollout import rollout
 from weightspace.spec import Axis, TensorSpec, WeightSpec
 from weightspace.store import Stack

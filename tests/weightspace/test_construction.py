@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 from torch import nn
 
-from weightspace.construction import Constructed, plain
+from weightspace.components.construction import Constructed, plain
 from weightspace.encoders.message_passing import MessagePassing
 
 

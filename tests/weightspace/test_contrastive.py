@@ -9,16 +9,16 @@ from torch import nn
 
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
-from weightspace.augment import GroupMoves, MaskEdges, WeightNoise
-from weightspace.batch import Batch
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import load
+from weightspace.data.augment import GroupMoves, MaskEdges, WeightNoise
+from weightspace.data.batch import Batch
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders import Encoder
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.elman import Elman
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.contrastive import Contrastive, info_nce, spread_of
 from weightspace.store import Stack
+from weightspace.training.embed import load
+from weightspace.training.module import EmbeddingModule, fit
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.weightspace.zoos import write_zoo
-from weightspace.augment import GroupMoves
-from weightspace.datamodule import ZooDataModule
+from weightspace.data.augment import GroupMoves
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.targets import Target
 from weightspace.store import open_zoo
-from weightspace.targets import Target
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_prediction_through_a_trainer_covers_every_row_once(path, tmp_path):
         def predict_step(self, batch, batch_idx):
             return batch.rows
 
-    from weightspace.module import quiet
+    from weightspace.training.trainer import quiet
 
     data = served(path)
     with quiet():
@@ -132,7 +132,7 @@ def test_unusable_zoos_and_options_are_refused(path, tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         ZooDataModule(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no training rows"):
-        ZooDataModule(path, statuses=[]).serve()
+        ZooDataModule(path, statuses=[]).rows_for("fit")
     with pytest.raises(ValueError, match="call `serve"):
         ZooDataModule(path).train_dataloader()
     bare = write_zoo(tmp_path / "bare", models=5, rollouts=False)

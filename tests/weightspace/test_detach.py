@@ -10,7 +10,7 @@ from tests.weightspace.test_native import TOLERANCE, criteria, everything, far, 
 from weightspace.families.elman import Elman
 from weightspace.rollout import generator, native, rollout
 from weightspace.rollout.gradients import losses_and_gradients
-from weightspace.rollout.native import engine
+from weightspace.rollout.native.engine import encoded as engine
 from weightspace.rollout.tangents import jacobians, tangent_rollout
 
 

@@ -8,12 +8,12 @@ import safetensors
 import torch
 
 from tests.weightspace.zoos import write_zoo
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed, load, write_embeddings
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.supervised import Supervised
 from weightspace.store import open_zoo
+from weightspace.training.embed import embed, load, write_embeddings
+from weightspace.training.module import EmbeddingModule, fit
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def test_the_file_says_in_one_key_what_it_holds_and_its_bytes_are_stable(made, t
         "zoo": open_zoo(zoo).fingerprint,
         "split": "in_distribution",
         "fold": None,
+        "sha256": said["sha256"],
     }
 
 

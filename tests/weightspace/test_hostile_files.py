@@ -20,7 +20,7 @@ import zoo_builder.cli
 from tests.weightspace.test_cli import CONFIG, call
 from tests.weightspace.test_store import HEAD, content, reseal
 from tests.weightspace.zoos import write_zoo as write_labelled_zoo
-from weightspace import plugins
+from weightspace.components import plugins
 from weightspace.store import finish, open_zoo, verify, write_shard
 from weightspace.terminal import printable
 
@@ -184,7 +184,7 @@ def test_a_planted_journal_cannot_lead_a_labelling_out_of_the_zoo(zoo, tmp_path,
 def test_what_a_stranger_wrote_is_shown_and_not_obeyed_by_the_terminal(tmp_path, capsys):
     path = write_labelled_zoo(tmp_path / "zoo", models=4, rollouts=False)
     evil = "\x1b]0;owned\x07\x1b[2J\u202e"
-    reseal(path, lambda m: m.update(recipe={"title": evil}, executor={}, num_models=4))
+    reseal(path, lambda m: m.update(recipe={"title": evil}))
     assert zoo_builder.cli.main(["info", str(path)]) == 0
     assert zoo_builder.cli.main(["info", str(path), "--json"]) == 0
     (path / "shards" / evil).write_text("")

@@ -12,18 +12,24 @@ import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import errors
 
 from tests.weightspace.zoos import FAMILIES, write_zoo
-from weightspace import flat, hub, store
+from weightspace import store
 from weightspace.cli import main
+from weightspace.exchange import flat, hub
 from weightspace.store import open_zoo
-from zoo_builder import shard
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     path = tmp_path_factory.mktemp("hub") / "zoo"
     return write_zoo(path, models=6, shards_per_family=2, rollouts=False, spoilt=("status", "diverged"))
+
+
+@pytest.fixture(scope="module")
+def exported(zoo):
+    return hub.export(zoo, zoo.parent / "exported")
 
 
 @pytest.fixture
@@ -212,7 +218,7 @@ def test_what_would_be_written_over_and_what_is_no_licence_is_refused(zoo, tmp_p
 
 
 def test_every_column_that_a_builder_writes_has_a_meaning():
-    assert list(store.COLUMNS) == list(shard.COLUMNS)
+    assert list(store.COLUMNS) == store.SCHEMA.names
     assert all(meaning.endswith(".") for _, meaning in store.COLUMNS.values())
 
 
@@ -253,6 +259,12 @@ ROW = {"family": "Elman", "family_config": json.dumps(FAMILIES[0].config)}
             r"`num_layers` \(=1000000000\) of `family_config` is more than the 4 weights",
         ),
         ({**ROW, "names": ["bias.0"], "shapes": [[4]], "weights": [1.0] * 4}, r"missing \['bias_o', "),
+        ({**ROW, "names": ["b", "b"], "shapes": [[2], [2]], "weights": [1.0] * 4}, r"repeats one of \['b'\]"),
+        ({**ROW, "names": None, "shapes": [[4]], "weights": [1.0] * 4}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [[1.5]], "weights": [1.0]}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [None], "weights": [1.0]}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [[1]], "weights": 1.0}, "must be lists of text, of sizes and of num"),
+        ({**ROW, "names": ["b"], "shapes": [[1]], "weights": [{}]}, "must be lists of text, of sizes and of num"),
         ({**ROW, "family": "Elmann", "names": ["b"], "shapes": [[9]], "weights": [1.0] * 9}, "Did you mean 'Elman'"),
     ],
 )
@@ -292,18 +304,78 @@ def test_pushing_uploads_the_folder_and_removes_weights_of_earlier_uploads(zoo, 
     assert options == {"repo_type": "dataset", "private": True, "exist_ok": True}
     assert names == sorted(files(folder))
     assert (upload["repo_id"], upload["repo_type"]) == ("me/zoo", "dataset")
-    assert upload["delete_patterns"] == ["weights/*"]
+    assert sorted(upload["allow_patterns"]) == sorted(files(folder))
+    assert upload["delete_patterns"] == ["weights/train-*-of-*.parquet"]
     assert upload["commit_message"] == f"Zoo {open_zoo(zoo).fingerprint[:12]}"
 
 
-def test_a_failed_upload_says_so_in_one_line_and_keeps_the_folder(zoo, tmp_path, capsys):
+def answer(status):
+    response = type("Answer", (), {"status_code": status, "headers": {}, "request": None})()
+    error = errors.HfHubHTTPError.__new__(errors.HfHubHTTPError)
+    error.args, error.response = (f"{status} Client Error.\n\nfor url: https://huggingface.co/api",), response
+    return error
+
+
+def no_network():
+    # As the client's own transport raises it: no OSError.
+    return type("ConnectError", (errors.HTTPError,), {})("[Errno -2] Name or service not known")
+
+
+FAILURES = [
+    (no_network(), "[Errno -2] Name or service not known. Make sure that the Hub can be reached"),
+    (errors.LocalTokenNotFoundError("Token is required"), "Token is required. Log in by `hf auth login`"),
+    (errors.OfflineModeIsEnabled("Cannot reach it: offline mode"), "offline mode. Make sure that the Hub can be"),
+    (answer(401), "401 Client Error. Log in by `hf auth login` with a token that may write there"),
+    (answer(403), "403 Client Error. Log in by `hf auth login`"),
+    (answer(404), "404 Client Error. Make sure that OWNER is you or an organisation of yours"),
+    (answer(500), "500 Client Error. Make sure that the Hub can be reached"),
+    (RuntimeError("Data processing error: reset"), "Data processing error: reset. Make sure"),
+]
+
+
+@pytest.mark.parametrize("at", ["create_repo", "upload_folder"])
+@pytest.mark.parametrize(("failure", "message"), FAILURES, ids=[message[:24] for _, message in FAILURES])
+def test_a_failed_upload_says_so_in_one_line_with_the_way_out(exported, monkeypatch, at, failure, message):
+    def fail(*arguments, **options):
+        raise failure
+
+    fake = FakeHub()
+    monkeypatch.setattr(fake, at, fail)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    with pytest.raises(ValueError, match="is written, but not uploaded to me/zoo: ") as caught:
+        hub.push(exported, "me/zoo")
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("and run the same command again.")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_real_client_without_a_network_ends_with_status_2_and_one_line(zoo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     folder = tmp_path / "dataset"
-    # Nothing may be sent from here: the real client refuses by itself.
-    assert main(["export", "--zoo", str(zoo), "--out", str(folder), "--push", "me/zoo"]) == 2
+    with monkeypatch.context() as patch:
+        # Nothing listens there, so nothing is sent.
+        patch.setattr(huggingface_hub, "HfApi", lambda: REAL(endpoint="http://127.0.0.1:1", token="none"))
+        assert main(["export", "--zoo", str(zoo), "--out", str(folder), "--push", "me/zoo"]) == 2
     error = capsys.readouterr().err
     assert f"{folder} is written, but not uploaded to me/zoo: " in error
     assert len(error.strip().splitlines()) == 1
     assert (folder / "export.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["zoo", "me/zoo/x", "me//zoo", "-me/zoo", "me/zoo.git", "https://hf.co/me/zoo", ""])
+def test_a_wrong_name_of_a_repository_is_refused_before_anything_is_written(zoo, tmp_path, capsys, name):
+    assert main(["export", "--zoo", str(zoo), "--out", str(tmp_path / "dataset"), f"--push={name}"]) == 2
+    assert "is no name of a repository; expected OWNER/NAME" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"zoo": 3}', '{"zoo": {"digest": 3}, "files": {}}', "[" * 9999,
+                                  '{"zoo": {"digest": "a"}, "files": {"*": {"bytes": 1, "sha256": ""}}}'])  # fmt: skip
+def test_a_record_that_is_not_one_is_refused(exported, tmp_path, text):
+    folder = shutil.copytree(exported, tmp_path / "dataset")
+    (folder / "export.json").write_text(text)
+    with pytest.raises(ValueError, match=r"export.json is not what `weightspace export` writes"):
+        hub.push(folder, "me/zoo")
 
 
 def test_only_exports_are_pushed(zoo):

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from tests.weightspace.zoos import write_zoo
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import load
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders import Encoder
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.elman import Elman
-from weightspace.module import EmbeddingModule, StopAfter, fit
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
+from weightspace.training.embed import load
+from weightspace.training.module import EmbeddingModule, StopAfter, fit
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weightspace.rollout.native import compiler
+from weightspace.rollout.native.engine import compiler
 
 SOURCE = Path(__file__).parent / "kernels.c"
 NATIVE = Path(compiler.__file__).parent

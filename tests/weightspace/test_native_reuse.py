@@ -11,9 +11,9 @@ from torch import Tensor
 from weightspace import families
 from weightspace.families.base import Family, Noise, linear
 from weightspace.rollout import generator, rollout
-from weightspace.rollout.native.adjoint import adjoint, pruned
-from weightspace.rollout.native.engine import traced
-from weightspace.rollout.native.layout import laid_out
+from weightspace.rollout.native.derive.adjoint import adjoint, pruned
+from weightspace.rollout.native.engine.encoded import traced
+from weightspace.rollout.native.engine.layout import laid_out
 from weightspace.spec import Axis, Params, State, TensorSpec, WeightSpec
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]

@@ -64,7 +64,7 @@ def _library(name):
 
 BEYOND_THE_END = """
 import ctypes, sys, torch
-from weightspace.rollout.native.compiler import library
+from weightspace.rollout.native.engine.compiler import library
 room = torch.empty(1000, dtype=torch.float64)
 lib = library(sys.argv[1])
 lib.read.restype = ctypes.c_double

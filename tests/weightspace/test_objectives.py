@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace import families, objectives
-from weightspace.batch import Batch, Training
+from weightspace.data.batch import Batch, Training
+from weightspace.data.targets import Target
 from weightspace.encoders import Encoder
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
 from weightspace.store import Stack
-from weightspace.targets import Target
 
 
 class Given(Encoder):

@@ -14,13 +14,14 @@ import zoo_builder.cli
 from probes.cli import main as probes_main
 from tests.weightspace.test_cli import CONFIG, call
 from tests.weightspace.zoos import write_zoo
-from weightspace import encoders, families, plugins
-from weightspace.embed import read_checkpoint
+from weightspace import encoders, families
+from weightspace.components import plugins
 from weightspace.store import open_zoo, verify
-from zoo_builder import ray_engine
+from weightspace.training.restoring import read_checkpoint
 from zoo_builder.build import build, build_identity
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
+from zoo_builder.workers import ray as ray_engine
 
 PARTS = '''
 """An Elman network under another name, and an encoder that counts."""

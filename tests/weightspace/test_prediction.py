@@ -13,12 +13,12 @@ import yaml
 
 from tests.weightspace.zoos import write_zoo
 from weightspace.cli import main
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.supervised import Supervised
 from weightspace.store import open_zoo
+from weightspace.training.embed import embed
+from weightspace.training.module import EmbeddingModule, fit
 
 SIZES = {"embedding_dim": 5, "edge_dim": 4, "node_dim": 4, "product_dim": 2, "num_layers": 1}
 

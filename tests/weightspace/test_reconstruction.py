@@ -7,22 +7,22 @@ from torch import nn
 
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
-from weightspace.augment import MaskEdges
-from weightspace.batch import Batch, Training
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import load
+from weightspace.data.augment import MaskEdges
+from weightspace.data.batch import Batch, Training
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders import Encoder
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.graph import EDGE_TYPES
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.completion import NUM_BASES, Completion
 from weightspace.objectives.contrastive import spread_of
 from weightspace.objectives.reconstruction import Reconstruction
-from weightspace.objectives.summaries import NUM_SUMMARIES, SHARES, signs_of, summaries_of
 from weightspace.spec import ROW_ROLES, GroupElement
 from weightspace.store import Stack
+from weightspace.summaries import NUM_SUMMARIES, SHARES, signs_of, summaries_of
+from weightspace.training.embed import load
+from weightspace.training.module import EmbeddingModule, fit
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
@@ -113,7 +113,7 @@ def test_summaries_equal_a_loop_over_models():
 
 
 def test_pruned_connections_are_left_out_of_the_summaries():
-    from weightspace.objectives.summaries import _sizes
+    from weightspace.summaries import _sizes
 
     values = torch.tensor([[1.0, -2.0, 3.0, 9.0], [5.0, 5.0, 5.0, 5.0]])
     present = torch.tensor([[True, True, True, False], [False] * 4])

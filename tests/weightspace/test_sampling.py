@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weightspace.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
+from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
 
 ROWS = np.arange(0, 400, 2)
 SHARDS = ROWS // 50

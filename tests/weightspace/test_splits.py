@@ -12,16 +12,18 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.weightspace.zoos import write_zoo
-from weightspace.augment import GroupMoves
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed, load
+from weightspace.data.augment import GroupMoves
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
-from weightspace.module import CHECKPOINTS, EmbeddingModule, fit, quiet
 from weightspace.objectives.contrastive import Contrastive
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.reconstruction import Reconstruction
 from weightspace.objectives.supervised import Supervised
 from weightspace.store import SPLITS, divide, divisions, folds, open_zoo, recorded_split
+from weightspace.training.checkpoints import CHECKPOINTS
+from weightspace.training.embed import embed, load
+from weightspace.training.module import EmbeddingModule, fit
+from weightspace.training.trainer import quiet
 
 # Every division of the zoos here, with the column and value of the rows that it holds out.
 HELD_OUT = [

@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.weightspace.zoos import write_zoo
-from weightspace import families, state_dicts
+from weightspace import families
 from weightspace.cli import main
-from weightspace.datamodule import ZooDataModule
-from weightspace.embed import embed, embed_state_dicts
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
+from weightspace.exchange import state_dicts
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.families.layered import Layered
 from weightspace.families.lstm import LSTM
-from weightspace.module import EmbeddingModule, fit
 from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import generator, rollout
 from weightspace.store import open_zoo
+from weightspace.training.embed import embed, embed_state_dicts
+from weightspace.training.module import EmbeddingModule, fit
 
 EXAMPLES = [e for kind in families.available().values() if issubclass(kind, Layered) for e in kind.examples()]
 MIXED = (
@@ -80,7 +81,7 @@ def test_the_state_dict_of_a_model_of_ones_own_needs_a_few_words_only(tmp_path):
     model = Forecaster().double()
     safetensors.torch.save_file(model.state_dict(), tmp_path / "mine.safetensors")
     said = {"class": "LSTM", "input_size": 3, "hidden_size": 8, "num_layers": 2, "recurrent": "body"}
-    said |= {"readout": "head", "output_size": 1, "readout_bias": False, "dropout": 0}
+    said |= {"readout": "head", "output_size": 1, "readout_bias": False, "dropout": 0.3, "batch_first": True}
     (tmp_path / "mine.json").write_text(json.dumps(said))
     family, params = state_dicts.read(tmp_path / "mine.safetensors")
     x = torch.randn(5, 2, 3, dtype=torch.float64)
@@ -102,8 +103,12 @@ SAID = {"class": "LSTM", "input_size": 2, "hidden_size": 4, "recurrent": "recurr
 REFUSED = [
     ({"bidirectional": True}, r"`bidirectional` \(=True\) of the torch.nn.LSTM has no place in LSTM"),
     ({"proj_size": 2}, r"`proj_size` \(=2\) of the torch.nn.LSTM has no place"),
-    ({"dropout": 0.3}, r"`dropout` \(=0.3\) of the torch.nn.LSTM has no place"),
-    ({"class": "RNNCell"}, r"a.safetensors is a 'RNNCell'; only torch.nn's \['GRU', 'LSTM', 'RNN'\] have a family"),
+    ({"dropout": "much"}, r"`dropout` \(='much'\) of .*a.json must be of type int \| float"),
+    ({"batch_first": 1}, r"`batch_first` \(=1\) of .*a.json must be of type bool"),
+    ({"class": "Linear"}, r"a.safetensors is a 'Linear'; only torch.nn's \['GRU', 'GRUCell', .* have a family"),
+    ({"class": "LSTMCell"}, r"missing \['recurrent.bias_hh', .*unexpected \['recurrent.bias_hh_l0', "),
+    ({"class": "LSTMCell", "num_layers": 2}, r"`num_layers` \(=2\) of .*a.json must be 1, as a LSTMCell is one layer"),
+    ({"class": ["LSTM"]}, r"is a \['LSTM'\]; only"),
     ({"class": None}, r"is a None; only"),
     ({"class": "RNN", "nonlinearity": "sin"}, r"a.json: `nonlinearity` \(='sin'\) must be 'tanh' or 'relu'"),
     ({"nonlinearity": "tanh"}, r"has no option 'nonlinearity'"),
@@ -151,7 +156,7 @@ def test_files_that_are_no_state_dicts_are_refused(tmp_path):
     path = state_dicts.write(tmp_path / "a.safetensors", nn.LSTM(2, 4))
     tensors, said = path.read_bytes(), path.with_suffix(".json").read_text()
     with pytest.raises(ValueError, match=r"only torch.nn's .* have a family"):
-        state_dicts.write(tmp_path / "b.safetensors", nn.LSTMCell(2, 4))
+        state_dicts.write(tmp_path / "b.safetensors", nn.Linear(2, 4))
     with pytest.raises(ValueError, match=r"a.pt must end in .safetensors"):
         state_dicts.read(tmp_path / "a.pt")
     path.write_bytes(tensors[:50])

@@ -30,15 +30,48 @@ from weightspace.store import (
 from weightspace.store.layout import file_entry, pretty, sealed
 
 FAMILY = Elman(input_size=2, hidden_size=3, output_size=1)
-HEAD = {"plan": "p", "generator": {}, "executor": {}, "recipe": {"title": "t"}, "families": [], "labels": {}}
+HEAD = {
+    "plan": "p",
+    "generator": {},
+    "executor": {"method": "torch", "device": "cpu"},
+    "recipe": {"title": "t"},
+    "families": [],
+    "labels": {},
+}
 
 
-def content(family=FAMILY, rows=5, seed=0, rollouts=True):
+def columns(family, rows, index, name="m"):
+    """Every column that a zoo has, of one shard."""
+    same = {
+        "step": 0,
+        "family": type(family).__name__,
+        "task": None,
+        "family_config": json.dumps(family.config),
+        "task_config": None,
+        "learning_config": "{}",
+        "hidden_size": 3,
+        "num_parameters": family.spec.num_parameters,
+        "seed": 0,
+        "status": "untrained",
+        "diverged_step": None,
+        "split": "train",
+        "split_task": "in",
+        "split_size": "in",
+        "fold_family": 0,
+        "shard": index,
+    }
+    each = {"model_id": [f"{name}-{index}-{row}" for row in range(rows)], "row": list(range(rows))}
+    return {f.name: pa.array(each.get(f.name) or [same[f.name]] * rows, type=f.type) for f in store.SCHEMA}
+
+
+def content(family=FAMILY, rows=5, seed=0, rollouts=True, index=None):
     generator = torch.Generator().manual_seed(seed)
     models = [family.spec.random_params(generator, torch.float32) for _ in range(rows)]
     params = {name: torch.stack([model[name] for model in models]) for name in family.spec.tensors}
-    table = pa.table({"model_id": [f"m-{seed}-{i}" for i in range(rows)], "label": pa.array([1.0] * rows)})
-    x = {name: torch.randn(rows, 2, 3, 1, generator=generator) for name in ("x", "outputs")}
+    own = columns(family, rows, seed if index is None else index, f"m{seed}")
+    table = pa.table({**own, "label": pa.array([1.0] * rows)})
+    ends = {"x": family.input_size, "outputs": family.output_size}
+    x = {name: torch.randn(rows, 2, 3, size, generator=generator) for name, size in ends.items()}
     return ShardContent(family=family, params=params, table=table, rollouts=x if rollouts else None)
 
 
@@ -151,11 +184,11 @@ def test_the_folder_opens_with_datasets_offline_also_after_a_rebuild(tmp_path, m
     for seed in (3, 4):
         folder = tmp_path / "zoo"
         for index in range(2):
-            write_shard(folder, index, content(seed=seed + index), "p")
+            write_shard(folder, index, content(seed=seed + index, index=index), "p")
         finish(folder, HEAD, 2, 'A "test" zoo: two shards')
         loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
         assert loaded.data.table.combine_chunks().to_pylist() == open_zoo(folder).table.to_pylist()
-        assert loaded["model_id"][0] == f"m-{seed}-0"
+        assert loaded["model_id"][0] == f"m{seed}-0-0"
         shutil.rmtree(folder)
 
 
@@ -254,7 +287,7 @@ def test_hostile_tensor_names_and_shapes_that_do_not_fit_are_refused(zoo):
         open_zoo(zoo).stack([0])
     params.write_bytes(safetensors.torch.save({**tensors, "bias_o": torch.zeros(4, 1)}))
     reseal(zoo, lambda m: None)
-    with pytest.raises(ValueError, match=r"'bias_o' has shape \(4, 1\), but zoo.json says 5 rows"):
+    with pytest.raises(ValueError, match=r"'bias_o' has shape \(4, 1\), expected 5 rows first"):
         open_zoo(zoo).stack([0])
     params.write_bytes(safetensors.torch.save({**tensors, "bias_o": torch.zeros(5, 2)}))
     reseal(zoo, lambda m: None)
@@ -323,7 +356,7 @@ def test_a_full_disk_is_named_with_the_bytes_needed(tmp_path, monkeypatch):
     assert "needs 12,345 bytes" in str(caught.value)
     assert path.read_bytes() == b"old"
     with pytest.raises(store.DiskFull, match="shards/00002"):
-        write_shard(path.parent, 2, content(), "p")
+        write_shard(path.parent, 2, content(seed=2), "p")
     assert verify(path.parent) == []
 
 

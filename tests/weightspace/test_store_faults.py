@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import torch
 from tests.weightspace.system_calls import break_calls, write_rest
 from tests.weightspace.test_store import HEAD, content, contents
 from weightspace import store
-from weightspace.store import NotWritten, finish, open_zoo, verify, write_shard
+from weightspace.store import NotWritten, durable, finish, lock, open_zoo, verify, write_shard
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +77,53 @@ def test_a_call_that_fails_is_named_and_the_next_writer_ends_in_the_same_bytes(t
     # A folder that is there already need not be made, so that may fail.
     assert len(named) > 30
     assert len(messages) - len(named) <= 4
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders_is_said_once_and_used(tmp_path, promised, monkeypatch, caplog, number):
+    flushed = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        flushed(handle)
+
+    durable._warn_not_flushed.cache_clear()
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_rest(tmp_path)
+    assert contents(tmp_path) == promised
+    assert verify(tmp_path) == []
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "cannot flush folders" in line
+    assert os.strerror(number) in line
+
+
+READ = """
+import sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+from pathlib import Path
+from weightspace.store import open_zoo, verify
+import zoo_builder.cli
+zoo = open_zoo(sys.argv[1])
+assert zoo.table.num_rows == 5 and len(zoo.stack(range(5))) == 5 and zoo.rollouts([0])
+assert verify(Path(sys.argv[1])) == []
+assert zoo_builder.cli.main(["info", sys.argv[1]]) == zoo_builder.cli.main(["verify", sys.argv[1]]) == 0
+"""
+
+
+def test_what_only_reads_works_where_there_is_no_fcntl(tmp_path):
+    write_rest(tmp_path)
+    command = [sys.executable, "-c", READ, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_where_there_is_no_fcntl_a_builder_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "fcntl", None)
+    with store.locked(tmp_path) as held:
+        assert not held.try_alone()
+    assert "has no locks (this system has none): run no two whole builds at once" in caplog.text
 
 
 def failing(path, fault):

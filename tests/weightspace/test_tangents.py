@@ -9,9 +9,9 @@ from tests.weightspace.test_native import EXAMPLES, far, sized, stack
 from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
 from weightspace.rollout import generator, rollout
-from weightspace.rollout.native.derivatives import PARTIALS
+from weightspace.rollout.native.derive.derivatives import PARTIALS
+from weightspace.rollout.native.engine.layout import OPCODES
 from weightspace.rollout.native.forward import native_outputs
-from weightspace.rollout.native.layout import OPCODES
 from weightspace.rollout.tangents import flatten, jacobians, push, tangent_rollout, unflatten
 
 SIZES = ((1, 3, 2), (5, 1, 1), (17, 4, 37))

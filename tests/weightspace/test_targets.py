@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from weightspace.targets import Target, cell_codes, read_labels
+from weightspace.data.targets import Target, cell_codes, read_labels
 
 
 def table(values, **columns):

@@ -57,7 +57,7 @@ def write_zoo(
             write_shard(path, index, content, "plan")
             index += 1
     declared = [{"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families]
-    made = {"generator": {"name": "tests"}, "executor": {"method": "torch"}, "plan": "plan"}
+    made = {"generator": {"name": "tests"}, "executor": {"method": "torch", "device": "cpu"}, "plan": "plan"}
     finish(path, {**made, "recipe": {}, "families": declared, "labels": {}}, index, "A zoo for tests")
     return path
 
@@ -108,7 +108,7 @@ def _table(
     split = np.array(["train", "train", "train", "val", "test"])[model % 5]
     recall = model % 3 > 0 if held_out else np.full(rows, family.input_size == 1)
     task = np.where(recall, "DelayedRecall", "TiledDigits")
-    return pa.table(
+    columns = pa.table(
         {
             "model_id": [f"model-{index}-{m:04d}" for m in model],
             "step": step,
@@ -132,3 +132,5 @@ def _table(
             "trace": trace,
         }
     )
+    missing = pa.nulls(rows, pa.int64())
+    return columns.add_column(columns.column_names.index("split"), "diverged_step", missing)

@@ -171,6 +171,7 @@ def test_a_case_takes_from_the_fields_what_its_family_has():
 
 BAD_INPUT = [
     (["--family", "LTSM"], "No family is called 'LTSM'"),
+    (["--family", "CPRNN", "--fields", "rank={"], "`fields` rank={ is not YAML"),
     (["--hidden", "0"], "`hidden_size` (=0) of LSTM must be at least 1"),
     (["--models", "0"], "`models` (=0) must be at least 1"),
     (["--threads", "0"], "`threads` (=0) must be at least 1"),

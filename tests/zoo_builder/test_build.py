@@ -11,12 +11,12 @@ import torch
 from weightspace.rollout import Streams, native, rollout
 from weightspace.store import open_zoo, verify
 from zoo_builder.build import build, repair
-from zoo_builder.engine import BuildFailed
-from zoo_builder.estimate import estimate, table
 from zoo_builder.overview import info, listing
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.estimate import estimate, table
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import make_shard
+from zoo_builder.workers.processes import BuildFailed
 
 # Odd sizes, at which stacked products and vectorised loops are most easily led astray.
 RECIPE = {

@@ -94,7 +94,6 @@ DAMAGE = [
     (lambda z: (z / "shards/00003/table.parquet").unlink(), {"shards/00003/table.parquet"}, {"00003"}),
     (lambda z: (z / "shards/00000/shard.json").write_text("{}"), {"shards/00000/shard.json"}, {"00000"}),
     (lambda z: shutil.rmtree(z / "shards/00002"), {"shards/00002"}, {"00002"}),
-    (lambda z: (z / "shards/00001/notes.txt").write_text("x"), {"shards/00001/notes.txt"}, {"00001"}),
     (lambda z: swap(z / "shards"), {f"shards/0000{i}/{n}" for i in (0, 1) for n in ("*",)}, {"00000", "00001"}),
     (lambda z: flip(z / "models.parquet"), {"models.parquet"}, set()),
     (lambda z: (z / "README.md").unlink(), {"README.md"}, set()),
@@ -114,6 +113,22 @@ def test_verify_names_what_is_damaged_and_repair_rebuilds_that_alone(zoo, tmp_pa
     assert contents(path) == contents(zoo)
     touched = {p.parts[-2] for p, inode in before.items() if p.exists() and p.stat().st_ino != inode}
     assert {name for name in touched if name.isdigit()} <= rebuilt
+
+
+def test_files_that_no_builder_makes_are_named_and_left_to_the_user(zoo, tmp_path, capsys):
+    path = shutil.copytree(zoo, tmp_path / "zoo")
+    notes = path / "shards/00001/notes.txt"
+    notes.write_text("x")
+    (path / "models.parquet").unlink()
+    assert cli.main(["verify", str(path), "--repair"]) == 1
+    assert "'shards/00001/notes.txt': is not in zoo.json" in capsys.readouterr().out
+    flip(path / "shards/00001" / PARAMS)
+    assert cli.main(["verify", str(path), "--repair"]) == 2
+    assert "notes.txt was not made by a builder and is not deleted" in capsys.readouterr().err
+    assert notes.read_text() == "x"
+    notes.unlink()
+    assert cli.main(["verify", str(path), "--repair"]) == 0
+    assert contents(path) == contents(zoo)
 
 
 def test_an_edited_manifest_and_a_shard_too_many_are_named_and_left_to_the_user(zoo, tmp_path, capsys):

@@ -122,6 +122,17 @@ def test_bad_input_ends_with_2_and_one_line(arguments, message, capsys):
     assert printed.out == ""
 
 
+@pytest.mark.parametrize(
+    "arguments", [["build", "--config", "x", "--out", "x"], ["label", "x", "--labels", "Rank"]], ids=["build", "label"]
+)
+def test_a_system_without_locks_is_told_so_in_one_line(arguments, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert "on POSIX systems only (Linux, macOS, WSL)" in printed
+    assert printed.count("\n") == 1
+
+
 def test_another_plan_ends_with_2_and_names_the_field(zoo, recipe, capsys):
     assert main(["build", "--config", str(recipe), "--out", str(zoo)]) == 2
     assert "recipe.seed was 4, now 0" in capsys.readouterr().err

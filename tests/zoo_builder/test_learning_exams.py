@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.weightspace.emulated_graph import emulate
-from weightspace.datamodule import ZooDataModule
+from weightspace.data.datamodule import ZooDataModule
 from weightspace.families.leaky import Leaky
 from weightspace.rollout import Streams, rollout
 from weightspace.store import open_zoo
@@ -26,8 +26,8 @@ from zoo_builder.learning.exams import Exams
 from zoo_builder.learning.lessons import UPDATES_PER_DRAW
 from zoo_builder.learning.optimiser import StackedAdamW
 from zoo_builder.learning.schedule import Schedule
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.relabel import stage_shard
 from zoo_builder.shard import make_shard
 from zoo_builder.tasks.adding import Adding

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from weightspace.store import verify
-from zoo_builder import ray_engine
 from zoo_builder.build import build
 from zoo_builder.cli import main
-from zoo_builder.engine import run_shards
+from zoo_builder.workers import ray as ray_engine
+from zoo_builder.workers.processes import run_shards
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 3}, {"class": "GRU", "hidden_size": 5}],
@@ -185,7 +185,7 @@ def test_an_address_at_which_nobody_listens_is_refused_at_once(recipe, tmp_path,
 
 
 def test_a_machine_of_another_kind_or_without_the_folder_refuses_the_job(tmp_path):
-    from zoo_builder import ray_engine
+    from zoo_builder.workers import ray as ray_engine
 
     job = {"out": str(tmp_path), "recipe": {}, "identity": {}}
     assert "give a folder on a file system that all machines share" in ray_engine.make(json.dumps(job), 0)

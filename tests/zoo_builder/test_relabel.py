@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from weightspace.store import open_zoo, staged_tables, verify
-from zoo_builder import cli, recipe, worker
+from zoo_builder import cli
 from zoo_builder.build import build, repair
-from zoo_builder.engine import run_shards
 from zoo_builder.executor import ROLLOUTS
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning import recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.relabel import relabel, stage_shard
+from zoo_builder.workers import worker
+from zoo_builder.workers.processes import run_shards
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 3, "nonlinearity": "relu"}, {"class": "GRU", "hidden_size": 2}],
@@ -247,7 +249,11 @@ def test_a_version_that_makes_other_models_of_the_recipe_is_refused(bare, tmp_pa
     before = contents(zoo)
     other(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo_builder.plan.Cohort.values", lambda self, seed, ids: {"delay": torch.full((len(ids),), 2.0)})
+        values = {"delay": torch.tensor(2.0)}
+        patch.setattr(
+            "zoo_builder.planning.plan.Cohort.values",
+            lambda self, seed, ids: {name: value.expand(len(ids)) for name, value in values.items()},
+        )
         with pytest.raises(ValueError, match="not those that this version makes of the recipe"):
             relabel(zoo, ["NonNormality"], other_version=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -11,8 +11,8 @@ import torch
 from weightspace.rollout import Streams
 from weightspace.store import open_zoo
 from zoo_builder.build import build
-from zoo_builder.plan import make_plan
-from zoo_builder.recipe import read_recipe
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import out_of_task
 from zoo_builder.tasks.formal_language import EOS, FormalLanguage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -16,8 +17,7 @@ from weightspace.graph import EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.spec import NODE_KINDS, NONLINEARITIES, ROW_ROLES
 from weightspace.store import Stack
 
-MAX_LAYERS = 8
-NUM_FREQUENCIES = 8
+MAX_WIDTH = 2**16
 
 
 class MessagePassing(Encoder):
@@ -27,7 +27,9 @@ class MessagePassing(Encoder):
     al., ICLR 2024, arXiv 2403.12143); nodes aggregate source-modulated messages (FiLM, Brockschmidt, ICML 2020) by mean
     and maximum (after PNA, Corso et al., NeurIPS 2020); factor nodes add the product of what they get from states and
     from inputs; edge fields are multiplied as matrices, channel by channel: trace(W^k) is reached in log2 k layers.
-    Weights are divided by their root mean square over the training models, by connection type and role.
+    Weights are divided by their root mean square over the training models, by connection type and role. Models of more
+    than `max_layers` layers are refused, and so are those of more than `max_ends` inputs or outputs, whose places it
+    could not tell apart.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
@@ -42,17 +44,26 @@ class MessagePassing(Encoder):
         product_dim: int = 8,
         num_layers: int = 3,
         dropout: float = 0.0,
+        max_layers: int = 8,
+        max_ends: int = 256,
     ) -> None:
         super().__init__(embedding_dim)
+        sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
+        for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
+            if not 1 <= size <= MAX_WIDTH:
+                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
+        self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
+        # Waves of lengths 2, 4, ... tell as many places apart as the longest one has.
+        self.num_frequencies = max(1, math.ceil(math.log2(max_ends)))
         roles = len(ROW_ROLES)
         self.register_buffer("edge_scale", torch.ones(len(EDGE_TYPES), roles))
         self.register_buffer("node_scale", torch.ones(len(NODE_KINDS), roles))
         self.edge_in = nn.Linear(4 * roles, edge_dim)
         self.edge_type = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
         self.edge_type_reverse = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
-        self.node_in = nn.Linear(2 * roles + 2 * NUM_FREQUENCIES + 2, node_dim)
+        self.node_in = nn.Linear(2 * roles + 2 * self.num_frequencies + 2, node_dim)
         self.kind = nn.Embedding(len(NODE_KINDS), node_dim)
-        self.node_layer = nn.Embedding(MAX_LAYERS, node_dim)
+        self.node_layer = nn.Embedding(max_layers, node_dim)
         self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
         self.layers = nn.ModuleList(Layer(edge_dim, node_dim, product_dim) for _ in range(num_layers))
         pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
@@ -126,7 +137,7 @@ class MessagePassing(Encoder):
         """First node states: biases by role, identity of ordered nodes, kind, layer and nonlinearity."""
         position = where.position.clamp(min=0)[:, None].to(values.dtype)
         ordered = (where.position >= 0)[:, None].to(values.dtype)
-        angle = position * torch.pi / 2.0 ** torch.arange(NUM_FREQUENCIES, device=values.device)
+        angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=values.device)
         identity = torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1) * ordered
         known = torch.cat([roles, identity, torch.log(size)[:, None]], dim=1)
         weight = self.node_in.weight.split([len(ROW_ROLES), known.shape[1]], dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weightspace.discovery import concrete_subclasses, load_from
+from weightspace.components.discovery import concrete_subclasses, load_from
 from weightspace.families.base import Family
 
 __all__ = ["Family", "available", "load"]

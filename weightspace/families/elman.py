@@ -24,6 +24,7 @@ class Elman(Layered):
     nonlinearity: Literal["tanh", "relu"] = "tanh"
 
     torch_class: ClassVar = nn.RNN
+    torch_cell: ClassVar = nn.RNNCell
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,8 +40,8 @@ class Elman(Layered):
         return "sign" if self.nonlinearity == "tanh" else "positive"
 
     @classmethod
-    def _options_from_torch(cls, module: nn.RNNBase) -> dict[str, Any]:
-        return {"nonlinearity": module.nonlinearity}
+    def _options_from_torch(cls, module: nn.RNNBase | nn.RNNCellBase) -> dict[str, Any]:
+        return {"nonlinearity": str(module.nonlinearity)}
 
     def _options_to_torch(self) -> dict[str, Any]:
         return {"nonlinearity": self.nonlinearity}

@@ -24,6 +24,7 @@ class GRU(Layered):
     """
 
     torch_class: ClassVar = nn.GRU
+    torch_cell: ClassVar = nn.GRUCell
     gates: ClassVar = ("r", "z", "n")
     roles: ClassVar = ("gate", "timescale", "drive")
     target_charge: ClassVar = (0, 0, 1)

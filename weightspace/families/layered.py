@@ -9,12 +9,17 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from weightspace.families.base import Family, linear, uniform
+from weightspace.families.computed import weights_of
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
-UNREPRESENTED: dict[str, Any] = {"bidirectional": False, "proj_size": 0, "dropout": 0.0}
+UNREPRESENTED: dict[str, Any] = {"bidirectional": False, "proj_size": 0}
 """Options of torch.nn's layers that no family has, each with the value that does without."""
+
+MOST_LAYERS = 100
+"""A declaration names every tensor of every layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class Layered(Family):
     has_readout: bool = True
 
     torch_class: ClassVar[type[nn.RNNBase]]
+    torch_cell: ClassVar[type[nn.RNNCellBase] | None] = None
+    """The class of torch.nn that is one step of one layer, None where there is none."""
     gates: ClassVar[tuple[str, ...]] = ()
     """Names of the gate rows in the order of torch.nn; none where a layer has a single matrix."""
     roles: ClassVar[tuple[str, ...]] = ("drive",)
@@ -41,6 +48,10 @@ class Layered(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(
+                f"`num_layers` (={self.num_layers}) of {type(self).__name__} must be at most {MOST_LAYERS}."
+            )
         if not self.has_readout and self.output_size != self.hidden_size:
             raise ValueError(
                 f"`output_size` (={self.output_size}) of {type(self).__name__} must be `hidden_size` "
@@ -111,33 +122,49 @@ class Layered(Family):
         return linear(top, params["weight_ho"], params["bias_o"]) if self.has_readout else top
 
     @classmethod
-    def from_torch(cls, module: nn.RNNBase, readout: nn.Linear | None = None) -> tuple[Self, Params]:
-        """The family and params of a torch.nn layer and the nn.Linear that reads its last layer, in their dtype.
+    def from_torch(cls, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Linear | None = None) -> tuple[Self, Params]:
+        """The family and params of a torch.nn layer or cell and the nn.Linear that reads its last layer.
 
         Without `readout` the outputs are the last layer's states. Biases that a module leaves out become zeros;
-        `batch_first` is a matter of layout and is not kept. What has no place in the family is refused by name.
+        `batch_first` is a matter of layout and is not kept. Weights that weight normalisation or pruning compute are
+        those that the module would use now. What has no place in the family is refused by name.
         """
         _refuse(cls, module, readout)
-        sizes = {"input_size": module.input_size, "hidden_size": module.hidden_size, "num_layers": module.num_layers}
-        output_size = module.hidden_size if readout is None else readout.out_features
         family = cls(
-            **sizes, output_size=output_size, has_readout=readout is not None, **cls._options_from_torch(module)
+            input_size=module.input_size,
+            hidden_size=module.hidden_size,
+            num_layers=getattr(module, "num_layers", 1),
+            output_size=module.hidden_size if readout is None else readout.out_features,
+            has_readout=readout is not None,
+            **cls._options_from_torch(module),
         )
+        is_cell = isinstance(module, nn.RNNCellBase)
+        names = family.torch_names(bias=bool(module.bias), is_cell=is_cell)
+        weights = weights_of(module, names)
+        reading = None if readout is None else weights_of(readout, ("weight", *("bias",) * (readout.bias is not None)))
+        return family, family.params_of({layer: weights[name] for name, layer in names.items()}, reading)
+
+    def torch_names(self, *, bias: bool, is_cell: bool = False) -> dict[str, str]:
+        """The names of weights in a module of torch.nn, each with that in a layer: cells lack the layer's number."""
+        kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * bias)
+        layers = [f"{kind}_l{layer}" for layer in range(self.num_layers) for kind in kinds]
+        return {name.removesuffix("_l0") if is_cell else name: name for name in layers}
+
+    def params_of(self, weights: Mapping[str, Tensor], readout: Mapping[str, Tensor] | None = None) -> Params:
+        """Params from the tensors of a torch.nn layer and of its read-out, by their names there; copies in any case."""
         params: Params = {}
-        for layer in range(family.num_layers):
-            ih, hh = (getattr(module, f"weight_{name}_l{layer}").detach() for name in ("ih", "hh"))
-            params[f"weight_ih.{layer}"] = ih.reshape(family.spec.shape(f"weight_ih.{layer}")).clone()
-            params[f"weight_hh.{layer}"] = hh.reshape(family.spec.shape(f"weight_hh.{layer}")).clone()
-            biases = [getattr(module, f"bias_{name}_l{layer}", ih.new_zeros(ih.shape[0])) for name in ("ih", "hh")]
-            own, recurrent = (bias.detach().reshape(family.spec.shape(f"bias.{layer}")) for bias in biases)
-            params |= family._biases_from_torch(layer, own, recurrent)
+        for layer in range(self.num_layers):
+            for kind in ("weight_ih", "weight_hh"):
+                shape = self.spec.shape(f"{kind}.{layer}")
+                params[f"{kind}.{layer}"] = weights[f"{kind}_l{layer}"].reshape(shape).clone()
+            shape = self.spec.shape(f"bias.{layer}")
+            zeros = params[f"weight_ih.{layer}"].new_zeros(shape)
+            biases = (weights.get(f"bias_{kind}_l{layer}", zeros).reshape(shape) for kind in ("ih", "hh"))
+            params |= self._biases_from_torch(layer, *biases)
         if readout is not None:
-            weight = readout.weight.detach()
-            params["weight_ho"] = weight.clone()
-            params["bias_o"] = (
-                weight.new_zeros(weight.shape[0]) if readout.bias is None else readout.bias.detach().clone()
-            )
-        return family, params
+            params["weight_ho"] = readout["weight"].clone()
+            params["bias_o"] = readout.get("bias", params["weight_ho"].new_zeros(self.output_size)).clone()
+        return params
 
     def to_torch(self, params: Mapping[str, Tensor]) -> tuple[nn.RNNBase, nn.Linear | None]:
         """The torch.nn layer and read-out (None without one) that compute the same, in the dtype of `params`."""
@@ -166,7 +193,7 @@ class Layered(Family):
         return module, nn.Linear(self.hidden_size, self.output_size, bias=readout_bias, **own)
 
     @classmethod
-    def _options_from_torch(cls, module: nn.RNNBase) -> dict[str, Any]:
+    def _options_from_torch(cls, module: nn.RNNBase | nn.RNNCellBase) -> dict[str, Any]:
         return {}
 
     def _options_to_torch(self) -> dict[str, Any]:
@@ -192,20 +219,32 @@ def refuse_unrepresented(family: type[Layered], options: Mapping[str, Any]) -> N
         value = options.get(name, none)
         if value != none:
             raise ValueError(
-                f"`{name}` (={value}) of the torch.nn.{family.torch_class.__name__} has no place in "
+                f"`{name}` (={str(value)[:80]}) of the torch.nn.{family.torch_class.__name__} has no place in "
                 f"{family.__name__}; only modules with `{name}` {none} can be represented."
             )
 
 
-def _refuse(family: type[Layered], module: nn.RNNBase, readout: nn.Linear | None) -> None:
-    if type(module) is not family.torch_class:
+def _refuse(family: type[Layered], module: nn.Module, readout: nn.Module | None) -> None:
+    kind = parametrize.type_before_parametrizations(module)
+    taken = [one for one in (family.torch_class, family.torch_cell) if one is not None]
+    if kind not in taken:
+        names = " or ".join(f"torch.nn.{one.__name__}" for one in taken)
+        raise ValueError(f"{family.__name__}.from_torch takes a {names}, not a {kind.__name__}.")
+    refuse_unrepresented(family, {name: getattr(module, name, none) for name, none in UNREPRESENTED.items()})
+    if getattr(module, "dropout", 0) and module.training:
         raise ValueError(
-            f"{family.__name__}.from_torch takes a torch.nn.{family.torch_class.__name__}, "
-            f"not a {type(module).__name__}."
+            f"`dropout` (={module.dropout}) of the torch.nn.{kind.__name__} acts in training mode, which has no place "
+            f"in {family.__name__}; call `.eval()` first: in evaluation mode it does nothing."
         )
-    refuse_unrepresented(family, {name: getattr(module, name) for name in UNREPRESENTED})
-    if readout is not None and readout.in_features != module.hidden_size:
+    if readout is None:
+        return
+    if parametrize.type_before_parametrizations(readout) is not nn.Linear:
         raise ValueError(
-            f"The read-out has `in_features` (={readout.in_features}), but the torch.nn.{type(module).__name__} "
+            f"The read-out is a {type(readout).__name__}, expected a torch.nn.Linear; leave it out to represent the "
+            f"torch.nn.{kind.__name__} alone."
+        )
+    if readout.in_features != module.hidden_size:
+        raise ValueError(
+            f"The read-out has `in_features` (={readout.in_features}), but the torch.nn.{kind.__name__} "
             f"has `hidden_size` (={module.hidden_size})."
         )

@@ -24,6 +24,7 @@ class LSTM(Layered):
     """
 
     torch_class: ClassVar = nn.LSTM
+    torch_cell: ClassVar = nn.LSTMCell
     gates: ClassVar = ("i", "f", "g", "o")
     roles: ClassVar = ("gate", "timescale", "drive", "gain")
     target_charge: ClassVar = (0, 0, 1, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightspace.discovery import concrete_subclasses
+from weightspace.components.discovery import concrete_subclasses
 from weightspace.objectives.base import Metrics, Objective
 
 __all__ = ["Metrics", "Objective", "available"]

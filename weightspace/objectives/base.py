@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from weightspace.batch import Batch, Training
-from weightspace.construction import Constructed
+from weightspace.components.construction import Constructed
+from weightspace.data.batch import Batch, Training
+from weightspace.data.targets import Target
 from weightspace.encoders.base import Encoder
-from weightspace.targets import Target
 
 Metrics = dict[str, tuple[Tensor, int]]
 """Name -> (mean, number of values it is the mean of), so that means over an epoch are exact."""
@@ -25,6 +26,13 @@ class Objective(Constructed, nn.Module, ABC):
     """Whether batches bring stored rollouts along."""
     needs_neighbours: bool = False
     """Whether batches bring a neighbouring snapshot of every model along."""
+
+    @staticmethod
+    def refuse_below(lowest: float, **settings: float) -> None:
+        """Raise ValueError for a setting below what makes sense, by its name."""
+        for name, value in settings.items():
+            if not lowest <= value < math.inf:
+                raise ValueError(f"`{name}` (={value}) must be at least {lowest} and finite.")
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from weightspace.objectives.summaries import signs_of
 from weightspace.spec import NODE_KINDS, ROW_ROLES, WeightSpec
 from weightspace.store import Stack
+from weightspace.summaries import signs_of
 
 NUM_BASES = 7
 _NUM_CONTEXTS = 6

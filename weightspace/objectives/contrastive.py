@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.augment import Augmentation, GroupMoves
-from weightspace.batch import Batch
+from weightspace.data.augment import Augmentation, GroupMoves
+from weightspace.data.batch import Batch
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 from weightspace.store import Stack
@@ -44,6 +44,8 @@ class Contrastive(Objective):
         spread_weight: float = 0.1,
     ) -> None:
         super().__init__()
+        self.refuse_below(1, width=width)
+        self.refuse_below(0, spread_weight=spread_weight)
         if not (neighbours or views):
             raise ValueError("Without `neighbours` and `views` both views are the same; give at least one of them.")
         if negatives not in ("batch", "stack"):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.batch import Batch, Training
+from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 
@@ -39,6 +39,9 @@ class Emulation(Objective):
         embedding_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        sizes = {"max_input_size": max_input_size, "max_output_size": max_output_size, "width": width}
+        self.refuse_below(1, **sizes, num_layers=num_layers, sequences_per_model=sequences_per_model)
+        self.refuse_below(0, embedding_weight=embedding_weight)
         self.max_input_size, self.max_output_size = max_input_size, max_output_size
         self.width, self.sequences_per_model = width, sequences_per_model
         self.embedding_weight = embedding_weight

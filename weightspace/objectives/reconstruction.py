@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.augment import MaskEdges
-from weightspace.batch import Batch, Training
+from weightspace.data.augment import MaskEdges
+from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 from weightspace.objectives.completion import Completion
-from weightspace.objectives.summaries import NUM_SUMMARIES, summaries_of
 from weightspace.store import Stack
+from weightspace.summaries import NUM_SUMMARIES, summaries_of
 
 
 class Reconstruction(Objective):
@@ -35,6 +35,8 @@ class Reconstruction(Objective):
 
     def __init__(self, share: float = 0.15, width: int = 64, edge_weight: float = 1.0) -> None:
         super().__init__()
+        self.refuse_below(1, width=width)
+        self.refuse_below(0, edge_weight=edge_weight)
         self.masking = MaskEdges(share)
         self.share, self.width, self.edge_weight = share, width, edge_weight
         self.register_buffer("mean", torch.zeros(NUM_SUMMARIES))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.batch import Batch, Training
+from weightspace.data.batch import Batch, Training
+from weightspace.data.targets import Target
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
-from weightspace.targets import Target
 
 
 class Supervised(Objective):
@@ -34,11 +34,14 @@ class Supervised(Objective):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.refuse_below(0, residual_weight=residual_weight, head_size=head_size, dropout=dropout)
         if not targets:
             raise ValueError("`targets` is empty; name at least one label column of the zoo.")
+        if isinstance(targets, str | Mapping):
+            raise ValueError(f"`targets` (={targets!r}) must be a list, of one target or more.")
         if loss not in ("mse", "huber"):
             raise ValueError(f"`loss` (={loss!r}) must be 'mse' or 'huber'.")
-        self._targets = tuple(Target(name=t) if isinstance(t, str) else t for t in targets)
+        self._targets = tuple(Target.of(target) for target in targets)
         self.loss, self.residual_weight, self.head_size, self.dropout = loss, residual_weight, head_size, dropout
         count = len(self._targets)
         self.register_buffer("mean", torch.zeros(2, count))

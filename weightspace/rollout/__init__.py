@@ -44,14 +44,17 @@ def rollout(
     `start` (models, batch, start) is what the task gives the initial state; `noise[name]` (models, time, batch, axis)
     must be given for every noise the spec declares; `state` (models, batch, axis) goes on from an earlier rollout.
     """
-    from weightspace.rollout.sequential import run_sequential
-    from weightspace.rollout.stacked import run_stacked
+    from weightspace.rollout.methods.sequential import run_sequential
+    from weightspace.rollout.methods.stacked import run_stacked
 
     if x.dim() != 4 or x.shape[-1] != family.input_size:
         raise ValueError(
             f"Inputs have shape {tuple(x.shape)}; {type(family).__name__} expects "
             f"(models, time, batch, input) with {family.input_size} inputs."
         )
+    if 0 in x.shape[:3]:
+        raise ValueError(f"Inputs have shape {tuple(x.shape)}; at least one model, time step and sequence is needed.")
+    family.spec.check(params, stacked=True)
     missing = set(family.spec.noise) - set(noise or {})
     if missing:
         raise ValueError(f"{type(family).__name__} needs the noise {sorted(missing)}, one draw per model and step.")

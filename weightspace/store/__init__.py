@@ -12,7 +12,9 @@ and `.staging/` while it is being built. Everything but `.staging/` is promised:
 
 from __future__ import annotations
 
+from weightspace.store.documents import read as read_document
 from weightspace.store.durable import (
+    PLAN,
     STAGING,
     DiskFull,
     NotWritten,
@@ -25,11 +27,13 @@ from weightspace.store.durable import (
     write_durably,
     write_flushed,
 )
-from weightspace.store.layout import COLUMNS, FORMAT, canonical, content_version, digest, file_entry, pretty
+from weightspace.store.inside import refuse_links
+from weightspace.store.layout import FORMAT, SHARDS, canonical, content_version, digest, file_entry, pretty
 from weightspace.store.lock import locked
 from weightspace.store.manifest import DamagedManifest
 from weightspace.store.reader import Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
+from weightspace.store.shards import SHARD_FILES, absent_shards, good_shards, made_by_builder, remove_shard
 from weightspace.store.splits import (
     SPLITS,
     Division,
@@ -41,12 +45,17 @@ from weightspace.store.splits import (
     recorded_split,
     split_title,
 )
+from weightspace.store.table import COLUMNS, SCHEMA
 from weightspace.store.verify import Fault, verify
-from weightspace.store.writer import ShardContent, absent_shards, finish, good_shards, remove_shard, write_shard
+from weightspace.store.writer import ShardContent, finish, write_shard
 
 __all__ = [
     "COLUMNS",
     "FORMAT",
+    "PLAN",
+    "SCHEMA",
+    "SHARDS",
+    "SHARD_FILES",
     "SPLITS",
     "STAGING",
     "DamagedManifest",
@@ -75,11 +84,14 @@ __all__ = [
     "fsync_folder",
     "good_shards",
     "locked",
+    "made_by_builder",
     "naming",
     "open_zoo",
     "pretty",
     "publish_tables",
+    "read_document",
     "recorded_split",
+    "refuse_links",
     "remove_shard",
     "split_title",
     "stage_table",

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
+import re
 import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-STAGING, LOCK = ".staging", "lock"
+from weightspace.store.inside import refuse_links
+
+logger = logging.getLogger(__name__)
+
+STAGING, LOCK, PLAN, JOURNAL, TABLES = ".staging", "lock", "plan.json", "labelling.json", "tables-"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+_WRITER = r"[^/]+-[0-9]+-([0-9]+|dead)"
+_MADE = re.compile(rf"{_WRITER}|{TABLES}\w+|{PLAN}|{JOURNAL}|\.({PLAN}|{JOURNAL})\.{_WRITER}-[0-9]+")
+"""Names of everything that writers put into the staging folder, but the lock."""
 
 
 class NotWritten(OSError):
@@ -43,13 +54,27 @@ def naming(path: Path, num_bytes: int) -> Iterator[None]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
+    """Make renames inside a folder durable, where the file system can."""
     with naming(folder, 0):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in _NOT_FLUSHED:
+                raise
+            _warn_not_flushed(os.strerror(error.errno))
         finally:
             os.close(handle)
+
+
+@cache
+def _warn_not_flushed(reason: str) -> None:
+    # Once in a process: it holds for every folder.
+    logger.warning(
+        "The file system cannot flush folders (%s): after a power cut the last files may be missing; "
+        "the same command makes them again.",
+        reason,
+    )
 
 
 def flush(path: Path) -> None:
@@ -59,8 +84,11 @@ def flush(path: Path) -> None:
 
 
 def write_flushed(path: Path, data: bytes) -> None:
-    """Write a new file and flush it to the disk; its mode follows the umask."""
-    with naming(path, len(data)), path.open("wb") as file:
+    """Write a file anew and flush it to the disk; its mode follows the umask."""
+    with naming(path, len(data)):
+        # So that a link of this name is not written through.
+        path.unlink(missing_ok=True)
+    with naming(path, len(data)), path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -91,6 +119,7 @@ class Staging:
         self.path = zoo / STAGING / _writer_name(os.getpid())
 
     def __enter__(self) -> Path:
+        refuse_links(self.path.parents[1], f"{STAGING}/{self.path.name}")
         with naming(self.path, 0):
             self.path.mkdir(parents=True, exist_ok=True)
         return self.path
@@ -104,7 +133,7 @@ class Staging:
 def clean_staging(zoo: Path) -> None:
     """Remove what dead writers of this machine left behind; live writers and other machines keep theirs."""
     staging = zoo / STAGING
-    if not staging.is_dir():
+    if staging.is_symlink() or not staging.is_dir():
         return
     for folder in staging.iterdir():
         host, _, rest = folder.name.rpartition("-")[0].rpartition("-")
@@ -113,12 +142,14 @@ def clean_staging(zoo: Path) -> None:
 
 
 def empty_staging(zoo: Path) -> None:
-    """Remove everything a finished build has no more use for, but the lock, which its holder removes last."""
+    """Remove what writers made and a finished build has no more use for, but the lock: its holder removes it last."""
     staging = zoo / STAGING
-    for path in staging.iterdir() if staging.is_dir() else ():
-        if path.is_dir():
+    if staging.is_symlink() or not staging.is_dir():
+        return
+    for path in filter(lambda path: _MADE.fullmatch(path.name), staging.iterdir()):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK:
+        elif path.is_file():
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         staging.rmdir()

@@ -20,28 +20,16 @@ PARAMS, ROLLOUTS, SHARD_TABLE, SHARD_MANIFEST = (
 
 SHARD_NAME = re.compile(r"[0-9]{5}")
 KEY = re.compile(r"[A-Za-z0-9_.-]+")
+DTYPE = "float32"
+"""Of every tensor of a zoo."""
 
-COLUMNS = {
-    "model_id": ("", "Name of the model, the same at all its snapshots and in every build of the recipe."),
-    "step": ("updates", "Updates of training before this snapshot; 0 is the untrained model."),
-    "family": ("", "Class of the recurrent network."),
-    "task": ("", "Class of the task it was trained on, null where there is none."),
-    "family_config": ("JSON", "Sizes and options of the network, from which its class rebuilds it."),
-    "task_config": ("JSON", "Options of the task, with the model's own values."),
-    "learning_config": ("JSON", "How it learned, with the model's own hyper-parameters."),
-    "hidden_size": ("units", "Units of its largest hidden layer."),
-    "num_parameters": ("scalars", "Trained parameters."),
-    "seed": ("", "Seed of the zoo, from which every random stream derives, keyed by model and purpose."),
-    "status": ("", "`ok`, `untrained` (step 0) or `diverged` (weights are the last finite ones)."),
-    "diverged_step": ("updates", "Update at which it diverged, null where it did not."),
-    "split": ("", "`train`, `val` or `test`; all snapshots of a model are in one."),
-    "split_task": ("", "`out` for models of the most extreme tasks, held out to test generalisation; else `in`."),
-    "split_size": ("", "`out` for models of the largest size, held out to test generalisation; else `in`."),
-    "fold_family": ("", "Fold of the family, to hold whole families out."),
-    "shard": ("", "Shard of the zoo that holds the weights."),
-    "row": ("", "Place in that shard."),
-}
-"""Unit and meaning of each column of models.parquet, labels aside: theirs stand in the manifest."""
+
+class Damaged(ValueError):
+    """A file of a zoo does not hold what it should; `problem` ends a sentence that begins with its path."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path} {problem}.")
+        self.path, self.problem = path, problem
 
 
 def shard_name(index: int) -> str:

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from weightspace.store.durable import LOCK, STAGING
+from weightspace.store.durable import JOURNAL, LOCK, PLAN, STAGING, NotWritten, naming
+from weightspace.store.inside import refuse_links
+from weightspace.store.layout import CARD, MANIFEST, SHARDS, TABLE
+
+try:
+    import fcntl
+except ImportError:
+    # Not POSIX: zoos can still be read there.
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +38,16 @@ class Lock:
 
     def try_acquire(self) -> bool:
         """Take the lock if nobody holds it against us."""
-        self.path.parent.mkdir(exist_ok=True)
+        if fcntl is None:
+            raise NoLocks(errno.ENOSYS, "this system has none")
         try:
-            # Writable, because network file systems refuse an exclusive lock on a file opened for reading.
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
+            with naming(self.path, 0):
+                self.path.parent.mkdir(exist_ok=True)
+                # Writable, because network file systems refuse an exclusive lock on a file opened for reading.
+                self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except NotWritten as error:
+            if error.errno != errno.ENOENT:
+                raise
             # Whoever held it has tidied the folder away just now.
             return False
         if self._try(fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) and self._current():
@@ -99,10 +111,11 @@ class Unlocked(Lock):
 def locked(zoo: Path, *, shared: bool = False, patience: float = 5.0) -> Iterator[Lock]:
     """Hold a zoo folder, alone or shared with others that hold it shared; waits up to `patience` seconds for it.
 
-    Raises ValueError if others keep it. Where the file system has no locks, says so once and goes on without.
+    Raises ValueError if others keep it, or if a link is where its holder would write. Where the file system has no
+    locks, says so once and goes on without.
     """
-    if (zoo / STAGING).is_symlink():
-        raise ValueError(f"{zoo / STAGING} is a link, which is refused: a builder writes there. Remove it.")
+    staged = (f"{STAGING}/{name}" for name in (LOCK, PLAN, JOURNAL))
+    refuse_links(zoo, STAGING, *staged, SHARDS, MANIFEST, TABLE, CARD)
     lock = _acquired(zoo, Lock(zoo / STAGING / LOCK, shared), patience)
     try:
         yield lock

@@ -1,12 +1,13 @@
-"""zoo.json as it is read: whole, of a known format, unedited, and naming nothing outside the folder."""
+"""zoo.json as it is read: whole, of a known format, unedited, every field of its type, naming nothing outside."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.store import documents
+from weightspace.store.inside import refuse_outside
 from weightspace.store.layout import (
     CARD,
     FORMAT,
@@ -19,9 +20,21 @@ from weightspace.store.layout import (
     SHARD_TABLE,
     TABLE,
     sealed,
+    shard_name,
 )
 
 SHARD_FILES = {PARAMS, SHARD_TABLE, SHARD_MANIFEST}
+FIELDS = {
+    "shards": list,
+    "files": dict,
+    "recipe": dict,
+    "labels": dict,
+    "executor": dict,
+    "generator": dict,
+    "families": list,
+    "plan": str,
+    "num_models": int,
+}
 LARGEST_SIZE = 100_000
 """No axis of a model is longer, and no model has more layers; a zoo that says so would only fill the memory."""
 
@@ -37,12 +50,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a folder; give the folder that `zoo-builder build --out` made.")
     if not file.is_file():
         raise ValueError(f"{path} has no {MANIFEST}: not a zoo, or unfinished (run the same build, or label, again).")
+    refuse_outside(path, file)
     way_out = " Run the same `zoo-builder build` again: it is made anew from the shards."
     try:
-        manifest = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        raise DamagedManifest(f"{file} is not JSON.{way_out}") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+        manifest = documents.parse(file.read_bytes())
+    except ValueError as error:
+        raise DamagedManifest(f"{file} {error}.{way_out}") from None
+    found = manifest.get("format")
     if type(found) is int and found > FORMAT:
         raise ValueError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade weightspace.")
     if type(found) is not int or found != FORMAT:
@@ -66,24 +80,52 @@ def check_manifest(manifest: Any, file: str, way_out: str = "") -> None:
 
 def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a manifest, most basic first."""
-    for name, kind in (("shards", list), ("files", dict), ("recipe", dict), ("labels", dict)):
-        if not isinstance(manifest.get(name), kind):
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
             yield f"has no {kind.__name__} of `{name}`"
             return
+    yield from _head_problems(manifest)
+    yield from _file_problems("the zoo", manifest["files"], {TABLE, CARD}, set())
+    seen: set[str] = set()
+    for shard in manifest["shards"]:
+        yield from shard_problems(shard, seen)
+    if sorted(seen) != [shard_name(index) for index in range(len(seen))]:
+        yield f"has the shards {', '.join(sorted(seen))}, expected all from {shard_name(0)} on"
+    if [shard["name"] for shard in manifest["shards"]] != sorted(seen):
+        yield "does not have its shards in their order"
+
+
+def _head_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with what a manifest says of the zoo as a whole."""
+    for name in ("method", "device"):
+        if not isinstance(manifest["executor"].get(name), str):
+            yield f"does not say the `{name}` of its `executor`"
+    if not isinstance(manifest["recipe"].get("title", ""), str):
+        yield f"has {manifest['recipe']['title']!r} as the title of its `recipe`, expected text"
+    for family in manifest["families"]:
+        if not isinstance(family, dict) or not isinstance(family.get("class"), str):
+            yield "does not say the class of one of its `families`"
     for name, label in manifest["labels"].items():
         if (
             not KEY.fullmatch(name)
             or not isinstance(label, dict)
             or not all(isinstance(label.get(key), str) for key in ("unit", "definition"))
+            or not isinstance(label.get("measured_with", {}), dict)
         ):
             yield f"does not say what the label {name!r} is"
-    yield from _file_problems("the zoo", manifest["files"], {TABLE, CARD}, set())
-    seen: set[str] = set()
-    for shard in manifest["shards"]:
-        yield from _shard_problems(shard, seen)
+    tasks = manifest.get("tasks", {})
+    if not isinstance(tasks, dict):
+        yield "has no dict of `tasks`"
+        return
+    for name, task in tasks.items():
+        if not isinstance(task, dict) or not isinstance(task.get("output_kind"), str):
+            yield f"does not say the `output_kind` of the task {name!r}"
+        elif not _count(task.get("classes_per_head", 2)) or task.get("classes_per_head", 2) < 2:
+            yield f"says of {name!r} that a head has {task['classes_per_head']!r} classes, expected 2 or more"
 
 
-def _shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:
+def shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:
+    """What is wrong with the entry of a shard, most basic first; its name goes to those that were `seen`."""
     name = shard.get("name") if isinstance(shard, dict) else None
     if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
         yield f"names a shard {name!r}; a name has five digits"
@@ -104,7 +146,7 @@ def _shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:
 
 def _size_problems(name: str, shard: Mapping[str, Any]) -> Iterator[str]:
     room = shard["files"][PARAMS]["bytes"] // 4
-    if not _count(shard.get("rows")) or shard["rows"] > room:
+    if not _count(shard.get("rows")) or not 0 < shard["rows"] <= room:
         yield f"says that shard {name} has {shard.get('rows')!r} rows, for which its {PARAMS} has no room"
     for field, value in shard["family"]["config"].items():
         if type(value) is int and value > min(room, LARGEST_SIZE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,26 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import safetensors
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from weightspace import families
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
-from weightspace.store.layout import (
-    KEY,
-    MANIFEST,
-    PARAMS,
-    ROLLOUTS,
-    SHARD_TABLE,
-    SHARDS,
-    TABLE,
-)
+from weightspace.store.layout import MANIFEST, TABLE, Damaged
 from weightspace.store.manifest import read_manifest
-
-_NAMES = "names may only use letters, digits, '_', '.' and '-'"
+from weightspace.store.shard_files import ShardFiles, finite, promised
+from weightspace.store.table import read_table
 
 
 @dataclass(frozen=True)
@@ -53,14 +44,19 @@ class Stack:
         """What the models really use: its declaration and stacked params (models, ...)."""
         return self.family.effective_spec, torch.func.vmap(self.family.effective)(self.params)
 
+    @property
+    def finite(self) -> Tensor:
+        """Whether all weights of a model are finite numbers (models,), bool; with others everything becomes NaN."""
+        return finite(self.params)
+
 
 class Zoo:
     """A finished zoo, opened for reading; weights are read when asked for."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
+        self.shards = [ShardFiles(path, entry, manifest["labels"]) for entry in manifest["shards"]]
         self._ends = list(accumulate(shard["rows"] for shard in manifest["shards"]))
-        self._families = [families.load(s["family"]["class"], s["family"]["config"]) for s in manifest["shards"]]
 
     @property
     def fingerprint(self) -> str:
@@ -75,11 +71,12 @@ class Zoo:
     @cached_property
     def table(self) -> pa.Table:
         """models.parquet, one row per (model, snapshot)."""
-        path = self._inside(TABLE, self.manifest["files"][TABLE]["bytes"])
-        table = self._table(path, self.num_rows)
-        missing = [name for name in self.manifest["labels"] if name not in table.column_names]
-        if missing:
-            raise ValueError(f"{path} has no column {missing[0]!r}, which {MANIFEST} says is a label.{self._way_out}")
+        with self._with_way_out():
+            path = promised(self.path, TABLE, self.manifest["files"][TABLE]["bytes"])
+            table = read_table(path, self.manifest["labels"], [shard.part for shard in self.shards])
+            found, said = pc.count_distinct(table["model_id"]).as_py(), self.manifest["num_models"]
+            if found != said:
+                raise Damaged(path, f"has {found} models, {MANIFEST} says {said}")
         return table
 
     def shard_of(self, row: int) -> int:
@@ -90,7 +87,7 @@ class Zoo:
 
     def family_of(self, row: int) -> Family:
         """The family, at its size, of a row."""
-        return self._families[self.shard_of(row)]
+        return self.shards[self.shard_of(row)].family
 
     def stacks(self, rows: Sequence[int] | None = None, max_models: int = 256) -> Iterator[Stack]:
         """Stacks of at most `max_models`, each of one shard, rows ascending (all rows unless given)."""
@@ -105,14 +102,16 @@ class Zoo:
 
     def stack(self, rows: Sequence[int]) -> Stack:
         """The models of these rows, in this order, all of one shard."""
-        index, inside = self._locate(rows)
-        family = self._families[index]
-        params = self._read(index, PARAMS, inside)
-        try:
-            family.spec.check(params, stacked=True)
-        except ValueError as error:
-            raise ValueError(f"Shard {self._name(index)}, {PARAMS}: {error}{self._way_out}") from None
-        return Stack(family, {name: params[name] for name in family.spec.tensors}, torch.as_tensor(list(rows)))
+        index, places = self._locate(rows)
+        shard = self.shards[index]
+        with self._with_way_out():
+            params = shard.params(places)
+        ordered = {name: params[name] for name in shard.family.spec.tensors}
+        return Stack(shard.family, ordered, torch.as_tensor(list(rows)))
+
+    def not_finite(self, rows: Sequence[int] | None = None) -> list[int]:
+        """The rows (of all rows unless given) whose weights are not all finite numbers; every weight is read."""
+        return [row for stack in self.stacks(rows) for row in stack.rows[~stack.finite].tolist()]
 
     def shard(self, index: int) -> tuple[Stack, pa.Table]:
         """All models of one shard, and its part of the table."""
@@ -124,41 +123,21 @@ class Zoo:
 
     def shard_table(self, index: int) -> pa.Table:
         """One shard's part of the table."""
-        entry = self.manifest["shards"][index]
-        path = self._inside(f"{SHARDS}/{entry['name']}/{SHARD_TABLE}", entry["files"][SHARD_TABLE]["bytes"])
-        return self._table(path, entry["rows"])
+        with self._with_way_out():
+            return self.shards[index].table()
 
     def rollouts(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Stored inputs (models, sequences, time, input) and outputs (models, sequences, time, output) of the rows."""
-        index, inside = self._locate(rows)
-        if ROLLOUTS not in self.manifest["shards"][index]["files"]:
-            raise ValueError(f"Shard {self._name(index)} of {self.path} was built without `rollouts`.")
-        stored = self._read(index, ROLLOUTS, inside)
-        if set(stored) != {"x", "outputs"}:
-            raise ValueError(
-                f"Shard {self._name(index)}, {ROLLOUTS}: holds {sorted(stored)}, not x and outputs.{self._way_out}"
-            )
-        return stored["x"], stored["outputs"]
+        index, places = self._locate(rows)
+        with self._with_way_out():
+            return self.shards[index].rollouts(places)
 
-    def _table(self, path: Path, num_rows: int) -> pa.Table:
-        """A table, if it has as many rows as promised: a few bytes can stand for billions."""
+    @contextlib.contextmanager
+    def _with_way_out(self) -> Iterator[None]:
         try:
-            found = pq.read_metadata(path)
-            if found.num_rows != num_rows:
-                raise ValueError(f"{path} has {found.num_rows} rows, {MANIFEST} says {num_rows}.{self._way_out}")
-            strange = [name for name in found.schema.names if not KEY.fullmatch(name)]
-            if strange:
-                raise ValueError(f"{path} has a column {strange[0]!r}; {_NAMES}.")
-            return pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read: {error}.{self._way_out}") from None
-
-    def _name(self, index: int) -> str:
-        return self.manifest["shards"][index]["name"]
-
-    @property
-    def _way_out(self) -> str:
-        return f" Run `zoo-builder verify {self.path}` to see what is damaged."
+            yield
+        except Damaged as error:
+            raise ValueError(f"{error} Run `zoo-builder verify {self.path}` to see what is damaged.") from None
 
     def _locate(self, rows: Sequence[int]) -> tuple[int, list[int]]:
         if len(rows) == 0:
@@ -169,44 +148,6 @@ class Zoo:
         index = shards.pop()
         start = self.shard_rows(index).start
         return index, [int(row) - start for row in rows]
-
-    def _inside(self, relative: str, num_bytes: int) -> Path:
-        """The path of a promised file, if it is in the folder, of its size and not a link out of it."""
-        path = self.path / relative
-        try:
-            found = path.stat().st_size
-        except OSError:
-            raise ValueError(f"{path} is missing.{self._way_out}") from None
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise ValueError(f"{path} is a link out of the zoo, which is refused.")
-        if found != num_bytes:
-            raise ValueError(f"{path} has {found} bytes, {MANIFEST} says {num_bytes}.{self._way_out}")
-        return path
-
-    def _read(self, index: int, name: str, inside: list[int]) -> dict[str, Tensor]:
-        """Rows of every tensor of one shard file; the file is mapped, so that only these rows are read."""
-        shard = self.manifest["shards"][index]
-        path = self._inside(f"{SHARDS}/{shard['name']}/{name}", shard["files"][name]["bytes"])
-        consecutive = inside == list(range(inside[0], inside[0] + len(inside)))
-        tensors = {}
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    _check_stored(path, key, file.get_slice(key).get_shape(), shard["rows"])
-                    if consecutive:
-                        tensors[key] = file.get_slice(key)[inside[0] : inside[0] + len(inside)]
-                    else:
-                        tensors[key] = file.get_tensor(key)[torch.tensor(inside)]
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read: {error}.{self._way_out}") from None
-        return tensors
-
-
-def _check_stored(path: Path, key: str, shape: Sequence[int], num_rows: int) -> None:
-    if not KEY.fullmatch(key):
-        raise ValueError(f"{path} holds a tensor named {key!r}; {_NAMES}.")
-    if list(shape[:1]) != [num_rows]:
-        raise ValueError(f"{path}: '{key}' has shape {tuple(shape)}, but {MANIFEST} says {num_rows} rows.")
 
 
 def _by_shard(rows: list[int], ends: list[int]) -> Iterator[list[int]]:

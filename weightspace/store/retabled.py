@@ -6,24 +6,34 @@ leaves a zoo that says it is unfinished, and everything needed to finish it in `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from weightspace.store.durable import STAGING, Staging, fsync_folder, publish, write_durably, write_flushed
+from weightspace.store import documents
+from weightspace.store.durable import (
+    JOURNAL,
+    STAGING,
+    TABLES,
+    Staging,
+    fsync_folder,
+    publish,
+    write_durably,
+    write_flushed,
+)
+from weightspace.store.inside import refuse_links
 from weightspace.store.layout import MANIFEST, SHARD_MANIFEST, SHARD_TABLE, SHARDS, bytes_entry, pretty, shard_name
 from weightspace.store.manifest import check_manifest
+from weightspace.store.shards import own_json, read_entry
 from weightspace.store.writer import table_bytes
-
-JOURNAL = "labelling.json"
 
 
 def stage_table(zoo: Path, key: str, index: int, table: pa.Table) -> None:
     """Write the new table of one shard aside, whole or not at all; `key` names what the tables belong to."""
     folder = _folder(zoo, key)
+    refuse_links(zoo, f"{STAGING}/{folder.name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / f"{shard_name(index)}.parquet", table_bytes(table))
     fsync_folder(folder.parent)
@@ -40,9 +50,9 @@ def unfinished_labelling(zoo: Path) -> tuple[list[str], dict[str, Any]] | None:
     if (zoo / MANIFEST).exists() or not journal.is_file():
         return None
     try:
-        entry = json.loads(journal.read_bytes())
+        entry = documents.read(journal)
         names, manifest = [str(name) for name in entry["labels"]], entry["manifest"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{journal} is not what a stopped labelling leaves; build the zoo again.") from None
     check_manifest(manifest, str(journal))
     return names, manifest
@@ -54,21 +64,23 @@ def publish_tables(zoo: Path, key: str, plan: str, labels: Sequence[str], manife
     `manifest` is the zoo's old one, which is kept with the names of the labels until then. May be repeated after a
     crash at any place.
     """
+    refuse_links(zoo, MANIFEST, f"{STAGING}/{JOURNAL}", *(f"{SHARDS}/{shard['name']}" for shard in manifest["shards"]))
     journal = zoo / STAGING / JOURNAL
     write_durably(journal, pretty({"labels": list(labels), "manifest": manifest}))
     (zoo / MANIFEST).unlink(missing_ok=True)
     fsync_folder(zoo)
     with Staging(zoo) as staging:
-        for shard in manifest["shards"]:
+        for index, shard in enumerate(manifest["shards"]):
             folder = zoo / SHARDS / shard["name"]
             data = (_folder(zoo, key) / f"{shard['name']}.parquet").read_bytes()
-            entry = json.loads((folder / SHARD_MANIFEST).read_bytes())
-            entry = {**entry, "plan": plan, "files": {**entry["files"], SHARD_TABLE: bytes_entry(data)}}
+            _, entry = read_entry(zoo, index)
+            files = {name: entry["files"][name] for name in entry["files"] if name != SHARD_MANIFEST}
+            files[SHARD_TABLE] = bytes_entry(data)
             write_flushed(staging / SHARD_TABLE, data)
-            write_flushed(staging / SHARD_MANIFEST, pretty(entry))
+            write_flushed(staging / SHARD_MANIFEST, pretty(own_json(plan, entry["family"], entry["rows"], files)))
             publish(staging / SHARD_TABLE, folder / SHARD_TABLE)
             publish(staging / SHARD_MANIFEST, folder / SHARD_MANIFEST)
 
 
 def _folder(zoo: Path, key: str) -> Path:
-    return zoo / STAGING / f"tables-{key}"
+    return zoo / STAGING / f"{TABLES}{key}"

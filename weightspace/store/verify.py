@@ -1,4 +1,4 @@
-"""Checking every promised byte of a zoo against its manifest."""
+"""Checking every promised byte of a zoo against its manifest, and that what the bytes hold can be used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace.store.layout import MANIFEST, SHARDS, file_entry
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from weightspace.store.layout import MANIFEST, PARAMS, SHARD_MANIFEST, SHARDS, TABLE, Damaged, file_entry
 from weightspace.store.manifest import read_manifest
+from weightspace.store.reader import Zoo
+from weightspace.store.shards import read_entry
+from weightspace.store.table import check_schema
+from weightspace.store.writer import table_bytes
 
 
 @dataclass(frozen=True)
@@ -24,31 +32,41 @@ def verify(zoo: Path, progress: Callable[[str], None] | None = None) -> list[Fau
     if not zoo.is_dir():
         raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
     try:
-        manifest = read_manifest(zoo)
+        opened = Zoo(zoo, read_manifest(zoo))
     except ValueError as error:
         return [Fault(MANIFEST, str(error))]
-    return list(_faults(zoo, manifest, progress))
+    return list(_faults(opened, progress))
 
 
-def _faults(zoo: Path, manifest: Mapping[str, Any], progress: Callable[[str], None] | None) -> Iterator[Fault]:
-    for name, entry in manifest["files"].items():
-        yield from _file_faults(zoo, name, entry)
-    names = set()
-    for shard in manifest["shards"]:
+def _faults(zoo: Zoo, progress: Callable[[str], None] | None) -> Iterator[Fault]:
+    whole = [fault for name, entry in zoo.manifest["files"].items() for fault in _file_faults(zoo.path, name, entry)]
+    yield from whole
+    damaged = False
+    for index, shard in enumerate(zoo.shards):
         if progress is not None:
-            progress(shard["name"])
-        folder = f"{SHARDS}/{shard['name']}"
-        names.add(shard["name"])
-        if not (zoo / folder).is_dir():
-            yield Fault(folder, "the shard is missing")
-            continue
-        for name, entry in shard["files"].items():
-            yield from _file_faults(zoo, f"{folder}/{name}", entry)
-        for extra in sorted(path.name for path in (zoo / folder).iterdir() if path.name not in shard["files"]):
-            yield Fault(f"{folder}/{extra!s}", f"is not in {MANIFEST}")
-    if (zoo / SHARDS).is_dir():
-        for extra in sorted(path.name for path in (zoo / SHARDS).iterdir() if path.name not in names):
+            progress(shard.entry["name"])
+        for fault in _shard_faults(zoo, index):
+            damaged = True
+            yield fault
+    if not damaged and TABLE not in {fault.path for fault in whole}:
+        yield from _table_faults(zoo)
+    names = {shard.entry["name"] for shard in zoo.shards}
+    if (zoo.path / SHARDS).is_dir():
+        for extra in sorted(path.name for path in (zoo.path / SHARDS).iterdir() if path.name not in names):
             yield Fault(f"{SHARDS}/{extra}", f"is not in {MANIFEST}")
+
+
+def _shard_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
+    shard = zoo.shards[index]
+    folder, files = zoo.path / shard.folder, shard.entry["files"]
+    if not folder.is_dir():
+        yield Fault(shard.folder, "the shard is missing")
+        return
+    faults = [f for name, entry in files.items() for f in _file_faults(zoo.path, f"{shard.folder}/{name}", entry)]
+    # Only bytes that are as promised are worth a look at what they hold.
+    yield from faults or _content_faults(zoo, index)
+    for extra in sorted(path.name for path in folder.iterdir() if path.name not in files):
+        yield Fault(f"{shard.folder}/{extra}", f"is not in {MANIFEST}")
 
 
 def _file_faults(zoo: Path, name: str, expected: Mapping[str, Any]) -> Iterator[Fault]:
@@ -63,3 +81,71 @@ def _file_faults(zoo: Path, name: str, expected: Mapping[str, Any]) -> Iterator[
             yield Fault(name, f"has {found['bytes']} bytes, expected {expected['bytes']}")
         elif found["sha256"] != expected["sha256"]:
             yield Fault(name, f"has sha256 {found['sha256'][:12]}..., expected {expected['sha256'][:12]}...")
+
+
+def _content_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
+    """What is wrong with a shard whose bytes are as promised."""
+    shard = zoo.shards[index]
+    try:
+        plan, entry = read_entry(zoo.path, index)
+        if (plan, entry) != (zoo.manifest["plan"], shard.entry):
+            yield Fault(f"{shard.folder}/{SHARD_MANIFEST}", f"does not say of the shard what {MANIFEST} says")
+        shard.check()
+        table = shard.table()
+        # A model that is known to have diverged may have any weights.
+        known = pc.equal(table["status"], "diverged").to_pylist()
+        bad = [place for place in shard.not_finite() if not known[place]]
+    except Damaged as error:
+        yield Fault(error.path.relative_to(zoo.path).as_posix(), error.problem)
+        return
+    except ValueError as error:
+        yield Fault(shard.folder, str(error))
+        return
+    if bad:
+        row, name = zoo.shard_rows(index)[bad[0]], table["model_id"][bad[0]]
+        problem = f"holds weights that are not finite in {len(bad)} rows, first those of '{name}' in row {row}"
+        yield Fault(f"{shard.folder}/{PARAMS}", problem)
+
+
+def _table_faults(zoo: Zoo) -> Iterator[Fault]:
+    """Where the table of the zoo is not its shards' tables one after another; a bounded part is read at a time."""
+    num_models = 0
+    try:
+        with pq.ParquetFile(zoo.path / TABLE) as file:
+            check_schema(file.schema_arrow, zoo.manifest["labels"])
+            rows = _Rows(file)
+            for shard in zoo.shards:
+                promised = shard.table()
+                num_models += pc.count_distinct(promised["model_id"]).as_py()
+                if not _same(rows.take(promised.num_rows), promised):
+                    yield Fault(TABLE, f"does not hold the rows of shard {shard.entry['name']} as they are there")
+            if rows.take(1).num_rows:
+                yield Fault(TABLE, f"has more rows than {MANIFEST} says")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield Fault(TABLE, " ".join(str(error).split()))
+        return
+    if num_models != zoo.manifest["num_models"]:
+        yield Fault(MANIFEST, f"says that there are {zoo.manifest['num_models']} models, the shards have {num_models}")
+
+
+class _Rows:
+    """The rows of a table one after another."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._batches = file.iter_batches(batch_size=4096)
+        self._left = file.schema_arrow.empty_table()
+
+    def take(self, count: int) -> pa.Table:
+        """The next rows, fewer at the end."""
+        while self._left.num_rows < count:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            self._left = pa.concat_tables([self._left, pa.Table.from_batches([batch])])
+        rows, self._left = self._left.slice(0, count), self._left.slice(count)
+        return rows
+
+
+def _same(found: pa.Table, promised: pa.Table) -> bool:
+    # Tables with NaN are never equal, but have the same bytes.
+    return found.equals(promised) or table_bytes(found) == table_bytes(promised)

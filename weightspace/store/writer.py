@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors.torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store.card import card
 from weightspace.store.durable import Staging, empty_staging, flush, fsync_folder, naming, publish, write_flushed
+from weightspace.store.inside import refuse_links
 from weightspace.store.layout import (
     CARD,
     FORMAT,
-    KEY,
     MANIFEST,
     PARAMS,
     ROLLOUTS,
@@ -37,12 +37,12 @@ from weightspace.store.layout import (
     sealed,
     shard_name,
 )
+from weightspace.store.manifest import check_manifest
+from weightspace.store.shard_files import check_tensors
+from weightspace.store.shards import good_shards, own_json, read_entry
+from weightspace.store.table import Part, check_schema, check_values
 
 ROWS_PER_GROUP = 16_384
-
-
-class OtherPlan(ValueError):
-    """A shard that is there was made for another plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +57,23 @@ class ShardContent:
     rollouts: Mapping[str, Tensor] | None = None
     """`x` (rows, sequences, time, input) and `outputs` (rows, sequences, time, output), or None."""
 
-    def files(self) -> dict[str, bytes]:
-        """The bytes of the shard's files by name."""
-        self.family.spec.check(self.params, stacked=True)
-        files = {PARAMS: _tensor_bytes(self.params, self.table.num_rows)}
-        if self.rollouts is not None:
-            files[ROLLOUTS] = _tensor_bytes(self.rollouts, self.table.num_rows)
-        files[SHARD_TABLE] = table_bytes(self.table)
-        return files
+    def files(self, index: int) -> dict[str, bytes]:
+        """The bytes of the files by name, of the shard with this index; what could not be read back is refused."""
+        num_rows = self.table.num_rows
+        tensors = {PARAMS: self.params, **({} if self.rollouts is None else {ROLLOUTS: self.rollouts})}
+        for name, held in tensors.items():
+            found = {k: (str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in held.items()}
+            check_tensors(name, self.family, num_rows, found)
+        try:
+            check_schema(self.table.schema, ())
+            check_values(self.table, (), [Part(index, num_rows, _described(self.family))])
+        except ValueError as error:
+            raise ValueError(f"The table of shard {shard_name(index)} {error}.") from None
+        return {name: _tensor_bytes(held) for name, held in tensors.items()} | {SHARD_TABLE: table_bytes(self.table)}
+
+
+def _described(family: Family) -> dict[str, Any]:
+    return {"class": type(family).__name__, "config": family.config}
 
 
 def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None:
@@ -73,16 +82,10 @@ def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None
     A shard of the same name that is already there is left as it is.
     """
     target = zoo / SHARDS / shard_name(index)
-    files = content.files()
-    family = {"class": type(content.family).__name__, "config": content.family.config}
-    entry = {
-        "format": FORMAT,
-        "plan": plan,
-        "family": family,
-        "rows": content.table.num_rows,
-        "files": {name: bytes_entry(data) for name, data in files.items()},
-    }
-    files[SHARD_MANIFEST] = pretty(entry)
+    refuse_links(zoo, f"{SHARDS}/{target.name}")
+    files = content.files(index)
+    described = {name: bytes_entry(data) for name, data in files.items()}
+    files[SHARD_MANIFEST] = pretty(own_json(plan, _described(content.family), content.table.num_rows, described))
     with Staging(zoo) as staging, naming(target, sum(map(len, files.values()))):
         folder = staging / target.name
         folder.mkdir()
@@ -108,60 +111,6 @@ def _not_empty_exists() -> Iterator[None]:
         raise
 
 
-def remove_shard(zoo: Path, index: int) -> None:
-    """Take a damaged shard away, if it is there, so that it can be built again."""
-    target = zoo / SHARDS / shard_name(index)
-    if not target.exists():
-        return
-    with Staging(zoo) as staging:
-        os.rename(target, staging / target.name)
-        fsync_folder(target.parent)
-
-
-def absent_shards(zoo: Path, num_shards: int) -> list[int]:
-    """Indices of the shards that are not there."""
-    folder = zoo / SHARDS
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
-    return [index for index in range(num_shards) if shard_name(index) not in there]
-
-
-def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> tuple[list[int], dict[int, str]]:
-    """Which of these shards are there whole, and what is wrong with the others that are there.
-
-    Raises ValueError if one belongs to another plan than `plan`.
-    """
-    good, bad = [], {}
-    for index in indices:
-        folder = zoo / SHARDS / shard_name(index)
-        if folder.exists():
-            problem = shard_problem(folder, plan)
-            if problem is None:
-                good.append(index)
-            else:
-                bad[index] = problem
-    return good, bad
-
-
-def shard_problem(folder: Path, plan: str) -> str | None:
-    """What is wrong with a shard by its own manifest, every byte read, or None."""
-    try:
-        entry = json.loads((folder / SHARD_MANIFEST).read_bytes())
-        if entry["plan"] != plan:
-            raise OtherPlan(f"{folder} belongs to another plan, recipe or version. Use another folder for this build.")
-        for name, expected in entry["files"].items():
-            if name not in (PARAMS, ROLLOUTS, SHARD_TABLE):
-                return f"{SHARD_MANIFEST} names a file {name!r}, which no shard has"
-            if file_entry(folder / name) != expected:
-                return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except OtherPlan:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{SHARD_MANIFEST} cannot be read"
-    return None
-
-
 def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> dict[str, Any]:
     """Merge the shards' tables, write the card and, last of all, the manifest, which is returned.
 
@@ -170,21 +119,24 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
     """
     if num_shards < 1:
         raise ValueError(f"{zoo} would have no shards, and a zoo has at least one.")
-    names = [shard_name(index) for index in range(num_shards)]
+    refuse_links(zoo, *(f"{SHARDS}/{shard_name(index)}" for index in range(num_shards)), TABLE, CARD, MANIFEST)
     good, bad = good_shards(zoo, range(num_shards), head["plan"])
     if len(good) < num_shards:
         missing = {i: "is missing" for i in range(num_shards) if i not in good and i not in bad}
         index, problem = min({**bad, **missing}.items())
         raise ValueError(f"Shard {shard_name(index)}: {problem}. Run the same build again to replace it.")
+    shards = [read_entry(zoo, index)[1] for index in range(num_shards)]
     with Staging(zoo) as staging:
-        schema = _merge_tables([zoo / SHARDS / name / SHARD_TABLE for name in names], staging / TABLE)
+        tables = [zoo / SHARDS / shard["name"] / SHARD_TABLE for shard in shards]
+        schema, num_models = _merge_tables(tables, staging / TABLE)
         table = file_entry(staging / TABLE)
-        shards = [_manifest_entry(zoo / SHARDS / name) for name in names]
         num_rows = sum(shard["rows"] for shard in shards)
         text = card(title, schema, num_rows, table, head).encode()
         write_flushed(staging / CARD, text)
         files = {TABLE: {**table, "rows": num_rows}, CARD: bytes_entry(text)}
-        manifest = sealed({**head, "format": FORMAT, "files": files, "shards": shards})
+        content = {**head, "format": FORMAT, "num_models": num_models, "files": files, "shards": shards}
+        manifest = sealed(content)
+        check_manifest(manifest, str(zoo / MANIFEST))
         write_flushed(staging / MANIFEST, pretty(manifest))
         for name in (TABLE, CARD, MANIFEST):
             publish(staging / name, zoo / name)
@@ -192,42 +144,33 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
     return manifest
 
 
-def _manifest_entry(folder: Path) -> dict[str, Any]:
-    entry = json.loads((folder / SHARD_MANIFEST).read_bytes())
-    files = {**entry["files"], SHARD_MANIFEST: file_entry(folder / SHARD_MANIFEST)}
-    return {"name": folder.name, "family": entry["family"], "rows": entry["rows"], "files": files}
-
-
-def _merge_tables(paths: Sequence[Path], target: Path) -> pa.Schema:
-    """Write the tables one after another, in row groups of bounded size; returns their schema."""
-    schema = pq.read_schema(paths[0])
+def _merge_tables(paths: Sequence[Path], target: Path) -> tuple[pa.Schema, int]:
+    """Write the tables one after another, in row groups of bounded size; returns their schema and number of models."""
+    schema, num_models = pq.read_schema(paths[0]), 0
     needed = sum(path.stat().st_size for path in paths)
     with naming(target, needed):
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for batch in _bounded(paths):
-                writer.write_table(batch, row_group_size=ROWS_PER_GROUP)
+            for tables in _bounded(paths):
+                # All snapshots of a model are in one shard.
+                num_models += sum(pc.count_distinct(table["model_id"]).as_py() for table in tables)
+                writer.write_table(pa.concat_tables(tables), row_group_size=ROWS_PER_GROUP)
         flush(target)
-    return schema
+    return schema, num_models
 
 
-def _bounded(paths: Sequence[Path]) -> Iterator[pa.Table]:
+def _bounded(paths: Sequence[Path]) -> Iterator[list[pa.Table]]:
     waiting: list[pa.Table] = []
     for path in paths:
         waiting.append(pq.read_table(path, memory_map=False))
         if sum(table.num_rows for table in waiting) >= ROWS_PER_GROUP:
-            yield pa.concat_tables(waiting)
+            yield waiting
             waiting = []
     if waiting:
-        yield pa.concat_tables(waiting)
+        yield waiting
 
 
-def _tensor_bytes(tensors: Mapping[str, Tensor], num_rows: int) -> bytes:
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """safetensors bytes without metadata, whose order would be random."""
-    for name, tensor in tensors.items():
-        if not KEY.fullmatch(name):
-            raise ValueError(f"Tensor name {name!r} may only use letters, digits, '_', '.' and '-'.")
-        if tensor.shape[:1] != (num_rows,):
-            raise ValueError(f"'{name}' has shape {tuple(tensor.shape)}, expected {num_rows} rows first.")
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from weightspace import families
 from weightspace.families import Family
 from weightspace.rollout import Streams, generator
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
-from zoo_builder.tasks.noise import draw_noise
+from zoo_builder.planning.plain import parse_yaml
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
 """Of AdamW, with torch's own other settings."""
@@ -108,7 +108,7 @@ def parse_fields(given: Sequence[str]) -> dict[str, Any]:
         name, equals, value = one.partition("=")
         if not equals:
             raise ValueError(f"`fields` has '{one}'; give NAME=VALUE, such as rank=16.")
-        fields[name] = yaml.safe_load(value)
+        fields[name] = parse_yaml(value, f"`fields` {one}")
     return fields
 
 

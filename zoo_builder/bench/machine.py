@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zoo_builder.engine import num_cores
+from zoo_builder.workers.container import num_cores
 
 FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "asimd", "sve")
 """What tells how wide vectors are and whether a product and a sum are one instruction."""
@@ -22,7 +22,7 @@ PEAK_TURNS = 10_000_000
 def machine() -> dict[str, Any]:
     """The processor, its load (mean of the last minute), and the versions of what computes."""
     from weightspace.rollout.native import compiler_version
-    from weightspace.rollout.native.compiler import NoNative
+    from weightspace.rollout.native.engine.compiler import NoNative
 
     try:
         compiled_by = compiler_version()
@@ -55,7 +55,7 @@ def _version_of(package: str) -> str | None:
 
 def peak(clock: Callable[[], float] = time.thread_time) -> float | None:
     """float32 operations a second of one core in a loop of multiplications and additions; None without a compiler."""
-    from weightspace.rollout.native.compiler import NoNative, library
+    from weightspace.rollout.native.engine.compiler import NoNative, library
 
     try:
         loop = library(str(Path(__file__).parent / "peak.c"))

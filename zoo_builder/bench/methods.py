@@ -108,7 +108,7 @@ class Native(Stacked):
     def __init__(self, case: Case, data: Data) -> None:
         super().__init__(case, data)
         self._batch = case.batch
-        if can_descend_on(self._family):
+        if can_descend_on(self._family) and not self._family.spec.noise:
             self.together, self.passing_gradients = UPDATES_PER_DRAW, 0
             self._parts = [(*part[:2], *_repeated(*part[2:], self.together)) for part in self._parts]
 
@@ -127,7 +127,7 @@ class Native(Stacked):
             x, start = data.x[:, :, : now * self._batch], data.start[:, : now * self._batch]
             asked = dataclasses.replace(criterion, target=criterion.target[:, :, : now * self._batch])
             weights = criterion.weight.expand(now, *criterion.weight.shape)
-            make = partial(descend_on, self._family, params, trained, x, start, asked, weights)
+            make = partial(descend_on, self._family, params, trained, x, start, asked, weights, {})
             losses = optimiser.in_c([None] * now, make)
         return losses
 

@@ -10,15 +10,14 @@ import logging
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from weightspace import plugins
+from weightspace import child
+from weightspace.components import plugins
 from zoo_builder.bench.case import Case, flops
 from zoo_builder.bench.machine import machine, peak
 
@@ -92,7 +91,7 @@ class _Process:
     def __init__(self, method: str, threads: int) -> None:
         self.method = method
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "zoo_builder.bench.worker"],
+            child.command("zoo_builder.bench.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -132,9 +131,7 @@ class _Process:
 
 
 def _environment(method: str, threads: int) -> dict[str, str]:
-    paths = [str(Path(__file__).resolve().parent.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    own["PYTHONPATH"] = os.pathsep.join(paths)
     if method in JAX:
         own["JAX_PLATFORMS"] = "cpu"
         if threads == 1:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from weightspace import plugins
+from weightspace.components import plugins
 from zoo_builder.bench.case import Case, draw, flops
 from zoo_builder.bench.methods import Method
 from zoo_builder.bench.run import METHODS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.discovery import concrete_subclasses, load_from
+from weightspace import families
+from weightspace.components.discovery import concrete_subclasses, load_from
 from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.spec import Params, WeightSpec
@@ -32,8 +34,21 @@ def available() -> dict[str, type[Label]]:
 
 
 def load(name: str, fields: Mapping[str, Any]) -> Label:
-    """The label with this class name and these fields."""
+    """The label with this class name and these fields; the name of a column is told which label measures it."""
+    if isinstance(name, str) and name not in available():
+        measuring = [label for label, kind in available().items() if name in _columns_on_examples(kind())]
+        if measuring:
+            raise ValueError(f"'{name}' is a column of the label {measuring[0]}; name that: `{measuring[0]}`.")
     return load_from(available(), "label", name, fields)
+
+
+def _columns_on_examples(label: Label) -> set[str]:
+    found: set[str] = set()
+    for family in families.available().values():
+        # Some labels are for few families only.
+        with contextlib.suppress(ValueError):
+            found |= {column.name for column in label.columns(family.examples()[0].effective_spec)}
+    return found
 
 
 def columns(names: Iterable[str], specs: Iterable[WeightSpec]) -> dict[str, LabelColumn]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Streams
+from weightspace.rollout.noise import draw_noise
 from zoo_builder.tasks import Batch, Split, Task
-from zoo_builder.tasks.noise import draw_noise
 
 LANES = 32
 """Number of trajectories of each model; they start at evenly spread places of a sequence."""

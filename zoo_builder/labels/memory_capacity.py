@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout.forward import last_states
+from weightspace.rollout.noise import draw_noise
 from weightspace.rollout.tangents import flatten, unflatten
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import LANES, WARM_UP, Driven
 from zoo_builder.labels.spectra import finite_only
-from zoo_builder.tasks.noise import draw_noise
 
 AMPLITUDE = 0.1
 """Bound of the random input; larger inputs meet more of a model's nonlinearity."""

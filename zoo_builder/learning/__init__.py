@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weightspace.discovery import concrete_subclasses, load_from
+from weightspace.components.discovery import concrete_subclasses, load_from
 from zoo_builder.learning.base import Learned, Learner
 
 __all__ = ["Learned", "Learner", "available", "load"]

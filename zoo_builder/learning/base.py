@@ -70,6 +70,11 @@ class Learner(ABC):
         number of updates made.
         """
 
+    @property
+    def most_sequences(self) -> int:
+        """How many sequences one model is given at a time, at most."""
+        return 1
+
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
         """About how much memory one model of a stack takes while it learns, beside its params."""
         return 0

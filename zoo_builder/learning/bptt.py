@@ -59,6 +59,10 @@ class BPTT(Learner):
     def columns(self) -> tuple[LabelColumn, ...]:
         return self.exams.columns if self.exams is not None else ()
 
+    @property
+    def most_sequences(self) -> int:
+        return max(self.batch_size, self.exams.sequences if self.exams is not None else 0)
+
     def check_task(self, task: Task | None) -> None:
         """See the base; a curriculum needs a task with levels."""
         if self.exams is not None and self.exams.curriculum and (task is None or task.difficulty is None):

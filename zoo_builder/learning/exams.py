@@ -11,11 +11,11 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Captured, Method, Streams, rollout
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.curricula import Curriculum
 from zoo_builder.tasks import Batch, Task
-from zoo_builder.tasks.noise import draw_noise
 
 _EXAM = "exam on `exams.sequences` fresh sequences, drawn as in training, every `exams.every` updates"
 _PASSED = "passed with a score of `exams.threshold` or more"

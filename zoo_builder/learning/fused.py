@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightspace.rollout.native.compiler import library
-from weightspace.rollout.native.job import INT, POINTER, Moves, array_of
-from weightspace.rollout.native.threads import at_once
+from weightspace.rollout.native.engine.compiler import library
+from weightspace.rollout.native.engine.job import INT, POINTER, Moves, array_of
+from weightspace.rollout.native.engine.threads import at_once
 
 SOURCE = str(Path(__file__).parent / "adamw.c")
 WORTH_A_THREAD = 100_000

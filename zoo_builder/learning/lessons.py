@@ -12,11 +12,11 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Captured, Method, Streams, native
 from weightspace.rollout.gradients import losses_and_gradients
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
 from zoo_builder.learning.exams import Examination
 from zoo_builder.learning.optimiser import Due, StackedAdamW, Standing
 from zoo_builder.tasks import Batch, Task
-from zoo_builder.tasks.noise import draw_noise
 
 if TYPE_CHECKING:
     from zoo_builder.learning.bptt import BPTT
@@ -134,12 +134,19 @@ class Lessons:
         if criterion is not None:
             make = partial(native.descend_on, self._family, self.params, self._family.spec.trained)
             weights = self._weights(batch, len(rates))
-            self.optimiser.in_c(rates, partial(make, batch.x, batch.start, criterion, weights))
+            noise = self._noise(batch, len(rates))
+            self.optimiser.in_c(rates, partial(make, batch.x, batch.start, criterion, weights, noise))
             return
         for own, rate in zip(batch.split(self._learner.batch_size), rates, strict=True):
             noise = draw_noise(self._family.spec, self._streams, *own.x.shape[1:3])
             due = self.optimiser.due(rate)
             self.optimiser.standing = self._updated(self._fixed, self.optimiser.standing, due, own, noise)
+
+    def _noise(self, batch: Batch, updates: int) -> dict[str, Tensor]:
+        """The noise of so many updates, drawn update by update and put together along the sequences."""
+        time, size = batch.x.shape[1], self._learner.batch_size
+        draws = [draw_noise(self._family.spec, self._streams, time, size) for _ in range(updates)]
+        return {name: torch.cat([draw[name] for draw in draws], dim=2) for name in self._family.spec.noise}
 
     def _weights(self, batch: Batch, updates: int) -> Tensor:
         """What each scored step counts in each update's own criterion, (updates, models, scored)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.rollout.native.job import Moves
+from weightspace.rollout.native.engine.job import Moves
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.learning.fused import FusedUpdates
 

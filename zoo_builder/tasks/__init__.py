@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weightspace.discovery import concrete_subclasses, load_from
+from weightspace.components.discovery import concrete_subclasses, load_from
 from zoo_builder.tasks.base import Batch, Split, Task
 
 __all__ = ["Batch", "Split", "Task", "available", "load"]

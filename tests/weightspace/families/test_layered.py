@@ -78,7 +78,7 @@ def test_converted_params_are_copies():
         (Elman, nn.RNN(1, 2, bidirectional=True), r"`bidirectional` \(=True\) of the torch.nn.RNN"),
         (GRU, nn.GRU(1, 2, num_layers=2, dropout=0.5), r"`dropout` \(=0.5\) of the torch.nn.GRU"),
         (LSTM, nn.LSTM(1, 4, proj_size=2), r"`proj_size` \(=2\) of the torch.nn.LSTM"),
-        (LSTM, nn.GRU(1, 4), "LSTM.from_torch takes a torch.nn.LSTM, not a GRU"),
+        (LSTM, nn.GRU(1, 4), "LSTM.from_torch takes a torch.nn.LSTM or torch.nn.LSTMCell, not a GRU"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_name(kind, module, named):

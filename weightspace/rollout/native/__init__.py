@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout.native import compiler
-from weightspace.rollout.native.compiler import NoNative
-from weightspace.rollout.native.program import Untraceable
+from weightspace.rollout.native.engine import compiler
+from weightspace.rollout.native.engine.compiler import NoNative
+from weightspace.rollout.native.trace.program import Untraceable
 
 __all__ = [
     "can_descend_on",
@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.float64)
 def why_not_here() -> str | None:
     """Why nothing can be run natively on this machine, None if the engine is there, compiled now if need be."""
     from weightspace.rollout.native.drive import drive_library
-    from weightspace.rollout.native.engine import LANES, engine_library
+    from weightspace.rollout.native.engine.encoded import LANES, engine_library
     from weightspace.rollout.native.matrices import matrices_library
 
     try:
@@ -62,7 +62,7 @@ def compiler_version() -> str:
 
 def why_not(family: Family, dtype: torch.dtype = torch.float32) -> str | None:
     """Why this family cannot be run natively on this machine, None if it can."""
-    from weightspace.rollout.native.engine import LANES, engine_library, traced
+    from weightspace.rollout.native.engine.encoded import LANES, engine_library, traced
 
     try:
         engine_library(dtype, LANES[0])

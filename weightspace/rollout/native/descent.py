@@ -9,9 +9,9 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.criterion import Criterion
-from weightspace.rollout.native.engine import Wanted, engine, lanes_for, traced
+from weightspace.rollout.native.engine.encoded import Wanted, engine, lanes_for, learning_engine, traced
+from weightspace.rollout.native.engine.job import Call, Moves
 from weightspace.rollout.native.function import call_of, computed_tensors, first_states, in_one_piece
-from weightspace.rollout.native.job import Call, Moves
 from weightspace.spec import Params
 
 
@@ -26,13 +26,15 @@ def descend(
 ) -> tuple[Tensor, Params]:
     """Losses (models,) and gradients (models, ...) of the trained tensors, forward and backward in one pass."""
     spec, dtype = family.spec, x.dtype
+    spec.check(params, stacked=True)
     leaves = {name: params[name].detach() for name in spec.tensors}
-    if _acts_before_the_first_step(family, dtype):
-        # What the params do there is left to autograd.
+    in_c = _has_prologue_in_c(family, dtype)
+    if not in_c or not traced(family, dtype).starts_alike:
+        # What the params do before the first step is left to autograd.
         for name in trained:
             leaves[name].requires_grad_()
-    computed = computed_tensors(family, leaves, dtype)
-    initial = first_states(family, leaves, start)
+    computed = [] if in_c else computed_tensors(family, leaves, dtype)
+    initial = first_states(family, leaves, start, dtype)
     through = [tensor for tensor in (*computed, *initial.values()) if tensor.requires_grad]
     tensors = [in_one_piece(tensor) for tensor in (*leaves.values(), *computed)]
     starts = [in_one_piece(initial[name]) for name in spec.states]
@@ -45,7 +47,7 @@ def descend(
     _judge_by(criterion, criterion.weight[None], call, dtype)
     call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
     call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
-    losses = _run(family, wanted, call, dtype)
+    losses = _run(family, wanted, call, dtype, in_c=in_c)
     found = dict(zip(spec.tensors, call.gradients, strict=False))
     gradients = {name: found[name] for name in trained}
     if through:
@@ -54,17 +56,14 @@ def descend(
 
 
 def can_descend_on(family: Family, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether whole updates of a traced family can be made in C: nothing but its steps is to be computed for them.
-
-    Noise is left out because it is drawn update by update: there is more of it than of all else.
-    """
-    return not family.spec.noise and not _acts_before_the_first_step(family, dtype)
+    """Whether whole updates of a traced family can be made in C: all that acts before its first step has a program."""
+    return traced(family, dtype).starts_alike and _has_prologue_in_c(family, dtype)
 
 
-def _acts_before_the_first_step(family: Family, dtype: torch.dtype) -> bool:
-    """Whether something is computed from the params, or from what a task supplies, before the first step."""
-    own = traced(family, dtype)
-    return own.prologue is not None or not own.starts_alike
+def _has_prologue_in_c(family: Family, dtype: torch.dtype) -> bool:
+    """Whether C computes what params alone determine, or nothing is to be computed of them."""
+    program = traced(family, dtype)
+    return program.prologue is None or program.flat is not None
 
 
 def descend_on(
@@ -75,27 +74,30 @@ def descend_on(
     start: Tensor,
     criterion: Criterion,
     weights: Tensor,
+    noise: Mapping[str, Tensor],
     moves: Moves,
 ) -> Tensor:
     """Make several updates of every model that learns, in C; its latest losses (models,), NaN of those that do not.
 
     The trained tensors are changed in place, each update by the next sequences: `x` (models, time, updates * batch,
-    input), `start` and the targets of the criterion are those of all updates; `weights` (updates, models, scored) are
-    those of each update's own criterion. ValueError for a family that does not `can_descend_on`.
+    input), `noise`, `start` and the targets of the criterion are those of all updates; `weights` (updates, models,
+    scored) are those of each update's own criterion. ValueError for a family that does not `can_descend_on`.
     """
     spec, dtype = family.spec, x.dtype
     if not can_descend_on(family, dtype):
         raise ValueError(f"Updates of {type(family).__name__} cannot be made in C alone.")
+    spec.check(params, stacked=True)
     tensors = [in_one_piece(params[name]) for name in spec.tensors]
     for name, own in zip(spec.tensors, tensors, strict=True):
         if name in trained and own.data_ptr() != params[name].data_ptr():
             raise ValueError(f"`{name}` of a model does not lie in one piece, so it cannot be moved in place.")
-    initial = first_states(family, params, start)
-    call = call_of(tensors, [in_one_piece(x)], [in_one_piece(initial[name]) for name in spec.states])
+    initial = first_states(family, params, start, dtype)
+    inputs = [in_one_piece(noise[name]) for name in spec.noise] + [in_one_piece(x)]
+    call = call_of(tensors, inputs, [in_one_piece(initial[name]) for name in spec.states])
     call.moves, call.moved = moves, [name in trained for name in spec.tensors]
     _judge_by(criterion, weights, call, dtype)
     wanted = Wanted(frozenset(i for i, name in enumerate(spec.tensors) if name in trained))
-    return _run(family, wanted, call, dtype)
+    return _run(family, wanted, call, dtype, in_c=True)
 
 
 def _judge_by(criterion: Criterion, weights: Tensor, call: Call, dtype: torch.dtype) -> None:
@@ -107,10 +109,11 @@ def _judge_by(criterion: Criterion, weights: Tensor, call: Call, dtype: torch.dt
     call.losses = torch.full((call.models,), torch.nan, dtype=torch.float64)
 
 
-def _run(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype) -> Tensor:
-    """Do a call; its losses (models,)."""
+def _run(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype, *, in_c: bool) -> Tensor:
+    """Do a call, with what params alone determine computed in C or part of the call; its losses (models,)."""
     assert call.losses is not None
-    engine(family, dtype, lanes_for(call.batch_of_one), wanted).run(call, torch.get_num_threads())
+    made = learning_engine if in_c else engine
+    made(family, dtype, lanes_for(call.batch_of_one), wanted).run(call, torch.get_num_threads())
     return call.losses.to(dtype)
 
 

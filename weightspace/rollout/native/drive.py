@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout.native.compiler import library
-from weightspace.rollout.native.engine import Engine, Wanted, traced
+from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
+from weightspace.rollout.native.engine.compiler import library
+from weightspace.rollout.native.engine.encoded import Engine, Wanted, traced
+from weightspace.rollout.native.engine.job import INT, POINTER, Call
+from weightspace.rollout.native.engine.layout import num_instructions
+from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.forward import _call
 from weightspace.rollout.native.function import first_states
-from weightspace.rollout.native.job import INT, POINTER, Call
-from weightspace.rollout.native.tangent import with_jacobian, with_tangents
-from weightspace.rollout.native.threads import at_once
 from weightspace.rollout.tangents import Measured
 from weightspace.spec import Params, State
 
@@ -86,7 +87,7 @@ def native_drive(
     """
     if tuple(x.shape[1:3]) != (steps.total, LANES):
         raise ValueError(f"A drive takes {steps.total} steps of {LANES} lanes; inputs have {tuple(x.shape[1:3])}.")
-    state = first_states(family, params, start)
+    state = first_states(family, params, start, x.dtype)
     names = list(family.spec.states)
     call = _call(family, params, x, noise, [state[name] for name in names] + [tangent[name] for name in names])
     models, size = len(x), family.spec.state_size
@@ -97,7 +98,7 @@ def native_drive(
         log_norms=torch.empty(models, steps.jacobians, dtype=torch.float64),
         visited=x.new_empty(models, steps.window, LANES, size) if want_states else None,
     )
-    own = _Drive(len(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
+    own = _Drive(num_instructions(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
     for name in _ARRAYS:
         tensor = getattr(found, name)
         setattr(own, name, None if tensor is None else tensor.data_ptr())

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.criterion import Criterion
-from weightspace.rollout.native.engine import Engine, Wanted, engine, jacobian_engine, lanes_for, tangent_engine
+from weightspace.rollout.native.engine.encoded import Engine, Wanted, engine, jacobian_engine, lanes_for, tangent_engine
+from weightspace.rollout.native.engine.job import Call
 from weightspace.rollout.native.function import computed_tensors, first_states, in_one_piece
-from weightspace.rollout.native.job import Call
 from weightspace.spec import Params, State
 
 
@@ -19,7 +19,7 @@ def native_outputs(
     family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], num_steps: int
 ) -> Tensor:
     """Outputs (models, num_steps, batch, output) of the last steps. See `rollout` for shapes."""
-    state = first_states(family, params, start)
+    state = first_states(family, params, start, x.dtype)
     call = _call(family, params, x, noise, [state[name] for name in family.spec.states])
     call.outputs = x.new_empty(len(x), num_steps, x.shape[2], family.output_size)
     call.shown_steps = num_steps
@@ -35,10 +35,10 @@ def native_verdicts(
     For each model: nats, right answers and questions, all weighted and summed, and NaN instead of 0 if some output
     at a step that counts is not finite. Outputs are not kept.
     """
-    state = first_states(family, params, start)
+    state = first_states(family, params, start, x.dtype)
     call = _call(family, params, x, noise, [state[name] for name in family.spec.states])
     call.loss, call.classes = criterion.kind, criterion.classes
-    call.target = criterion.target.contiguous()
+    call.target = criterion.target.to(torch.int64).contiguous()
     call.weight = criterion.weight.to(x.dtype).contiguous()[None]
     call.shown_steps = call.target.shape[1]
     call.verdicts = torch.zeros(len(x), 4, dtype=torch.float64)
@@ -90,6 +90,7 @@ def _room(family: Family, x: Tensor) -> State:
 
 def _call(family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], initial: list[Tensor]) -> Call:
     spec = family.spec
+    spec.check(params, stacked=True)
     with torch.no_grad():
         tensors = [in_one_piece(params[name]) for name in spec.tensors]
         tensors += [in_one_piece(tensor) for tensor in computed_tensors(family, params, x.dtype)]

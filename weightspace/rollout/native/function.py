@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from weightspace.families import Family
 from weightspace.rollout import Rollout
-from weightspace.rollout.native.engine import Call, Wanted, engine, lanes_for, traced
+from weightspace.rollout.native.engine.encoded import Call, Wanted, engine, lanes_for, traced
 from weightspace.spec import Params, State
 
 
@@ -19,7 +20,7 @@ def run_native(
     family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], state: State | None
 ) -> Rollout:
     """All models, one after another, each with its whole time loop in cache. See `rollout` for shapes."""
-    state = first_states(family, params, start) if state is None else state
+    state = first_states(family, params, start, x.dtype) if state is None else state
     spec = family.spec
     tensors = [params[name] for name in spec.tensors] + computed_tensors(family, params, x.dtype)
     inputs = [noise[name] for name in spec.noise] + [x]
@@ -48,6 +49,7 @@ class _Native(torch.autograd.Function):
         return outputs, *states
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         data = ctx.saved_tensors
         needed = ctx.needs_input_grad[2:]
@@ -66,12 +68,15 @@ class _Native(torch.autograd.Function):
         return None, None, *call.gradients, *call.input_gradient, *call.initial_gradient
 
 
-def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor) -> State:
-    """States (models, batch, axis) before the first input."""
-    if not traced(family, start.dtype).starts_alike:
-        return torch.func.vmap(family.initial_state)(dict(params), start)
-    common = _common_start(family, start.dtype, *start.shape[1:])
-    return {name: value.expand(len(start), *value.shape) for name, value in common.items()}
+def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor, dtype: torch.dtype) -> State:
+    """States (models, batch, axis) before the first input, in the dtype of the program."""
+    if traced(family, dtype).starts_alike:
+        state = {k: v.expand(len(start), *v.shape) for k, v in _common_start(family, dtype, *start.shape[1:]).items()}
+    else:
+        state = torch.func.vmap(family.initial_state)(dict(params), start)
+    sizes = {name: family.spec.axes[axis].size for name, axis in family.spec.states.items()}
+    # One state for all sequences, or of another dtype, is what torch makes of it at the first step.
+    return {name: state[name].to(dtype).expand(*start.shape[:2], size) for name, size in sizes.items()}
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from weightspace.rollout.native.compiler import library
-from weightspace.rollout.native.job import INT, POINTER
+from weightspace.rollout.native.engine.compiler import library
+from weightspace.rollout.native.engine.job import INT, POINTER
 
 
 def matrices_library() -> ctypes.CDLL:

@@ -7,8 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from weightspace.rollout.native.compiler import NoNative, library
-from weightspace.rollout.native.job import INT, POINTER
+from weightspace.rollout.native.engine.compiler import NoNative, library
+from weightspace.rollout.native.engine.job import INT, POINTER
 
 
 @functools.cache

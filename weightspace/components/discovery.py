@@ -1,0 +1,110 @@
+"""How classes are found by name: one file per class in a package, no list to keep."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from weightspace.components import plugins
+from weightspace.terminal import shown
+
+T = TypeVar("T")
+
+
+def concrete_subclasses(package: str, base: type) -> dict[str, type]:
+    """Every concrete subclass of `base` that the files of `package`, or allowed packages, define, by class name.
+
+    A file that does not import raises here, and so do two classes of one name.
+    """
+    return _found(package, base, plugins.allowed())
+
+
+@cache
+def _found(package: str, base: type, allowed: tuple[str, ...]) -> dict[str, type]:
+    found: dict[str, type] = {}
+    for module in [*plugins.modules_in(importlib.import_module(package)), *plugins.modules()]:
+        for name, value in vars(module).items():
+            if not inspect.isclass(value) or not issubclass(value, base) or inspect.isabstract(value):
+                continue
+            if found.setdefault(name, value) is not value:
+                places = f"{found[name].__module__} and {value.__module__}"
+                raise ValueError(f"Two classes are called '{name}', in {places}; rename one of them.")
+    return found
+
+
+def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mapping[str, Any]) -> T:
+    """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
+    if not isinstance(name, str) or not isinstance(fields, Mapping):
+        raise ValueError(f"A {kind} is the name of a class with a mapping of options, found {shown((name, fields))}.")
+    if name not in found:
+        raise ValueError(
+            f"No {kind} is called {shown(name)}; there are {sorted(found)}.{near_match(name, found)} "
+            f"({plugins.OPTION} PKG adds those of your own package.)"
+        )
+    refuse_unknown(found[name], fields)
+    missing = [
+        p.name
+        for p in inspect.signature(found[name]).parameters.values()
+        if p.default is inspect.Parameter.empty and p.name not in fields
+    ]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(f'`{key}`' for key in missing)}, which the {kind} leaves open.")
+    check_fields(found[name], fields)
+    return found[name](**fields)
+
+
+def refuse_unknown(kind: type, fields: Iterable[str]) -> None:
+    """Raise ValueError, with the near match, for a field that the constructor of `kind` does not take."""
+    known = list(inspect.signature(kind).parameters)
+    for key in fields:
+        if key not in known:
+            near = near_match(str(key), known)
+            raise ValueError(f"{kind.__name__} has no option {shown(key)}; it has {known}.{near}")
+
+
+def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
+    """Raise ValueError where a field is not of the type its class declares, or a number that is not finite."""
+    hints = typing.get_type_hints(kind)
+    for name, value in fields.items():
+        hint = hints.get(name, Any)
+        if not _fits(value, hint):
+            raise ValueError(f"`{name}` (={shown(value)}) of {kind.__name__} must be {_described(hint)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if hint is float and isinstance(value, float):
+        return math.isfinite(value)
+    if hint in (int, float):
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    # What a list or mapping is of, its class must see to.
+    return isinstance(value, hint) if isinstance(hint, type) and origin is None else True
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {list(typing.get_args(hint))}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_described(one) for one in typing.get_args(hint))
+    if hint is float:
+        return "of type float, and finite"
+    return "null" if hint is type(None) else f"of type {getattr(hint, '__name__', hint)}"
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest known name, empty where none is near."""
+    known = list(known)
+    folded = {k.casefold(): k for k in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
+    return f" Did you mean '{folded[near[0]]}'?" if near else ""

@@ -1,0 +1,135 @@
+"""Changes of weights to learn from: group moves, noise, hidden connections, as PyG transforms of stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch_geometric.transforms import BaseTransform
+
+from weightspace.components.construction import Constructed
+from weightspace.spec import GroupElement
+from weightspace.store import Stack
+
+
+class Augmentation(Constructed, BaseTransform):
+    """A random transform of stacks; calling one returns a new stack and leaves the old one as it was.
+
+    Draws come from a generator of its own, which `reseed` sets anew for each batch.
+    """
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def reseed(self, key: int) -> None:
+        """Start the stream of draws that belongs to this key."""
+        self._generator.manual_seed(key)
+
+    @abstractmethod
+    def forward(self, stack: Stack) -> Stack:
+        """The transformed stack."""
+
+
+class GroupMoves(Augmentation):
+    """Move each model by a random element of its family's declared group: the function stays exactly the same.
+
+    For encoders that are not invariant. `gauges` are sign flips and rescalings, `permutations` reorder hidden units.
+    """
+
+    def __init__(self, permutations: bool = False, gauges: bool = True) -> None:
+        super().__init__()
+        if not (permutations or gauges):
+            raise ValueError("GroupMoves with neither `permutations` nor `gauges` changes nothing; switch one on.")
+        self.permutations, self.gauges = permutations, gauges
+
+    def forward(self, stack: Stack) -> Stack:
+        """The stack with every model moved by its own element."""
+        spec, params = stack.family.spec, stack.params
+        some = next(iter(params.values()))
+        drawn = spec.random_elements(some.shape[0], self._generator, some.dtype)
+        permutations, gauges = drawn.permutations, drawn.gauges
+        if not self.permutations:
+            permutations = {axis: torch.arange(p.shape[1]).expand_as(p) for axis, p in permutations.items()}
+        if not self.gauges:
+            gauges = {name: torch.ones_like(factor) for name, factor in gauges.items()}
+        elements = GroupElement(
+            {axis: p.to(some.device) for axis, p in permutations.items()},
+            {name: factor.to(some.device) for name, factor in gauges.items()},
+        )
+        if not elements.permutations and not elements.gauges:
+            return stack
+        return dataclasses.replace(stack, params=spec.act_stacked(elements, params))
+
+
+class WeightNoise(Augmentation):
+    """Add Gaussian noise to trained tensors, `scale` times the standard deviation of each model's own tensor.
+
+    Values stay in the tensor's domain; masks and fixed tensors stay as they are.
+    """
+
+    def __init__(self, scale: float = 0.02) -> None:
+        super().__init__()
+        if scale < 0:
+            raise ValueError(f"`scale` (={scale}) must not be negative.")
+        self.scale = scale
+
+    def forward(self, stack: Stack) -> Stack:
+        """The stack with noisy weights."""
+        spec = stack.family.spec
+        params = dict(stack.params)
+        for name in spec.trained:
+            params[name] = self._noisy(params[name], spec.tensors[name].domain)
+        return dataclasses.replace(stack, params=params)
+
+    def _noisy(self, tensor: Tensor, domain: str) -> Tensor:
+        axes = tuple(range(1, tensor.dim()))
+        deviation = tensor.std(axes, correction=0, keepdim=True)
+        noise = torch.randn(tensor.shape, generator=self._generator, dtype=tensor.dtype).to(tensor.device)
+        noisy = tensor + self.scale * deviation * noise
+        # Half of the value, and half of its distance from 1, are inside the domain and close to where it left it.
+        if domain == "positive":
+            return torch.maximum(noisy, tensor / 2)
+        if domain == "at_least_1":
+            return torch.maximum(noisy, (1 + tensor) / 2)
+        return noisy
+
+
+class MaskEdges(Augmentation):
+    """Hide a random `share` of the connections of each model: their weights become 0, in all gate rows alike.
+
+    Connections that the model's own mask has removed count as absent, not as hidden; biases, masks and tensors whose
+    domain leaves out 0 stay as they are. The function changes, and an invariant encoder can see it.
+    """
+
+    def __init__(self, share: float = 0.15) -> None:
+        super().__init__()
+        if not 0 <= share < 1:
+            raise ValueError(f"`share` (={share}) must be at least 0 and below 1.")
+        self.share = share
+
+    def forward(self, stack: Stack) -> Stack:
+        """The stack with some connections hidden."""
+        return self.hide(stack, self.draw(stack))
+
+    def draw(self, stack: Stack) -> dict[str, Tensor]:
+        """Per matrix, which entries to hide: bool, in the shape of the params (models, ...)."""
+        spec, hidden = stack.family.spec, {}
+        for name, _, _ in spec.matrices():
+            if spec.tensors[name].domain != "real":
+                continue
+            params, mask = stack.params[name], spec.tensors[name].mask
+            shape = (params.shape[0], *params.shape[-2:])
+            drawn = (torch.rand(shape, generator=self._generator) < self.share).to(params.device)
+            if spec.channel_axis(name) is not None:
+                drawn = drawn[:, None].expand(params.shape)
+            hidden[name] = drawn if mask is None else drawn & (stack.params[mask] > 0)
+        return hidden
+
+    @staticmethod
+    def hide(stack: Stack, hidden: Mapping[str, Tensor]) -> Stack:
+        """The stack with the entries that `hidden` (see `draw`) names set to 0."""
+        masked = {name: torch.where(where, 0.0, stack.params[name]) for name, where in hidden.items()}
+        return dataclasses.replace(stack, params={**stack.params, **masked})

@@ -1,0 +1,222 @@
+"""Batches of models from a zoo on disk, for Lightning."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from weightspace.components.discovery import near_match
+from weightspace.data.augment import Augmentation
+from weightspace.data.batch import Training
+from weightspace.data.loading import ZooBatches
+from weightspace.data.memory import pairs_of
+from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, batch_limits
+from weightspace.data.targets import Target, read_labels
+from weightspace.data.usable import bounded_stacks, named, unusable
+from weightspace.families import Family
+from weightspace.store import SplitName, Stack, Zoo, divide, open_zoo, recorded_split, split_title
+
+logger = logging.getLogger(__name__)
+
+STATUSES = ("ok", "diverged", "untrained")
+Part = Literal["train", "val", "test"]
+STAGES: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+"""The parts that a stage of Lightning works on; any other works on every row."""
+
+
+class ZooDataModule(pl.LightningDataModule):
+    """Train, validation and test rows of a zoo, as its columns say for `split` (see `store.SPLITS`).
+
+    A split with folds needs `fold`, the one that is held out. Rows whose status is not among `statuses` are
+    neither trained on nor evaluated, but `predict` embeds every row; nor are models whose weights are not finite.
+    `augment` changes training stacks only. A batch is `groups_per_batch` stacks, each of one shard: nothing is padded.
+    """
+
+    def __init__(
+        self,
+        zoo: str | Path,
+        batch_size: int = 64,
+        groups_per_batch: int = 4,
+        seed: int = 0,
+        augment: Sequence[Augmentation] = (),
+        statuses: Sequence[str] = ("ok", "untrained"),
+        num_workers: int = 0,
+        cache_mb: int = 512,
+        split: SplitName = "in_distribution",
+        fold: int | None = None,
+    ) -> None:
+        super().__init__()
+        batch_limits(batch_size, groups_per_batch, np.ones(0))
+        for status in statuses:
+            if status not in STATUSES:
+                raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{near_match(status, STATUSES)}")
+        self.zoo: Zoo = open_zoo(Path(zoo))
+        self.batch_size, self.groups_per_batch, self.seed = batch_size, groups_per_batch, seed
+        self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers
+        self.cache_bytes = cache_mb * 2**20
+        table = self.zoo.table
+        self.division = divide(table, split, fold)
+        self._used = np.isin(np.array(table.column("status").to_pylist(), dtype=object), self.statuses)
+        self._shards = table.column("shard").to_numpy()
+        shards, first = np.unique(self._shards, return_index=True)
+        costs = np.array([pairs_of(self.zoo.family_of(int(row))) for row in first], dtype=np.int64)
+        self._costs = costs[np.searchsorted(shards, self._shards)]
+        self._checked: set[bool] = set()
+        self._source: ZooBatches | None = None
+
+    def rows(self, part: Part) -> np.ndarray:
+        """Row numbers of a part of the division that take part."""
+        return np.flatnonzero(self._used & getattr(self.division, part))
+
+    def refuse_other_than(self, known: tuple[str, int | None]) -> None:
+        """Raise ValueError unless the rows are divided for the split and fold that an encoder was trained for."""
+        if recorded_split(self.division.record) != known:
+            options = f"--data.split {known[0]}" + (f" --data.fold {known[1]}" if known[1] is not None else "")
+            raise ValueError(
+                f"The encoder was trained for {split_title(*known)}, but the rows are divided for "
+                f"{self.division.name}, whose held-out rows it may have seen; give `{options}`, or train another."
+            )
+
+    def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
+        """Get ready for an objective that asks for these targets, for stored rollouts, for neighbouring snapshots."""
+        self._leave_out_unusable(with_rollouts)
+        labels = read_labels(self.zoo.table, targets, self._used & self.division.train)
+        columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
+        neighbours = Neighbours(*columns, used=self._used) if with_neighbours else None
+        self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)
+
+    def _leave_out_unusable(self, with_rollouts: bool) -> None:
+        """Leave models out that would make every loss NaN, and name them."""
+        if with_rollouts in self._checked:
+            return
+        self._checked.add(with_rollouts)
+        part = self._used & (self.division.train | self.division.val | self.division.test)
+        problems = unusable(self.zoo, np.flatnonzero(part), with_rollouts)
+        if problems:
+            self._used[list(problems)] = False
+            logger.warning(
+                "%d of %d rows are left out, because their numbers are not finite or too large for float32: %s.",
+                len(problems), int(part.sum()), named(self.zoo, problems),
+            )  # fmt: skip
+
+    def refuse_unusable(self) -> None:
+        """Raise ValueError where a row of the zoo has no embedding, its weights being no numbers to work with."""
+        problems = unusable(self.zoo, np.arange(self.zoo.num_rows))
+        if problems:
+            raise ValueError(
+                f"{len(problems)} of {self.zoo.num_rows} rows have no embedding, because their weights are not finite "
+                f"or too large for float32: {named(self.zoo, problems)}; mend them, or make a zoo without them "
+                f"(`zoo-builder verify {self.zoo.path}` tells whether its bytes are as promised)."
+            )
+
+    def rows_for(self, stage: str) -> np.ndarray:
+        """Row numbers that a stage of Lightning works on; ValueError where it needs a part that the zoo lacks."""
+        # Lightning's stages are enumerated text, which prints as something else.
+        stage, names = stage[:], {"train": "training", "val": "validation", "test": "test"}
+        for part in STAGES.get(stage, ()):
+            if not len(self.rows(part)):
+                raise ValueError(
+                    f"The zoo {self.zoo.path} has no {names[part]} rows with status {self.statuses} for "
+                    f"{self.division.name}, which `{stage}` needs; build it with `splits: {{val: 0.1, ...}}`."
+                )
+        if stage not in STAGES:
+            return np.arange(self.zoo.num_rows)
+        return np.concatenate([self.rows(part) for part in STAGES[stage]])
+
+    def families(self, rows: np.ndarray) -> list[Family]:
+        """Family and size of each shard that these rows are of."""
+        first = np.unique(self._shards[rows], return_index=True)[1]
+        return [self.zoo.family_of(int(row)) for row in rows[first]]
+
+    def training_stacks(self) -> Iterator[Stack]:
+        """Stacks of the training rows, a chunk at a time, for scales that are learned once."""
+        return bounded_stacks(self.zoo, self.rows("train"))
+
+    def training(self) -> Training:
+        """What the objective may learn its scales from."""
+        labels, rows = self._served().labels, self.rows("train")
+        used = np.concatenate([rows, self.rows("val")])
+        texts = self.zoo.table.column("family_config").take(used).unique().to_pylist()
+        configs = [json.loads(text) for text in texts]
+        return Training(
+            targets=torch.from_numpy(labels.values[rows]),
+            cell_means=torch.from_numpy(labels.cell_means[rows]),
+            input_size=max(config["input_size"] for config in configs),
+            output_size=max(config["output_size"] for config in configs),
+            stacks=self.training_stacks(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of training rows in the order of (seed, epoch)."""
+        rows = self.rows("train")
+        sampler = EpochSampler(
+            rows,
+            self._shards[rows],
+            _codes(self.zoo.table, rows),
+            costs=self._costs[rows],
+            batch_size=self.batch_size,
+            groups_per_batch=self.groups_per_batch,
+            seed=self.seed,
+            **self._place(),
+        )
+        return self._loader(self._served().augmented(self.augment), sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """Validation rows in ascending order."""
+        return self._ordered(self.rows("val"))
+
+    def test_dataloader(self) -> DataLoader:
+        """Test rows in ascending order."""
+        return self._ordered(self.rows("test"))
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every row of the zoo in ascending order, whatever its split and status."""
+        return self._ordered(np.arange(self.zoo.table.num_rows))
+
+    def _ordered(self, rows: np.ndarray) -> DataLoader:
+        sampler = OrderedSampler(
+            rows,
+            self._shards[rows],
+            costs=self._costs[rows],
+            batch_size=self.batch_size,
+            groups_per_batch=self.groups_per_batch,
+            **self._place(),
+        )
+        return self._loader(self._served(), sampler)
+
+    def _loader(self, source: ZooBatches, sampler: EpochSampler | OrderedSampler) -> DataLoader:
+        # A sampler of whole batches, given by keyword, is what Lightning neither replaces in `predict` nor repeats.
+        return DataLoader(
+            dataset=source,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _place(self) -> dict[str, int]:
+        """This process among those that train together."""
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _served(self) -> ZooBatches:
+        if self._source is None:
+            raise ValueError("The data module does not know what to serve; call `serve(targets, with_rollouts)` first.")
+        return self._source
+
+
+def _codes(table, rows: np.ndarray) -> np.ndarray:
+    """Cohort code (rows): models of one family config and one task class."""
+    columns = [table.column(name).to_pylist() for name in ("family", "family_config", "task")]
+    numbers: dict[tuple, int] = {}
+    codes = [numbers.setdefault(key, len(numbers)) for key in zip(*columns, strict=True)]
+    return np.array(codes, dtype=np.int64)[rows]

@@ -1,0 +1,1 @@
+"""Models in other formats: state dicts, flat rows, Hugging Face datasets."""

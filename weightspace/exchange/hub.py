@@ -1,0 +1,208 @@
+"""Zoos as Hugging Face datasets: written, uploaded, and read back model by model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import jinja2
+import pyarrow.parquet as pq
+import yaml
+from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from tqdm import tqdm
+
+from weightspace import __version__, store
+from weightspace.exchange.flat import FIELDS, model_of, write_weights
+from weightspace.exchange.replaced import RECORD, record, refuse_foreign, replacing
+from weightspace.store import Zoo, open_zoo
+
+__all__ = ["export", "model_of", "push", "refuse_repository"]
+
+CARD, TABLE = "README.md", "models.parquet"
+MODELS, WEIGHTS = "models", "weights"
+
+
+def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> Path:
+    """Write a finished zoo as a Hugging Face dataset folder `out`: a pure function of the zoo and the licence.
+
+    Leaves `models.parquet` (the zoo's table), `weights/*.parquet` (columns: `flat.FIELDS`), a card README.md, and
+    export.json (what the zoo is made from, and a sha256 of each file). The folder is there whole or not at all; an
+    earlier export in its place is replaced, and a folder that holds anything else is refused. Shards are read one by
+    one, so memory does not grow with the zoo.
+    """
+    source, out = open_zoo(zoo), Path(out).resolve()
+    _refuse_license(license)
+    if source.path.resolve() in out.parents:
+        raise ValueError(f"{out} is inside the zoo {source.path}, which holds nothing else; give another folder.")
+    with replacing(out) as work:
+        refuse_foreign(out)
+        _refuse_damage(source.path)
+        with store.naming(work.new, 0):
+            work.new.mkdir()
+        _write(source, work.new, license)
+        work.publish()
+    return out
+
+
+def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Upload an export to the dataset repository `repo` (OWNER/NAME), made if need be; returns its address.
+
+    Files of the export alone are uploaded, whatever else is in the folder. Weights of an earlier upload that are no
+    part of this one are removed. Needs the login of `hf auth login`.
+    """
+    folder, said = Path(folder), record(Path(folder))
+    refuse_repository(repo)
+    api = huggingface_hub.HfApi()
+    try:
+        url = api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message=f"Zoo {said['zoo']['digest'][:12]}",
+            allow_patterns=[RECORD, *said["files"]],
+            delete_patterns=[f"{WEIGHTS}/train-*-of-*.parquet"],
+        )
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        # Without a network the client lets errors of its transport through, which is another in every few releases.
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{folder} is written, but not uploaded to {repo}: {reason}. {_way_out(error)} and run the same command "
+            "again."
+        ) from error
+    return str(url)
+
+
+def refuse_repository(repo: str) -> None:
+    """Raise ValueError for what cannot be the name of a repository."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        fits = False
+    else:
+        fits = repo.count("/") == 1
+    if not fits:
+        raise ValueError(
+            f"`push` (={repo!r}) is no name of a repository; expected OWNER/NAME, such as me/zoo, each of letters, "
+            "digits, '-', '_' and '.'."
+        )
+
+
+def _way_out(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+        return "Log in by `hf auth login` with a token that may write there"
+    if status == 404:
+        return "Make sure that OWNER is you or an organisation of yours"
+    return "Make sure that the Hub can be reached"
+
+
+def _refuse_license(license: str) -> None:
+    if not re.fullmatch(r"[a-z0-9.+-]+", license):
+        raise ValueError(f"`license` (={license!r}) must be an identifier of the Hub, such as apache-2.0 or cc-by-4.0.")
+
+
+def _refuse_damage(path: Path) -> None:
+    with tqdm(desc="verify", unit=" shards", disable=not sys.stderr.isatty()) as bar:
+
+        def count(name: str) -> None:
+            bar.update()
+
+        faults = store.verify(path, count)
+    if faults:
+        raise ValueError(
+            f"{path} is damaged and was not exported: {faults[0].path} {faults[0].problem}. "
+            f"`zoo-builder verify {path} --repair` makes it whole."
+        )
+
+
+def _write(zoo: Zoo, folder: Path, license: str) -> None:
+    with store.naming(folder / TABLE, zoo.manifest["files"][TABLE]["bytes"]):
+        shutil.copyfile(zoo.path / TABLE, folder / TABLE)
+    store.flush(folder / TABLE)
+    (folder / WEIGHTS).mkdir()
+    names = [path.relative_to(folder).as_posix() for path in write_weights(zoo, folder / WEIGHTS)]
+    files = {name: store.file_entry(folder / name) for name in [TABLE, *names]}
+    head = {key: value for key, value in zoo.manifest.items() if key not in ("files", "shards")}
+    text = _card(zoo, folder, {MODELS: [TABLE], WEIGHTS: names}, files, license).encode()
+    store.write_flushed(folder / CARD, text)
+    files[CARD] = store.file_entry(folder / CARD)
+    store.write_flushed(folder / RECORD, store.pretty({"zoo": head, "files": files, "license": license}))
+
+
+def _card(zoo: Zoo, folder: Path, configs: Mapping[str, Sequence[str]], files: Mapping[str, Any], license: str) -> str:
+    """README.md: for `datasets` what to load and how to tell a new version from an old one, for people the rest."""
+    infos, loading = DatasetInfosDict(), []
+    for config, names in configs.items():
+        size = sum(files[name]["bytes"] for name in names)
+        splits = SplitDict()
+        splits.add(datasets.SplitInfo("train", num_bytes=size, num_examples=zoo.num_rows))
+        features = datasets.Features.from_arrow_schema(pq.read_schema(folder / names[0]))
+        infos[config] = datasets.DatasetInfo(features=features, splits=splits, download_size=size, dataset_size=size)
+        content = hashlib.sha256("".join(files[name]["sha256"] for name in names).encode()).hexdigest()
+        entry = {
+            "config_name": config,
+            "version": store.content_version(content),
+            "data_files": [{"split": "train", "path": list(names)}],
+        }
+        loading.append({**entry, "default": True} if config == MODELS else entry)
+    data = huggingface_hub.DatasetCardData(
+        license=license,
+        pretty_name=zoo.manifest["recipe"].get("title", "A zoo of recurrent networks"),
+        tags=["weight-space-learning", "recurrent-neural-networks"],
+        configs=loading,
+    )
+    infos.to_dataset_card_data(data)
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(zoo, license)}"
+
+
+def _body(zoo: Zoo, license: str) -> str:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "&#124;")
+    template = environment.from_string((Path(__file__).parent / "hub_card.md.j2").read_text())
+    manifest, schema = zoo.manifest, pq.read_schema(zoo.path / TABLE)
+    described = {
+        **{name: {"unit": unit, "definition": text} for name, (unit, text) in store.COLUMNS.items()},
+        **manifest["labels"],
+    }
+    starts = [zoo.shard_rows(index).start for index in range(len(manifest["shards"]))]
+    layouts = {type(zoo.family_of(row)).__name__: zoo.family_of(row).spec for row in reversed(starts)}
+    told = {
+        "manifest": manifest,
+        "num_rows": zoo.num_rows,
+        "license": license,
+        "version": __version__,
+        "columns": [(field.name, field.type, described.get(field.name, {})) for field in schema],
+        "fields": FIELDS,
+        "layouts": dict(sorted(layouts.items())),
+        "counts": _counts(zoo),
+        "recipe": yaml.safe_dump(manifest["recipe"], sort_keys=True).strip(),
+    }
+    try:
+        return template.render(told)
+    except (jinja2.TemplateError, TypeError, AttributeError) as error:
+        # Whatever else a stranger's manifest says, or does not say.
+        raise ValueError(f"zoo.json of {zoo.path} does not say what a card needs: {error}.") from None
+
+
+def _counts(zoo: Zoo) -> dict[str, dict[Any, tuple[int, int]]]:
+    """For each column of splits, the numbers of models and of rows with each of its values."""
+    names = ["split", "split_task", "split_size", "fold_family"]
+    table = pq.read_table(zoo.path / TABLE, columns=["model_id", *names])
+    counts = {}
+    for name in names:
+        grouped = table.group_by(name).aggregate([("model_id", "count_distinct"), ("model_id", "count")]).sort_by(name)
+        counts[name] = {
+            row[name]: (row["model_id_count_distinct"], row["model_id_count"]) for row in grouped.to_pylist()
+        }
+    return counts

@@ -1,0 +1,147 @@
+"""A folder that is written beside the old one and takes its place whole, where nothing in it is anybody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from weightspace import store
+
+RECORD = "export.json"
+"""Says of a folder which files were written there, with the size and sha256 of each."""
+FILES = re.compile(r"README\.md|models\.parquet|export\.json|weights/train-\d{5}-of-\d{5}\.parquet")
+FOLDERS = ("weights",)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What the record of an export says: `zoo` with its digest, and `files`; ValueError for one of another kind."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {RECORD}: not an export; make one with `weightspace export`.")
+    try:
+        said = json.loads(path.read_bytes())
+        known = isinstance(said["zoo"]["digest"], str) and all(
+            FILES.fullmatch(name) and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
+            for name, entry in said["files"].items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} is not what `weightspace export` writes; export the zoo to a new folder.")
+    return said
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise ValueError if a folder holds anything but what its record says was written there, as it was written."""
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file()):
+        raise ValueError(f"{out} holds other files, not an earlier export; give an empty or new folder.")
+    if not any(out.iterdir()):
+        return
+    files = record(out)["files"]
+    for name in tqdm(list(_entries(out)), desc="earlier export", unit=" files", disable=not sys.stderr.isatty()):
+        if not _is_written(out, name, files):
+            raise ValueError(
+                f"{out / name} is not as `weightspace export` wrote it, and replacing the export would delete it; move "
+                "it away, or give a new folder."
+            )
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    """Names of all that a folder holds, and of what the folders of an export in it hold; links are not followed."""
+    for entry in sorted(folder.iterdir()):
+        yield entry.name
+        if entry.name in FOLDERS and _is_folder(entry):
+            yield from (f"{entry.name}/{inner.name}" for inner in sorted(entry.iterdir()))
+
+
+def _is_written(folder: Path, name: str, files: Mapping[str, Any]) -> bool:
+    mode = (folder / name).lstat().st_mode
+    if name in FOLDERS:
+        return stat.S_ISDIR(mode)
+    if not stat.S_ISREG(mode) or not FILES.fullmatch(name):
+        return False
+    return name == RECORD or (name in files and store.file_entry(folder / name) == files[name])
+
+
+class Replacing:
+    """The writing of a folder `out` anew, aside in `new`, until `publish` puts it into the place of the earlier one.
+
+    All that is aside is in the hidden folder `.NAME.export` beside `out`, which one process at a time works in. Who was
+    killed between the two renames has left the earlier folder there: whoever comes next puts it back first.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.aside = out, out.with_name(f".{out.name}.export")
+        self.new, self._earlier = self.aside / "new", self.aside / "earlier"
+
+    def publish(self) -> None:
+        """Put the new folder, which is flushed, into its place."""
+        store.fsync_folder(self.new)
+        with store.naming(self.out, 0):
+            if self.out.is_dir() and any(self.out.iterdir()):
+                os.rename(self.out, self._earlier)
+                store.fsync_folder(self.aside)
+            os.rename(self.new, self.out)
+        store.fsync_folder(self.out.parent)
+
+    def tidy(self) -> None:
+        """Put the earlier folder back if no export is in its place, and remove what else is aside."""
+        if _is_folder(self._earlier) and not (self.out / RECORD).is_file():
+            with store.naming(self.out, 0):
+                os.rename(self._earlier, self.out)
+            store.fsync_folder(self.out.parent)
+        for folder in (self._earlier, self.new):
+            _remove(folder)
+            if os.path.lexists(folder):
+                raise ValueError(f"{folder} holds what no export wrote; move it away and run the same command again.")
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Replacing]:
+    """Write a folder anew: `out` is the earlier one or the new one, and nothing is left aside."""
+    work = Replacing(out)
+    if work.aside.is_symlink():
+        raise ValueError(f"{work.aside} is a link, which is refused: an export writes there. Remove it.")
+    with store.naming(work.aside, 0):
+        work.aside.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(store.locked(work.aside))
+            except FileNotFoundError:
+                raise ValueError(f"Another export to {out} has just ended; run the same command again.") from None
+            work.tidy()
+            try:
+                yield work
+            finally:
+                work.tidy()
+    finally:
+        with contextlib.suppress(OSError):
+            work.aside.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """Remove what an export writes from a folder, and the folder if nothing else is in it; links are not followed."""
+    if not _is_folder(folder):
+        return
+    for name in list(_entries(folder)):
+        if FILES.fullmatch(name) and not (folder / name).is_symlink():
+            (folder / name).unlink(missing_ok=True)
+    for inner in (*FOLDERS, ""):
+        with contextlib.suppress(OSError):
+            (folder / inner).rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

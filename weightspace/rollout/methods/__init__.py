@@ -1,0 +1,1 @@
+"""Ways to run a family over time, one file each."""

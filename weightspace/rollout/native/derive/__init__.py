@@ -1,0 +1,1 @@
+"""Programs of derivatives: gradients backward, tangents and Jacobians forward."""

@@ -1,0 +1,141 @@
+"""The program that carries gradients backward through a program, derived operation by operation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from weightspace.rollout.native.derive.backward import Backward
+from weightspace.rollout.native.trace.program import (
+    BackwardOperation,
+    Builder,
+    Matrix,
+    Program,
+    Ref,
+    SumInto,
+    WeightGradient,
+)
+
+
+@dataclass
+class Adjoint:
+    """Gradients of one time step, from those of its results to those of the states before it."""
+
+    readout: tuple[BackwardOperation, ...]
+    """From the gradient of the outputs (`output`) to those of what the read-out reads, in place (`carry`)."""
+    step: tuple[BackwardOperation, ...]
+    """From `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
+    first_step: tuple[BackwardOperation, ...]
+    """The same at the first time step, where nobody may ask for the gradient of the states before it."""
+    output: Ref
+    carry: Mapping[str, Ref]
+    """Gradients of the states after the step, and of other values of it that the read-out reads (`read.VALUE`)."""
+    next_carry: Mapping[str, Ref]
+    """Gradients of the states before the step, which are `carry` one step earlier; zeros for all else."""
+    inputs: Mapping[str, Ref]
+    readout_weights: tuple[WeightGradient, ...]
+    step_weights: tuple[WeightGradient, ...]
+    read: frozenset[int]
+    """Forward values that the way back reads."""
+
+
+def adjoint(program: Program, builder: Builder) -> Adjoint:
+    """The way back through one time step; new values come from the builder of the program."""
+    forward = frozenset(builder.rows)
+    passed = {**program.states, **_read_by_readout(program)}
+    carry, next_carry = ({name: builder.value(ref.rows) for name, ref in passed.items()} for _ in range(2))
+    output = builder.value(program.output.rows)
+    kept = {ref.value for ref in carry.values()}
+    readout, step = (Backward(builder=builder, passing=kept) for _ in range(2))
+    readout.add(program.output, output)
+    for name, ref in passed.items():
+        readout.add(ref, carry[name])
+        step.add(ref, carry[name])
+    for operation in reversed(program.readout):
+        readout.through(operation)
+    for name, ref in passed.items():
+        readout.finish(ref.value, carry[name])
+    for operation in reversed(program.step):
+        step.through(operation)
+    inputs = {}
+    for name, ref in program.inputs.items():
+        if name.startswith("state."):
+            step.finish(ref.value, next_carry[name.removeprefix("state.")])
+        else:
+            inputs[name] = builder.value(ref.rows)
+            step.finish(ref.value, inputs[name])
+    for name in set(passed) - set(program.states):
+        step.emit("zero", out=next_carry[name])
+    for part in (readout, step):
+        part.refuse_lost_shares()
+    operations = (*readout.operations, *step.operations)
+    read = {ref.value for operation in operations for ref in operation.reads}
+    read |= {one.x.value for one in (*readout.weights, *step.weights) if one.x is not None}
+    return Adjoint(
+        readout=tuple(readout.operations),
+        step=tuple(step.operations),
+        first_step=tuple(step.operations),
+        output=output,
+        carry=carry,
+        next_carry=next_carry,
+        inputs=inputs,
+        readout_weights=tuple(readout.weights),
+        step_weights=tuple(step.weights),
+        read=forward & read,
+    )
+
+
+def _read_by_readout(program: Program) -> dict[str, Ref]:
+    """Whole values that the read-out reads and that are no states: inputs, and what the step computes on its way."""
+    computed = {operation.out.value for operation in program.readout}
+    computed |= {ref.value for ref in program.states.values()}
+    reads = [ref for operation in program.readout for ref in operation.reads] + [program.output]
+    values = sorted({ref.value for ref in reads} - computed)
+    return {f"read.{value}": Ref(value, 0, program.rows[value]) for value in values}
+
+
+def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bool) -> Adjoint:
+    """Only what gradients with respect to some tensors and, if asked for, the inputs and initial states need."""
+    readout_weights, step_weights = (
+        tuple(one for one in weights if _wanted(one.matrix, tensors))
+        for weights in (back.readout_weights, back.step_weights)
+    )
+    sums = [o for o in back.step if isinstance(o, SumInto) and _wanted(o.vector, tensors)]
+    needed = {ref.value for ref in back.inputs.values()} if inputs else set()
+    if step_weights or sums or needed or initial:
+        needed |= {ref.value for ref in back.next_carry.values()}
+    needed |= {one.dy.value for one in (*readout_weights, *step_weights)}
+    at_first = needed if initial else needed - {ref.value for ref in back.next_carry.values()}
+    first_step = _alive(back.step, set(at_first), tensors)
+    step = _alive(back.step, needed, tensors)
+    readout = _alive(back.readout, needed, tensors)
+    read = {ref.value for operation in (*readout, *step) for ref in operation.reads}
+    read |= {one.x.value for one in (*readout_weights, *step_weights) if one.x is not None}
+    return dataclasses.replace(
+        back,
+        readout=readout,
+        step=step,
+        first_step=first_step,
+        inputs=back.inputs if inputs else {},
+        readout_weights=readout_weights,
+        step_weights=step_weights,
+        read=back.read & read,
+    )
+
+
+def _wanted(matrix: Matrix, tensors: Collection[int]) -> bool:
+    return any(piece.tensor in tensors for piece in matrix.pieces)
+
+
+def _alive(
+    operations: Sequence[BackwardOperation], needed: set[int], tensors: Collection[int]
+) -> tuple[BackwardOperation, ...]:
+    """The operations that lead to needed values or sums; `needed` grows by what they read."""
+    kept: list[BackwardOperation] = []
+    for operation in reversed(operations):
+        is_needed = operation.out.value in needed if not isinstance(operation, SumInto) else False
+        if is_needed or (isinstance(operation, SumInto) and _wanted(operation.vector, tensors)):
+            kept.insert(0, operation)
+            needed |= {ref.value for ref in operation.reads}
+    return tuple(kept)

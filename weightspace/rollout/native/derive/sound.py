@@ -1,0 +1,99 @@
+"""Proof that a program reads only what was written before, and that its adjoint uses every share of a gradient once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from weightspace.rollout.native.derive.adjoint import Adjoint
+from weightspace.rollout.native.trace.program import BackwardOperation, Program, Ref, SumInto, Untraceable
+
+
+def _mask(ref: Ref) -> int:
+    """The rows of a reference, a bit each."""
+    return ((1 << ref.rows) - 1) << ref.start
+
+
+class Written:
+    """The rows of every value that have been written, a bit each."""
+
+    def __init__(self, rows: Mapping[int, int], masks: Mapping[int, int] | None = None) -> None:
+        self._rows, self._masks = rows, dict(masks or {})
+
+    def copy(self) -> Written:
+        """The same rows, to which others can be added apart."""
+        return Written(self._rows, self._masks)
+
+    def write(self, ref: Ref) -> None:
+        """Count some rows as written."""
+        if ref.start < 0 or ref.rows < 1 or ref.start + ref.rows > self._rows[ref.value]:
+            raise Untraceable(f"a program would write rows {ref.start} to {ref.start + ref.rows} of a smaller value")
+        self._masks[ref.value] = self._masks.get(ref.value, 0) | _mask(ref)
+
+    def is_written(self, ref: Ref) -> bool:
+        """Whether any of these rows are written."""
+        return bool(self._masks.get(ref.value, 0) & _mask(ref))
+
+    def read(self, ref: Ref) -> None:
+        """Raise Untraceable unless all of these rows are written."""
+        if _mask(ref) & ~self._masks.get(ref.value, 0):
+            raise Untraceable("a program would read a value before it is computed")
+
+    def run(self, operations: Iterable[BackwardOperation], *, once: bool) -> None:
+        """Check operations in order; with `once`, no row may be written twice."""
+        for operation in operations:
+            for ref in operation.reads:
+                self.read(ref)
+            if isinstance(operation, SumInto):
+                continue
+            if once and self.is_written(operation.out):
+                raise Untraceable("a program would compute a value twice")
+            self.write(operation.out)
+
+
+def refuse_unsound(program: Program, rows: Mapping[int, int], back: Adjoint | None = None, *, once: bool) -> None:
+    """Raise Untraceable unless everything a program reads, and its adjoint, is computed before; with `once`, only once.
+
+    Tangents are summed in place, so that programs with tangents compute some rows several times.
+    """
+    states = {ref.value for ref in program.states.values()}
+    if len(states) < len(program.states) or states & {ref.value for ref in program.inputs.values()}:
+        raise Untraceable("two states of a program would share one memory")
+    step = Written(rows)
+    for ref in program.inputs.values():
+        step.write(ref)
+    step.run(program.step, once=once)
+    for ref in program.states.values():
+        step.read(Ref(ref.value, 0, rows[ref.value]))
+    both = step.copy()
+    both.run(program.readout, once=once)
+    both.read(program.output)
+    if back is not None:
+        _refuse_unsound_adjoint(step, both, back)
+
+
+def _refuse_unsound_adjoint(step: Written, both: Written, back: Adjoint) -> None:
+    """The same of an adjoint: its step runs without the read-out's part wherever outputs have no gradient."""
+    for written in (step, both):
+        for ref in back.carry.values():
+            written.write(ref)
+    both.write(back.output)
+    both.run(back.readout, once=False)
+    for one in back.readout_weights:
+        both.read(one.dy)
+        if one.x is not None:
+            both.read(one.x)
+    first = step.copy()
+    first.run(back.first_step, once=False)
+    step.run(back.step, once=False)
+    for one in back.step_weights:
+        step.read(one.dy)
+        if one.x is not None:
+            step.read(one.x)
+            first.read(one.x)
+        first.read(one.dy)
+    for ref in back.inputs.values():
+        step.read(ref)
+        first.read(ref)
+    if back.step:
+        for ref in back.next_carry.values():
+            step.read(ref)

@@ -1,0 +1,1 @@
+"""Programs as numbers in memory, compiled C, and calls of it."""

@@ -1,0 +1,98 @@
+"""Compiling the engine on first use with the system's C compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from weightspace.rollout.native.engine import cache
+from weightspace.rollout.native.engine.cache import NoNative
+
+__all__ = ["NoNative", "compiler", "library", "version"]
+
+FLAGS = (
+    "-O3",
+    "-funroll-loops",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+)
+COMPILATION, ANSWER = 300, 30
+"""Seconds after which a compiler that does not end is given up, compiling or saying its version."""
+
+
+@functools.cache
+def library(source: str, *defines: str) -> ctypes.CDLL:
+    """A C file, compiled with macros such as `LANES=16`; NoNative with the reason if that fails.
+
+    A name without a folder is that of a file beside this one. What a file includes lies beside it.
+    """
+    path = Path(__file__).parent.parent / "c" / source
+    command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
+    content = b"\0".join(file.read_bytes() for file in (path, *sorted(path.parent.glob("*.[ch]"))))
+    machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
+    key = hashlib.sha256(content + machine.encode(errors="replace")).hexdigest()[:32]
+    return cache.library(key, lambda made: _compile([*command, str(path), "-o", str(made), "-lm"], made))
+
+
+def compiler() -> list[str]:
+    """The command of the C compiler: the environment's CC, else cc, gcc or clang."""
+    asked = os.environ.get("CC", "").strip()
+    if asked:
+        try:
+            return [asked] if shutil.which(asked) else shlex.split(asked)
+        except ValueError as error:
+            raise NoNative(f"CC in the environment is {asked!r}, which is no command ({error})") from None
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    raise NoNative("no C compiler was found (looked for CC in the environment, cc, gcc and clang)")
+
+
+def version() -> str:
+    """What the C compiler says of itself in its first line."""
+    return (_version(tuple(compiler())).splitlines() or ["unknown"])[0]
+
+
+def _compile(command: list[str], made: Path) -> None:
+    done = _run(command, COMPILATION)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+        raise NoNative(f"the C compiler failed: {reason}")
+    if not made.is_file():
+        raise NoNative(f"the C compiler {command[0]} said that it was done, but left no library")
+
+
+@functools.cache
+def _version(command: tuple[str, ...]) -> str:
+    return _run([*command, "--version"], ANSWER).stdout
+
+
+def _run(command: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
+    # What a compiler says need not be text; one that reads what nobody types would never end.
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "errors": "replace"}
+    try:
+        return subprocess.run(command, timeout=seconds, **options)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoNative(f"the C compiler could not be run ({error})") from error
+
+
+@functools.cache
+def _processor() -> str:
+    """What the processor can do, so that a cache on a shared disk does not serve another kind of machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,237 @@
+"""One family's program made ready for the engine: laid out, encoded, and run on stacks of models."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from weightspace.families import Family
+from weightspace.rollout.native.derive.adjoint import Adjoint, adjoint, pruned
+from weightspace.rollout.native.derive.prologue_adjoint import prologue_adjoint
+from weightspace.rollout.native.derive.sound import refuse_unsound
+from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
+from weightspace.rollout.native.engine.compiler import library
+from weightspace.rollout.native.engine.flat_layout import prologue_fields
+from weightspace.rollout.native.engine.job import INT, Call, Job
+from weightspace.rollout.native.engine.layout import MAX_TERMS, OPCODES, SPACES, Encoder, Layout, laid_out
+from weightspace.rollout.native.engine.misfits import Sizes, refuse_misfits
+from weightspace.rollout.native.engine.threads import at_once
+from weightspace.rollout.native.trace.flat import Prologue
+from weightspace.rollout.native.trace.program import Program
+from weightspace.rollout.native.trace.traced import Traced, trace
+
+LANES = (16, 32)
+"""Slice widths."""
+RING_LANES = 800
+"""Lanes times steps after which gradients of weights are taken together."""
+
+
+@functools.lru_cache(maxsize=256)
+def traced(family: Family, dtype: torch.dtype) -> Traced:
+    """The traced family, once; Untraceable if it cannot be."""
+    return trace(family, dtype)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What gradients are asked for."""
+
+    tensors: frozenset[int] = frozenset()
+    inputs: bool = False
+    initial: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors) or self.inputs or self.initial
+
+
+def engine_library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
+    """The compiled engine for one dtype and slice width; NoNative if it cannot be had."""
+    is_double = dtype == torch.float64
+    real = "double" if is_double else "float"
+    found = library("engine.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={lanes}")
+    _check(found, lanes)
+    return found
+
+
+def lanes_for(batch: int) -> int:
+    """How many sequences are run side by side."""
+    return LANES[0] if batch <= LANES[0] else LANES[1]
+
+
+@functools.lru_cache(maxsize=512)
+def engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
+    """The engine of a family for what is wanted, made once; tensors computed from params are data of a call."""
+    return Engine(traced(family, dtype), dtype, lanes, wanted)
+
+
+@functools.lru_cache(maxsize=512)
+def learning_engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
+    """The engine of a family that computes in C what its params alone determine; the family has a flat prologue."""
+    traced_family = traced(family, dtype)
+    return Engine(traced_family, dtype, lanes, wanted, traced_family.flat)
+
+
+@functools.lru_cache(maxsize=256)
+def tangent_engine(family: Family, dtype: torch.dtype, lanes: int, num_directions: int) -> Engine:
+    """The engine of a family's states and so many tangent vectors beside them."""
+    own = traced(family, dtype)
+    builder = own.builder.copy()
+    program = with_tangents(own.program, builder, num_directions)
+    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+
+
+@functools.lru_cache(maxsize=256)
+def jacobian_engine(family: Family, dtype: torch.dtype, lanes: int) -> Engine:
+    """The engine of a family's states, with the Jacobian of each step as output."""
+    own = traced(family, dtype)
+    builder = own.builder.copy()
+    program = with_jacobian(own.program, builder)
+    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+
+
+class Engine:
+    """A program for one dtype and slice width, encoded once and run often."""
+
+    def __init__(
+        self, own: Traced, dtype: torch.dtype, lanes: int, wanted: Wanted, prologue: Prologue | None = None
+    ) -> None:
+        """With a `prologue`, tensors that are computed from params are computed in C, else they are data of a call."""
+        self.lanes, self.dtype, self.wanted = lanes, dtype, wanted
+        self.library = engine_library(dtype, lanes)
+        self.traced = own
+        program, builder = self.traced.program, self.traced.builder.copy()
+        back, tensors = None, wanted.tensors
+        through = prologue_adjoint(prologue, tensors) if prologue is not None else None
+        if through is not None:
+            tensors |= {len(own.stored) + number for number in through.results}
+        if wanted:
+            back = pruned(adjoint(program, builder), tensors, inputs=wanted.inputs, initial=wanted.initial)
+        refuse_unsound(program, builder.rows, back, once=False)
+        layout = laid_out(program, back, builder.rows)
+        self._kept: list[Any] = []
+        self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
+        self._job.tensors = len(self.traced.stored) + self.traced.computed
+        self._job.stored = len(self.traced.stored)
+        encoder = Encoder(layout)
+        self._encode(program, back, encoder)
+        if prologue is not None and through is not None:
+            sizes = list(own.stored.values())
+            fields, self._job.params_rows = prologue_fields(prologue, through, sizes, lanes, encoder.constants)
+            for name, array in fields.items():
+                self._array(name, array, counted=name.startswith("prologue"))
+        self._array("constants", np.array(encoder.constants))
+        states = [ref.rows for ref in program.states.values()]
+        inputs = [ref.rows for name, ref in program.inputs.items() if not name.startswith("state.")]
+        extents = {k: v for k, v in encoder.extents().items() if prologue is None or k < len(own.stored)}
+        self._sizes = Sizes(dtype, inputs, states, program.output.rows, extents)
+        self._place(program, back, layout)
+
+    def _encode(self, program: Program, back: Adjoint | None, encoder: Encoder) -> None:
+        job = self._job
+        backward: tuple[Any, ...] = ((), (), (), ())
+        if back is not None:
+            backward = (back.readout, back.step, back.first_step, (*back.readout_weights, *back.step_weights))
+        self._array("readout", encoder.instructions(program.readout), counted=True)
+        self._array("step", encoder.instructions(program.step), counted=True)
+        self._array("readout_back", encoder.instructions(backward[0]), counted=True)
+        self._array("step_back", encoder.instructions(backward[1]), counted=True)
+        self._array("first_back", encoder.instructions(backward[2]), counted=True)
+        self._array("jobs", encoder.jobs(backward[3]), counted=True)
+        self._array("matrices", _numbers(encoder.matrices.values(), 8), counted=True)
+        self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
+        self._array("terms", _numbers(encoder.terms, 4))
+        self._array("pieces", _numbers(encoder.pieces, 6))
+        job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
+        job.gradient_size = encoder.gradient_size
+
+    def _place(self, program: Program, back: Adjoint | None, layout: Layout) -> None:
+        job = self._job
+        for space in ("record", "input", "ring", "carry", "scratch", "sums"):
+            # Odd, or the same rows of neighbouring steps would crowd into the same few places of the cache.
+            setattr(job, f"{space}_rows", layout.sizes[space] | 1)
+        states = list(program.states.items())
+        inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
+        job.num_states, job.num_inputs = len(states), len(inputs)
+        self._array("state_at", _numbers(layout.at(ref)[1] for _, ref in states))
+        self._array("state_rows", _numbers(ref.rows for _, ref in states))
+        self._array("carry_at", _numbers(layout.at(back.carry[name])[1] if back else 0 for name, _ in states))
+        self._array("input_at", _numbers(layout.at(ref)[1] for ref in inputs))
+        self._array("input_size", _numbers(ref.rows for ref in inputs))
+        job.output_at[:] = layout.at(program.output)
+        job.output_gradient_at[:] = layout.at(back.output) if back else (0, 0)
+
+    def _array(self, name: str, array: np.ndarray, *, counted: bool = False) -> None:
+        self._kept.append(array)
+        setattr(self._job, name, array.ctypes.data)
+        if counted:
+            setattr(self._job, f"num_{name}", len(array))
+
+    def ring_steps(self, time: int) -> int:
+        """Of so many steps, those whose gradients of weights are taken together: shares as equal as can be."""
+        shares = -(-time // (RING_LANES // self.lanes))
+        return -(-time // max(1, shares))
+
+    def run(self, call: Call, threads: int = 1) -> None:
+        """Do one call, shared out among threads by models, or by sequences where models are few.
+
+        Results do not depend on the number of threads: gradients of slices are always added in their order.
+        """
+        self.refuse_misfits(call)
+        slices = range(0, call.batch, self.lanes)
+        if call.models >= threads or len(slices) == 1 or call.moves is not None:
+            # A thread that has to wait for a core leaves its models to the others.
+            at_once([self._work(call, 0, call.batch_of_one)] * min(threads, call.models))
+            return
+        parts = [call.apart() for _ in slices]
+        pairs = zip(parts, slices, strict=True)
+        pieces = iter([self._work(own, at, min(at + self.lanes, call.batch)) for own, at in pairs])
+        at_once([partial(_all_of, pieces)] * min(threads, len(parts)))
+        call.add(parts)
+
+    def refuse_misfits(self, call: Call) -> None:
+        """Raise ValueError unless all data are what the engine takes them to be."""
+        refuse_misfits(call, self._sizes)
+
+    def job(self, call: Call) -> tuple[Job, list[Any]]:
+        """What C is given of a call, and what must live as long."""
+        job = Job.from_buffer_copy(self._job)
+        kept = call.fill(job)
+        job.ring_steps = self.ring_steps(call.time)
+        return job, kept
+
+    def _work(self, call: Call, low: int, high: int) -> Callable[[], None]:
+        """What any number of threads can do: of every model that no other takes first, the sequences low to high."""
+        job, kept = self.job(call)
+        self.library.workspace_size.restype = INT
+        return partial(self._run, job, kept, self.library.workspace_size(ctypes.byref(job)), INT(0), low, high)
+
+    def _run(self, job: Job, kept: list[Any], size: int, next_model: Any, low: int, high: int) -> None:
+        # `kept` is here to live as long as the call: the job points at it.
+        workspace = torch.empty(size + 64, dtype=self.dtype)
+        start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
+        self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)
+
+
+def _all_of(pieces: Iterator[Callable[[], None]]) -> None:
+    for piece in pieces:
+        piece()
+
+
+def _numbers(rows: Iterable[Any], columns: int | None = None) -> np.ndarray:
+    array = np.array(list(rows), dtype=np.int64)
+    return array if columns is None else array.reshape(-1, columns)
+
+
+def _check(lib: ctypes.CDLL, lanes: int) -> None:
+    found = (INT * 6)()
+    lib.constants(found)
+    expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, ctypes.sizeof(Job))
+    assert tuple(found[:5]) == expected, (tuple(found), expected)

@@ -1,0 +1,1 @@
+"""From a family's Python step to a program of tile operations."""

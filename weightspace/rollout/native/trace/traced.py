@@ -1,0 +1,104 @@
+"""From a family's own step and readout to a program of tile operations, by tracing them once with torch.fx."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from weightspace.families import Family
+from weightspace.rollout.native.derive.adjoint import adjoint
+from weightspace.rollout.native.derive.sound import refuse_unsound
+from weightspace.rollout.native.trace.capture import captured
+from weightspace.rollout.native.trace.flat import Prologue
+from weightspace.rollout.native.trace.program import Builder, Program, Untraceable
+from weightspace.rollout.native.trace.prologue import prologue_program
+from weightspace.rollout.native.trace.start import starts_alike
+from weightspace.rollout.native.trace.tracer import Tracer
+
+logger = logging.getLogger(__name__)
+BATCHES = (7, 33)
+"""Numbers of sequences in traced calls; axes are known by their place, so that a family may have an axis of 7."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A family's step and readout as a program over tensors of its params."""
+
+    program: Program
+    builder: Builder
+    stored: Mapping[str, int]
+    """The params that the program reads as they are, its tensors 0, 1, ...: how many numbers each has."""
+    prologue: fx.GraphModule | None
+    """What must be computed from one model's params first (masks, clamps, reciprocals): its further tensors."""
+    computed: int
+    """Number of those further tensors."""
+    flat: Prologue | None = None
+    """The prologue as a flat program, None if there is no prologue or it has no flat form."""
+    starts_alike: bool = False
+    """Whether every model starts from the same state."""
+
+
+def trace(family: Family, dtype: torch.dtype) -> Traced:
+    """The program of one family at one size; Untraceable if its step or readout is beyond what programs express.
+
+    Traced with two numbers of sequences, of which nothing in the program may depend.
+    """
+    one, other = (_traced(family, dtype, batch) for batch in BATCHES)
+    if one.program != other.program or _described(one.prologue) != _described(other.prologue):
+        raise Untraceable("what it computes depends on the number of sequences")
+    _try_prologue(family, one, dtype)
+    builder = one.builder.copy()
+    back = adjoint(one.program, builder)
+    refuse_unsound(one.program, builder.rows, back, once=True)
+    return dataclasses.replace(one, flat=_flat_prologue(one, dtype), starts_alike=starts_alike(family))
+
+
+def _traced(family: Family, dtype: torch.dtype, batch: int) -> Traced:
+    graph = captured(family, dtype, batch)
+    tracer = Tracer(family, graph, dtype)
+    try:
+        program, prologue = tracer.read()
+    except Untraceable:
+        raise
+    except Exception as error:
+        # Torch's operators are many: one that a rule did not foresee is run by torch.
+        raise Untraceable(f"its graph could not be read ({type(error).__name__}: {error})") from error
+    stored = {name: math.prod(family.spec.shape(name)) for name in family.spec.tensors}
+    return Traced(program, tracer.builder, stored, prologue, len(tracer.from_params))
+
+
+def _flat_prologue(traced: Traced, dtype: torch.dtype) -> Prologue | None:
+    if traced.prologue is None:
+        return None
+    try:
+        return prologue_program(traced.prologue, dtype)
+    except Untraceable as reason:
+        logger.debug("What is computed from params is left to torch: %s.", reason)
+        return None
+
+
+def _described(prologue: fx.GraphModule | None) -> tuple[str, ...]:
+    """The operations of a prologue and the numbers that it holds, as text."""
+    if prologue is None:
+        return ()
+    return (str(prologue.graph), *(f"{k}: {v.tolist()}" for k, v in prologue.named_buffers()))
+
+
+def _try_prologue(family: Family, traced: Traced, dtype: torch.dtype) -> None:
+    """Raise Untraceable unless the prologue runs on a stack of models and gives tensors of the right dtype."""
+    if traced.prologue is None:
+        return
+    params = (torch.ones(2, *family.spec.shape(name), dtype=dtype) for name in traced.stored)
+    try:
+        tensors = torch.func.vmap(traced.prologue)(*params)
+    except Exception as error:
+        raise Untraceable(f"what it computes from params cannot be stacked ({error})") from error
+    for tensor in tensors:
+        if tensor.dtype != dtype:
+            raise Untraceable(f"it computes {tensor.dtype} from params of {dtype}")

@@ -1,0 +1,54 @@
+"""What a traced graph does not show of a family's derivatives, found by watching the family while it is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.overrides import TorchFunctionMode
+
+from weightspace.families.spike import SPIKE
+from weightspace.rollout.native.trace.program import Untraceable
+
+DETACHING = (torch.Tensor.detach, torch.detach)
+"""Each becomes a node of its own in the graph."""
+HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+"""Each changes gradients outside the graph."""
+DETACHING_IN_PLACE = (torch.Tensor.detach_, torch.detach_)
+
+
+class Watch(TorchFunctionMode):
+    """Sees every call of torch that a family makes, and refuses those whose derivative the graph would get wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_detached = 0
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The call, made as it is."""
+        if func in DETACHING_IN_PLACE:
+            raise Untraceable("`detach_` leaves no trace; `detach` does the same")
+        if func in HOOKS:
+            raise Untraceable(f"`{func.__name__}` leaves no trace")
+        # torch.no_grad stops gradients but not the tangents of torch.func, and an autograd.Function may say anything of
+        # its derivative. The forward pass of one runs without gradients, too.
+        if func is not SPIKE and not torch.is_grad_enabled() and func is not torch._C._set_grad_enabled:
+            raise Untraceable(
+                f"`{getattr(func, '__name__', func)}` is called where gradients are switched off (torch.no_grad, or an "
+                "autograd.Function of its own), of which tracing sees nothing; it does see `detach`"
+            )
+        self.num_detached += func in DETACHING
+        return func(*args, **(kwargs or {}))
+
+    def check(self, graph: fx.GraphModule) -> None:
+        """Refuse a graph in which torch detached tensors for its own ends, as derivatives inside a step make it do."""
+        found = sum(node.target is torch.ops.aten.detach.default for node in graph.graph.nodes)
+        if found != self.num_detached:
+            raise Untraceable(
+                f"it detaches {self.num_detached} tensors, but its graph shows {found}, so where gradients stop is "
+                "unclear (derivatives within a step do that)"
+            )

@@ -1,0 +1,56 @@
+"""Checksums that checkpoints and embeddings carry, by which damage is told when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64
+_END = b"PK\x05\x06"
+"""Signature of the last 22 bytes of a zip archive without a comment."""
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip archive (a checkpoint of torch) with the sha256 of its bytes as its comment, which readers ignore."""
+    body = archive[:-2] + struct.pack("<H", _COMMENT)
+    return body + _MARK + hashlib.sha256(body).hexdigest().encode()
+
+
+def refuse_damaged(path: object, archive: bytes) -> None:
+    """Raise ValueError where an archive differs from what `sealed` made; one without a comment is of an older version.
+
+    Only damage is told: whoever can change the file can change its checksum.
+    """
+    if archive[-22:-18] == _END and archive[-2:] == b"\0\0":
+        return
+    body, mark, digest = archive[:-_COMMENT], archive[-_COMMENT:-64], archive[-64:]
+    if mark != _MARK or digest != hashlib.sha256(body).hexdigest().encode():
+        raise ValueError(
+            f"{path} is damaged or cut short: its bytes do not fit its checksum, or it has none; take another copy, "
+            "or the other checkpoint of the run."
+        )
+
+
+def embedding_digest(record: Mapping[str, Any], embeddings: Tensor) -> str:
+    """sha256 (hex) of embeddings (models, embedding_dim) and of what their file says of them, itself left out."""
+    said = {key: value for key, value in record.items() if key != "sha256"}
+    text = json.dumps([said, str(embeddings.dtype), list(embeddings.shape)], sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    digest.update(embeddings.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def refuse_damaged_embeddings(path: object, record: Mapping[str, Any], embeddings: Tensor) -> None:
+    """Raise ValueError where embeddings or what is said of them changed since they were written.
+
+    Files of older versions have no checksum.
+    """
+    if "sha256" in record and record["sha256"] != embedding_digest(record, embeddings):
+        raise ValueError(f"{path} is damaged: its embeddings do not fit their checksum; embed the models again.")

@@ -1,0 +1,1 @@
+"""Learning encoders with Lightning: module, checkpoints, command line, embeddings, predictions."""

@@ -1,0 +1,235 @@
+"""Lightning's command line for the encoders of this package."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelSummary, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from weightspace import encoders, objectives
+from weightspace.components import plugins
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.terminal import printable
+from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast
+from weightspace.training.module import EmbeddingModule
+from weightspace.training.prediction import EmbeddingWriter
+from weightspace.training.restoring import read_checkpoint, refuse_misfit
+from weightspace.training.trainer import TRAINER, interruptible, quiet, run_logger
+
+Hint = Callable[[str], str]
+
+RUNS = "runs"
+LOGGER: dict[str, Any] = {
+    "class_path": "lightning.pytorch.loggers.CSVLogger",
+    "init_args": {"save_dir": RUNS, "name": ""},
+}
+"""Runs go to runs/version_N, or straight to `--trainer.default_root_dir` where that is given."""
+
+
+class FitOnlySave(SaveConfigCallback):
+    """Saves the resolved config.yaml in the run folder of a training, and leaves evaluations alone."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, run: Path | None = None) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.run = run
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save when fitting, in the folder of the first process."""
+        if stage == "fit":
+            run = Path(str(trainer.strategy.broadcast(self.run or trainer.log_dir)))
+            if self.run is None and self.config.get("ckpt_path") is None:
+                refuse_used(run, trainer.strategy.broadcast(kept_in(run / "checkpoints")))
+            self.run = run
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write config.yaml; a run that goes on writes the options it goes on with."""
+        assert self.run is not None
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, self.run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+class TrainingCLI(LightningCLI):
+    """Trains and evaluates an EmbeddingModule on a ZooDataModule; checkpoints are configured under `checkpoint`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Checkpoints that a config can change, with this package's defaults."""
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINTS.items()})
+        if "predict" in self.subcommands():
+            parser.add_argument("--out", type=str, help="file for the embeddings, as `weightspace embed` writes it")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer, with plain progress bar and summary whatever else is installed."""
+        config = self._get(self.config_init, "trainer", default={})
+        asked = config.get("callbacks") or []
+        callbacks = list(asked) if isinstance(asked, list) else [asked]
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(TQDMProgressBar())
+        if config.get("enable_model_summary") is not False:
+            callbacks.append(ModelSummary())
+        logger = config.get("logger")
+        refuse_barebones(config)
+        self.run = self._run_folder(config) if self.subcommand == "fit" else None
+        if self.run is not None and (logger is True or _is_default(self.config[self.subcommand].trainer.logger)):
+            logger = run_logger(self.run)
+        self.save_config_kwargs = {"run": self.run}
+        callbacks += self._writers()
+        # The switch only says whether Lightning adds a summary of its own choice.
+        return super().instantiate_trainer(callbacks=callbacks, logger=logger, enable_model_summary=False, **kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
+        """Lightning's, with checkpoints in the run folder, whatever logger there is, or without any."""
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, BestAndLast)]
+        for callback in callbacks:
+            if isinstance(callback, BestAndLast) and callback.dirpath is None and self.run is not None:
+                callback.dirpath = str((self.run / "checkpoints").resolve())
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _writers(self) -> list[EmbeddingWriter]:
+        """What `predict --out` asks for."""
+        options = self.config[self.subcommand]
+        if options.get("out") is None:
+            return []
+        if options.get("ckpt_path") is None:
+            raise ValueError("`--out` is for the embeddings of a trained encoder; give its `--ckpt_path`, too.")
+        return [EmbeddingWriter(options.out, options.ckpt_path)]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's, but predictions that are written need not be kept."""
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        return {**options, "return_predictions": False} if subcommand == "predict" else options
+
+    def _run_folder(self, config: Mapping[str, Any]) -> Path | None:
+        """The folder a run is told to use, or goes on in, or a new one; None for that of a logger with its own."""
+        options = self.config[self.subcommand]
+        root, checkpoint = config.get("default_root_dir"), options.get("ckpt_path")
+        if root:
+            if not checkpoint:
+                refuse_used(Path(root), kept_in(options.checkpoint.get("dirpath") or Path(root) / "checkpoints"))
+            return Path(root)
+        if checkpoint is not None and Path(checkpoint).parent.name == "checkpoints":
+            return Path(checkpoint).parent.parent
+        if isinstance(config.get("logger"), CSVLogger | TensorBoardLogger):
+            return None
+        numbers = [path.name.removeprefix("version_") for path in Path(RUNS).glob("version_*")]
+        return Path(RUNS) / f"version_{max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)}"
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments given, without the warning that `sys.argv` holds some too."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the module from the checkpoint, and refuse options that it would silently overrule."""
+        asked, command = self._model_options(), self.config.get("subcommand")
+        checkpoint = self.config[command].get("ckpt_path") if command else None
+        if checkpoint is not None:
+            # Says in one line what is wrong with it, where Lightning would show a traceback.
+            refuse_misfit(checkpoint, read_checkpoint(checkpoint))
+        super()._parse_ckpt_path()
+        stored = self._model_options() if checkpoint is not None else {}
+        for name, value in asked.items():
+            if name in stored and stored[name] != value and value != _default(name, asked):
+                raise ValueError(
+                    f"`--model.{name} {value}` has no effect with this checkpoint, which was trained with "
+                    f"{stored[name]}; leave the option out, or train anew without --ckpt_path."
+                )
+
+    def _model_options(self) -> dict[str, Any]:
+        command = self.config.get("subcommand")
+        return dict(_leaves("", self.config[command].as_dict().get("model", {}))) if command else {}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with interruptible(self.trainer):
+            super()._run_subcommand(subcommand)
+
+
+def kept_in(folder: Path | str) -> str:
+    """The checkpoint in a folder that a run would go on from, or nothing."""
+    kept = sorted(Path(folder).glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime))
+    return str(kept[-1]) if kept else ""
+
+
+def refuse_used(run: Path, checkpoint: str) -> None:
+    """Raise ValueError where a folder holds a run that came as far as a checkpoint."""
+    if checkpoint:
+        raise ValueError(f"{run} already holds a run; go on with `--ckpt_path {checkpoint}`, or choose another folder.")
+
+
+def refuse_barebones(options: Mapping[str, Any]) -> None:
+    """Raise ValueError where a trainer is to do without all that makes a run."""
+    if options.get("barebones"):
+        raise ValueError(
+            "`--trainer.barebones true` is refused, because it takes away the metrics and checkpoints that make a run; "
+            "use `--trainer.logger false --trainer.enable_checkpointing false`."
+        )
+
+
+def _is_default(logger: Any) -> bool:
+    """Whether a logger's config is the one that is taken when none is asked for."""
+    return getattr(logger, "class_path", "") == LOGGER["class_path"] and logger.init_args.save_dir == RUNS
+
+
+def _default(name: str, options: Mapping[str, Any]) -> Any:
+    """The default of an option of the module, or of the encoder or objective that `options` name."""
+    owner, _, key = name.rpartition(".init_args.")
+    choices: dict[str, Mapping[str, Any]] = {"encoder": encoders.available(), "objective": objectives.available()}
+    made = choices.get(owner, {}).get(str(options.get(f"{owner}.class_path")).rpartition(".")[2], EmbeddingModule)
+    parameter = inspect.signature(made).parameters.get(key)
+    return parameter.default if parameter else inspect.Parameter.empty
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(f"{name}.{key}" if name else str(key), item)
+    else:
+        yield name, value
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what Lightning calls a misconfiguration into a ValueError, the error of users here."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def run(argv: list[str], prog: str, hint: Hint) -> None:
+    """Parse and run one of fit, validate, test, predict; `hint` improves the parser's error messages."""
+
+    class Parser(LightningArgumentParser):
+        def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
+            # The usage of a whole trainer is pages long; the message alone is what helps.
+            self.exit(2, f"error: {printable(hint(str(message)))}\n(`{prog} {argv[0]} --help` lists every option.)\n")
+
+    class OneCommand(TrainingCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            # The parser of each command takes a second to make.
+            return {argv[0]: LightningCLI.subcommands()[argv[0]]}
+
+    # Short names in configs are those of classes that have been imported.
+    encoders.available(), objectives.available()
+    with quiet(), user_errors():
+        OneCommand(
+            EmbeddingModule,
+            ZooDataModule,
+            args=argv,
+            parser_class=Parser,
+            parser_kwargs={"prog": prog, argv[0]: {"epilog": plugins.HELP}},
+            save_config_callback=FitOnlySave,
+            seed_everything_default=0,
+            trainer_defaults={"logger": LOGGER, **TRAINER},
+            auto_configure_optimizers=False,
+        )

@@ -1,0 +1,167 @@
+"""Frozen embeddings of a whole zoo, or of a folder of state dicts, from a checkpoint to one file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from weightspace.data.datamodule import ZooDataModule
+from weightspace.data.memory import pairs_of, room_for, usable_device
+from weightspace.data.sampling import batch_limits
+from weightspace.encoders.base import Encoder
+from weightspace.exchange import state_dicts
+from weightspace.families import Family
+from weightspace.spec import Params
+from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
+from weightspace.store.checksum import embedding_digest
+from weightspace.training.module import EmbeddingModule
+from weightspace.training.restoring import load, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+def embed(
+    checkpoint: Path | str,
+    zoo: Path | str,
+    out: Path | str,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    name: str | None = None,
+) -> Path:
+    """Write the embeddings (rows, embedding_dim) float32 of every row of models.parquet, in its order.
+
+    `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on
+    are among them: the file says for which split (and fold) it was trained, whose held-out rows it has not seen.
+    """
+    data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
+    module = load(checkpoint).to(usable_device(device)).eval()
+    metadata = record(module, checkpoint, data.zoo, name)
+    write_embeddings(Path(out), embed_rows(module.encoder, data, device), metadata)
+    return Path(out)
+
+
+def record(module: EmbeddingModule, checkpoint: Path | str, zoo: Zoo, name: str | None = None) -> dict[str, Any]:
+    """What a file says of the embeddings of a zoo by the module of a checkpoint."""
+    split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], zoo)
+    return {**_record(module, name), "zoo": zoo.fingerprint, "split": split, "fold": fold}
+
+
+def embed_state_dicts(
+    checkpoint: Path | str,
+    folder: Path | str,
+    out: Path | str,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    name: str | None = None,
+) -> Path:
+    """Write the embeddings (files, embedding_dim) float32 of a folder of state dicts, in the order of their names.
+
+    The names stand under `state_dicts` in the metadata, whose `zoo` is null. Encoders read float32, so weights of
+    another dtype are rounded to it.
+    """
+    batch_limits(batch_size, 1, np.ones(0))
+    module = load(checkpoint).to(usable_device(device)).eval()
+    paths = state_dicts.listed(folder)
+    embeddings = torch.full((len(paths), module.encoder.embedding_dim), torch.nan)
+    for stack in _stacks_of(paths, batch_size):
+        embeddings[stack.rows] = embed_stacks(module.encoder, [stack.to(device)]).float().cpu()
+    names = [path.stem for path in paths]
+    write_embeddings(Path(out), embeddings, {**_record(module, name), "zoo": None, "state_dicts": names})
+    return Path(out)
+
+
+def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
+    """Stacks of at most `max_models` state dicts of one family and size; their rows are places among the paths."""
+    waiting: dict[Family, list[tuple[int, Params]]] = {}
+    for row, path in enumerate(tqdm(paths, desc="embed", unit="model", disable=not sys.stderr.isatty())):
+        family, stored = state_dicts.read(path)
+        params = {key: tensor.float() for key, tensor in stored.items()}
+        for key, tensor in params.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"'{key}' of {path} is not finite in float32; take the file away, or mend it.")
+        waiting.setdefault(family, []).append((row, params))
+        if len(waiting[family]) == batch_limits(max_models, 1, np.array([pairs_of(family)]))[1][0]:
+            yield _stack_of(family, waiting.pop(family))
+    yield from (_stack_of(family, models) for family, models in waiting.items())
+
+
+def _stack_of(family: Family, models: Sequence[tuple[int, Params]]) -> Stack:
+    params = {key: torch.stack([own[key] for _, own in models]) for key in family.spec.tensors}
+    return Stack(family, params, torch.tensor([row for row, _ in models]))
+
+
+def _record(module: EmbeddingModule, name: str | None) -> dict[str, Any]:
+    """What a file of embeddings says of the encoder they come from."""
+    encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
+    learned_with = module.objective.learned_with
+    return {
+        "encoder": encoder,
+        "objective": objective,
+        "learned_with": learned_with,
+        "name": name or f"{encoder}-{objective}",
+    }
+
+
+def _held_out(said: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
+    """The split and fold of this zoo whose held-out rows the training of a checkpoint has not seen."""
+    split, fold = recorded_split(said)
+    if said["zoo"] == zoo.fingerprint:
+        return split, fold
+    with suppress(ValueError):
+        # The same models, divided in the same way, as in a zoo that labels were added to.
+        if divide(zoo.table, split, fold).models == said.get("models"):
+            return split, fold
+    logger.warning("The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen.")
+    return "in_distribution", None
+
+
+def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Tensor:
+    """Embeddings (rows, embedding_dim) float32 of every row of the zoo, in its order."""
+    data.serve()
+    data.refuse_unusable()
+    embeddings = torch.full((data.zoo.table.num_rows, encoder.embedding_dim), torch.nan)
+    batches = tqdm(data.predict_dataloader(), desc="embed", unit="batch", disable=not sys.stderr.isatty())
+    for batch in batches:
+        embeddings[batch.rows] = embed_stacks(encoder, batch.to(device).stacks).float().cpu()
+    return embeddings
+
+
+def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
+    """Embeddings (models, embedding_dim) of stacks, with the encoder frozen and in evaluation mode."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode(), room_for(stacks):
+            return encoder(stacks)
+    finally:
+        encoder.train(was_training)
+
+
+def write_embeddings(path: Path, embeddings: Tensor, metadata: Mapping[str, Any]) -> None:
+    """Write `embedding` with one metadata key, `weightspace`, that holds sorted JSON; whole or not at all.
+
+    The entry `sha256` is the checksum of the embeddings and all other entries.
+    """
+    if not torch.isfinite(embeddings).all():
+        row = int((~torch.isfinite(embeddings).all(1)).nonzero()[0, 0])
+        raise ValueError(
+            f"The embedding of row {row} is not finite, so nothing was written; the checkpoint may come from a "
+            "training that diverged (try a lower learning rate)."
+        )
+    digest = embedding_digest(metadata, embeddings)
+    text = json.dumps({**metadata, "sha256": digest}, sort_keys=True, allow_nan=False)
+    data = safetensors.torch.save({"embedding": embeddings.contiguous()}, {"weightspace": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, data)

@@ -1,0 +1,136 @@
+"""Reading a recipe: what a YAML file may say, checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weightspace.components.discovery import near_match
+from weightspace.terminal import shown
+from zoo_builder.planning.plain import read_yaml, refuse_odd
+
+DEVICES = ["cpu", "cuda"]
+DEFAULTS: dict[str, Any] = {
+    "title": "A zoo of recurrent networks",
+    "seed": 0,
+    "tasks": [],
+    "shard_size": {"cpu": 64, "cuda": 1024},
+    "labels": [],
+    "rollouts": None,
+    "splits": {},
+}
+REQUIRED = ("families", "learning", "snapshots", "models_per_cohort")
+SPLITS: dict[str, Any] = {"test": 0.2, "val": 0.1, "out_of_distribution": {}}
+OUT_OF_DISTRIBUTION: dict[str, Any] = {"task_share": 0.15, "largest_size": True}
+
+
+def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """The recipe of a YAML file or a mapping, with defaults filled in; `seed` replaces its seed.
+
+    `shard_size` may differ between devices, `{cpu: 32, cuda: 1024}`: a GPU is busy with no fewer models. A recipe that
+    is read has the number for `device`.
+    """
+    data = source if isinstance(source, Mapping) else read_yaml(Path(source))
+    refuse_odd({"seed": seed}, "--seed")
+    refuse_odd(data, "The recipe")
+    known = [*REQUIRED, *DEFAULTS]
+    refuse_unknown("The recipe", data, known)
+    missing = [key for key in REQUIRED if key not in data]
+    if missing:
+        raise ValueError(f"The recipe lacks {', '.join(f'`{key}`' for key in missing)}.")
+    recipe = {**DEFAULTS, **data}
+    recipe["shard_size"] = _for_device("shard_size", recipe["shard_size"], device)
+    if seed is not None:
+        recipe["seed"] = seed
+    recipe["splits"] = _filled("splits", recipe["splits"], SPLITS)
+    ood = recipe["splits"]["out_of_distribution"]
+    recipe["splits"]["out_of_distribution"] = _filled("out_of_distribution", ood, OUT_OF_DISTRIBUTION)
+    if recipe["rollouts"] is not None:
+        recipe["rollouts"] = _filled("rollouts", recipe["rollouts"], {"sequences": 8})
+    _check_numbers(recipe)
+    _check_lists(recipe)
+    return recipe
+
+
+def refuse_unknown(where: str, found: Any, known: list[str]) -> None:
+    """Raise ValueError unless `found` is a mapping with known keys only."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where} must be a mapping with keys {known}, found {shown(found)}.")
+    for key in found:
+        if key not in known:
+            raise ValueError(f"{where} has no key {shown(key)}; it has {known}.{near_match(str(key), known)}")
+
+
+def _filled(where: str, found: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found = {} if found is None else found
+    refuse_unknown(f"`{where}`", found, list(defaults))
+    return {**defaults, **found}
+
+
+def _for_device(where: str, found: Any, device: str) -> Any:
+    """The number of a device, where a mapping gives one for each; anything else is for all."""
+    if not isinstance(found, Mapping):
+        return found
+    refuse_unknown(f"`{where}`", found, DEVICES)
+    if device not in found:
+        raise ValueError(f"`{where}` has no number for {device}; add `{device}`, or give one number for all.")
+    return found[device]
+
+
+def _check_numbers(recipe: Mapping[str, Any]) -> None:
+    positive = {"models_per_cohort": recipe["models_per_cohort"], "shard_size": recipe["shard_size"]}
+    if recipe["rollouts"] is not None:
+        positive["rollouts.sequences"] = recipe["rollouts"]["sequences"]
+    for name, value in positive.items():
+        if not _whole(value) or value < 1:
+            raise ValueError(f"`{name}` (={shown(value)}) must be a whole number, at least 1.")
+    if not _whole(recipe["seed"]):
+        raise ValueError(f"`seed` (={shown(recipe['seed'])}) must be a whole number.")
+    for name in ("test", "val"):
+        value = recipe["splits"][name]
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or value < 0
+            or (value >= 1 and not _whole(value))
+        ):
+            raise ValueError(f"`splits.{name}` (={shown(value)}) must be a share below 1 or a whole number of models.")
+    share = recipe["splits"]["out_of_distribution"]["task_share"]
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ValueError(f"`splits.out_of_distribution.task_share` (={shown(share)}) must be from 0 to 1.")
+    largest = recipe["splits"]["out_of_distribution"]["largest_size"]
+    if not isinstance(largest, bool):
+        raise ValueError(f"`splits.out_of_distribution.largest_size` (={shown(largest)}) must be true or false.")
+
+
+def _check_lists(recipe: Mapping[str, Any]) -> None:
+    for name in ("families", "tasks"):
+        entries = recipe[name]
+        if not isinstance(entries, list):
+            raise ValueError(f"`{name}` must be a list of entries with a `class`, found {shown(entries)}.")
+        for index, entry in enumerate(entries):
+            _check_entry(f"{name}[{index}]", entry)
+    if not recipe["families"]:
+        raise ValueError("`families` is empty; give at least one.")
+    _check_entry("learning", recipe["learning"])
+    if not isinstance(recipe["snapshots"], list) or not recipe["snapshots"]:
+        raise ValueError(f"`snapshots` must be a list of numbers of updates, found {shown(recipe['snapshots'])}.")
+    for step in recipe["snapshots"]:
+        if not _whole(step) or step < 0:
+            raise ValueError(f"`snapshots` must be whole numbers of updates, 0 or more, found {shown(step)}.")
+    if not isinstance(recipe["title"], str):
+        raise ValueError(f"`title` must be text, found {shown(recipe['title'])}.")
+    if not isinstance(recipe["labels"], list) or not all(isinstance(label, str) for label in recipe["labels"]):
+        raise ValueError(f"`labels` must be a list of names, found {shown(recipe['labels'])}.")
+
+
+def _check_entry(where: str, entry: Any) -> None:
+    if not isinstance(entry, Mapping) or "class" not in entry:
+        raise ValueError(f"`{where}` must be an entry with a `class`, found {shown(entry)}.")
+    if not isinstance(entry["class"], str):
+        raise ValueError(f"`{where}.class` must be the name of one class, found {shown(entry['class'])}.")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Processes and machines that make shards."""
