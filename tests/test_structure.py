@@ -37,6 +37,7 @@ ROOMS = {
     "exchange": ZOO,
     "training": TRAINING | {"exchange"},
     "checks": READING | {"encoders"},
+    "watched": {"cli"},
     "cli": TRAINING | {"training", "exchange", "checks", "quickstart"},
 }
 FROM_OUTSIDE = {
@@ -93,6 +94,23 @@ def test_nothing_is_imported_against_the_flow(path):
             assert room(imported) in allowed | {"", "__version__"}, f"{name} imports {imported}"
         elif package == "weightspace" and own in ROOMS and room(imported) not in ("", "__version__"):
             assert room(imported) in ROOMS[own] | {own}, f"{name} imports {imported}"
+
+
+def test_no_file_imports_itself_round_a_circle():
+    """Imports for type checking and inside functions count: a reader goes round with them, too."""
+    names = {relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in FILES}
+    modules = {name: path for name, path in names.items() if "notebooks" not in name}
+    left = {}
+    for name, path in modules.items():
+        targets = {one if one in modules else one.rpartition(".")[0] for one in imports(path)}
+        left[name] = targets & set(modules) - {name}
+    while ends := [name for name, targets in left.items() if not targets & set(left)]:
+        for name in ends:
+            del left[name]
+    while starts := [name for name in left if not any(name in left[other] for other in left)]:
+        for name in starts:
+            del left[name]
+    assert not left, {name: sorted(targets & set(left)) for name, targets in left.items()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

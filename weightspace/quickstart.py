@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,24 +84,10 @@ def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
     last = run / "checkpoints" / "last.ckpt"
     if last.exists():
         options += ["--ckpt_path", str(last)]
-    command = child.command("weightspace.quickstart", *options)
+    command = child.command("weightspace.watched", *options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with (run / LOG).open("ab") as messages:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=messages, stderr=messages)
-
-
-def fit_while_watched(argv: list[str]) -> int:
-    """`weightspace fit`, ended when stdin closes, so that no training outlives its quickstart, however that ends."""
-    from weightspace.cli import main
-
-    def watch() -> None:
-        # Not by `sys.stdin`, whose lock a thread that waits in it would still hold when Python ends.
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return main(["fit", *argv])
 
 
 def _watch(processes: dict[str, subprocess.Popen], runs: Path) -> None:
@@ -147,6 +131,3 @@ def _probe(zoo: Path, embeddings: Sequence[Path], out: Path) -> list[dict[str, A
     log.info("Stage 4 of 4: probe and report")
     return run(zoo, embeddings, out, splits=SPLITS)
 
-
-if __name__ == "__main__":
-    sys.exit(fit_while_watched(sys.argv[1:]))

@@ -2,11 +2,12 @@
 
 import copy
 import dataclasses
+import importlib
 
 import pytest
 from torch import nn
 
-from weightspace.components.construction import Constructed, plain
+from weightspace.components.construction import MOVED, Constructed, of_today, plain
 from weightspace.encoders.message_passing import MessagePassing
 
 
@@ -44,3 +45,13 @@ def test_encoders_can_be_made_again_from_their_construction():
 def test_arguments_that_are_not_plain_are_refused():
     with pytest.raises(ValueError, match="of type object cannot be written to a checkpoint"):
         plain({"a": [object()]})
+
+
+def test_class_paths_of_version_0_3_are_those_of_today():
+    old = {"augment": {"class_path": "weightspace.augment.GroupMoves", "init_args": {"parts": [{"a": 1}]}}}
+    new = {"augment": {"class_path": "weightspace.data.augment.GroupMoves", "init_args": {"parts": [{"a": 1}]}}}
+    assert of_today(old) == new
+    kept = {"_class_path": "weightspace.encoders.message_passing.MessagePassing"}
+    assert of_today(kept) == kept
+    for module in MOVED.values():
+        importlib.import_module(module)

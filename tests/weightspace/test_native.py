@@ -304,7 +304,8 @@ def test_python_and_c_number_things_alike():
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A machine on which nothing has been compiled or asked for yet, with a cache of its own."""
-    caches = (compiler.library, compiler._version, native._reason, native._warn, engine.engine)
+    available = native.availability
+    caches = (compiler.library, compiler._version, available._reason, available._warn, engine.engine)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))

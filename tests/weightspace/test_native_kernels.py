@@ -10,7 +10,7 @@ import pytest
 from weightspace.rollout.native.engine import compiler
 
 SOURCE = Path(__file__).parent / "kernels.c"
-NATIVE = Path(compiler.__file__).parent
+NATIVE = Path(compiler.__file__).parent.parent / "c"
 WAYS = {
     "gcc": ("gcc -march=native", ""),
     "clang": ("clang -march=native", ""),

@@ -1,5 +1,6 @@
 """Rollouts and the random streams that feed them."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
-from weightspace.rollout import Streams, generator, rollout
+from weightspace.rollout import RolloutMethod, Streams, generator, rollout
 from weightspace.rollout.native import philox as native_philox
 from weightspace.rollout.streams import philox
 
@@ -106,3 +107,37 @@ def test_draws_have_their_distributions():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
     assert math.isclose(uniform.max(), 1, abs_tol=1e-3)
     assert uniform.max() < 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted(RolloutMethod):
+    """The stacked answer, with an option and a report."""
+
+    iterations: int = 3
+
+    def run(self, family, params, x, start, noise, state):
+        run = rollout(family, params, x, start, noise=noise, state=state)
+        return dataclasses.replace(run, report={"iterations": torch.full((len(x),), self.iterations)})
+
+
+class Unable(Counted):
+    """A method that can run nothing."""
+
+    def why_not(self, family, x):
+        return "it never can"
+
+    def run(self, family, params, x, start, noise, state):
+        raise AssertionError("a method that cannot run a family was asked to")
+
+
+def test_a_method_is_one_class_with_options_and_a_report():
+    family = families.available()["Elman"].examples()[0]
+    params = {k: v[None] for k, v in family.spec.random_params(generator(0, "m", "p"), torch.float32).items()}
+    x = torch.randn(1, 4, 2, family.input_size, generator=generator(0, "m", "x"))
+    expected = rollout(family, params, x)
+    found = rollout(family, params, x, method=Counted(iterations=5))
+    assert torch.equal(found.outputs, expected.outputs)
+    assert found.report["iterations"].tolist() == [5]
+    assert torch.equal(rollout(family, params, x, method=Unable()).outputs, expected.outputs)
+    with pytest.raises(ValueError, match=r"No rollout method is called 'stacket'.*Did you mean 'stacked'"):
+        rollout(family, params, x, method="stacket")

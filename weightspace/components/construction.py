@@ -8,6 +8,25 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+_DATA = ("augment", "batch", "datamodule", "sampling", "targets")
+MOVED = {f"weightspace.{name}": f"weightspace.data.{name}" for name in _DATA}
+MOVED["weightspace.module"] = "weightspace.training.module"
+"""Modules of version 0.3 whose classes checkpoints and configs may name -> where they are now."""
+
+
+def of_today(value: Any) -> Any:
+    """Plain values of a checkpoint, with the class paths of earlier versions as they are now."""
+    if isinstance(value, list | tuple):
+        return [of_today(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: of_today(item) for key, item in value.items()}
+    for key in ("class_path", "_class_path"):
+        if isinstance(found.get(key), str):
+            module, _, name = found[key].rpartition(".")
+            found[key] = f"{MOVED.get(module, module)}.{name}"
+    return found
+
 
 class Constructed:
     """Mixin whose instances know their constructor's arguments, defaults included."""

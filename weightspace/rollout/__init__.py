@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from weightspace.families import Family
+from weightspace.rollout import methods
 from weightspace.rollout.captured import Captured
+from weightspace.rollout.methods import Method, RolloutMethod
+from weightspace.rollout.results import Rollout
 from weightspace.rollout.streams import Streams, generator
 from weightspace.spec import Params, State
 
-__all__ = ["METHODS", "Captured", "Method", "Rollout", "Streams", "generator", "rollout"]
-
-Method = Literal["native", "stacked", "sequential"]
-METHODS: tuple[Method, ...] = ("native", "stacked", "sequential")
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What a cohort did: outputs (models, time, batch, output) and each state (models, time, batch, its axis)."""
-
-    outputs: Tensor
-    states: State
-    final: State
-    """States (models, batch, axis) after the last input, from which a rollout can go on."""
+__all__ = ["Captured", "Method", "Rollout", "RolloutMethod", "Streams", "generator", "rollout"]
 
 
 def rollout(
@@ -35,7 +23,7 @@ def rollout(
     x: Tensor,
     start: Tensor | None = None,
     *,
-    method: Method = "stacked",
+    method: Method | RolloutMethod = "stacked",
     noise: Mapping[str, Tensor] | None = None,
     state: State | None = None,
 ) -> Rollout:
@@ -44,9 +32,6 @@ def rollout(
     `start` (models, batch, start) is what the task gives the initial state; `noise[name]` (models, time, batch, axis)
     must be given for every noise the spec declares; `state` (models, batch, axis) goes on from an earlier rollout.
     """
-    from weightspace.rollout.methods.sequential import run_sequential
-    from weightspace.rollout.methods.stacked import run_stacked
-
     if x.dim() != 4 or x.shape[-1] != family.input_size:
         raise ValueError(
             f"Inputs have shape {tuple(x.shape)}; {type(family).__name__} expects "
@@ -60,11 +45,7 @@ def rollout(
         raise ValueError(f"{type(family).__name__} needs the noise {sorted(missing)}, one draw per model and step.")
     if start is None:
         start = x.new_zeros(x.shape[0], x.shape[2], 0)
-    if method not in METHODS:
-        raise ValueError(f"No rollout method is called '{method}'; there are {METHODS}.")
-    run = run_sequential if method == "sequential" else run_stacked
-    if method == "native":
-        from weightspace.rollout.native import run_native, usable
-
-        run = run_native if usable(family, x) else run_stacked
-    return run(family, params, x, start, noise or {}, state)
+    chosen = methods.named(method)
+    if chosen.why_not(family, x) is not None:
+        chosen = methods.named("stacked")
+    return chosen.run(family, params, x, start, noise or {}, state)

@@ -10,6 +10,8 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Method, rollout
 from weightspace.rollout.criterion import Criterion
+from weightspace.rollout.native import measures_here, usable
+from weightspace.rollout.native.forward import native_outputs, native_states, native_verdicts
 from weightspace.spec import Params, State
 
 
@@ -26,8 +28,6 @@ def last_outputs(
 ) -> Tensor:
     """Outputs (models, num_steps, batch, output) of the last steps of a rollout; see `rollout` for the other shapes."""
     if is_native(family, x, method):
-        from weightspace.rollout.native.forward import native_outputs
-
         return native_outputs(family, params, x, start, noise, num_steps)
     return rollout(family, params, x, start, method=method, noise=noise).outputs[:, -num_steps:]
 
@@ -45,8 +45,6 @@ def answered(
 
     NaN where an output at a step that counts is not finite. See `rollout` for shapes.
     """
-    from weightspace.rollout.native.forward import native_verdicts
-
     nats, right, asked, strange = native_verdicts(family, params, x, start, noise, criterion).unbind(1)
     return right / asked + strange, nats / x.shape[2] + strange
 
@@ -64,8 +62,6 @@ def last_states(
 ) -> State:
     """Each state (models, num_steps, batch, axis) after the last steps of a rollout from `state`."""
     if is_native(family, x, method):
-        from weightspace.rollout.native.forward import native_states
-
         return native_states(family, params, x, state, noise, num_steps)
     step, visited = torch.func.vmap(family.step), []
     for t in range(x.shape[1]):
@@ -79,8 +75,6 @@ def is_native(family: Family, x: Tensor, method: Method) -> bool:
     """Whether rollouts on inputs like x by this method are native ones."""
     if method != "native":
         return False
-    from weightspace.rollout.native import usable
-
     return usable(family, x)
 
 
@@ -88,6 +82,4 @@ def is_measured_natively(family: Family, x: Tensor, method: Method) -> bool:
     """Whether rollouts by this method are native ones, and what is measured along them, too."""
     if not is_native(family, x, method):
         return False
-    from weightspace.rollout.native import measures_here
-
     return measures_here()

@@ -10,6 +10,7 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Method, rollout
 from weightspace.rollout.criterion import Criterion
+from weightspace.rollout.native import descend, usable
 from weightspace.spec import Params
 
 
@@ -29,11 +30,8 @@ def losses_and_gradients(
     `loss` takes outputs (models, time, batch, output) to losses (models,); declared as a `Criterion`, it becomes part
     of what a native rollout runs. See `rollout` for the rest.
     """
-    if method == "native" and isinstance(loss, Criterion):
-        from weightspace.rollout.native import descend, usable
-
-        if usable(family, x):
-            return descend(family, params, trained, x, start, loss, noise or {})
+    if method == "native" and isinstance(loss, Criterion) and usable(family, x):
+        return descend(family, params, trained, x, start, loss, noise or {})
     leaves = {name: params[name].detach().requires_grad_() for name in trained}
     outputs = rollout(family, {**params, **leaves}, x, start, method=method, noise=noise).outputs
     losses = loss(outputs)

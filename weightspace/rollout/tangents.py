@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Method
 from weightspace.rollout.forward import is_native
+from weightspace.rollout.methods import Method
+from weightspace.rollout.native.forward import native_jacobians, native_tangents
+from weightspace.rollout.results import Measured
 from weightspace.spec import Params, State
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is measured along driven trajectories; natively, growth and states are in the precision of the inputs."""
-
-    growth: Tensor
-    """Log of how much each step stretched a unit tangent vector (models, window, lane), nats."""
-    covariance: Tensor
-    """Of the states (models, state, state) over lanes and time, up to a factor that keeps it within range."""
-    mean_jacobian: Tensor
-    """(models, to state, from state), over lanes and the steps with Jacobians; without these, anything."""
-    log_norms: Tensor
-    """Mean over lanes of log ||J(k-1) ... J(0)||_F, (models, k), k = 1 to the number of steps with Jacobians."""
-    visited: Tensor | None
-    """States before each step (models, window, lane, state), if wanted."""
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
@@ -59,7 +44,6 @@ def tangent_rollout(
     `state` and `tangent` are (models, batch, axis); inputs and noise as in `rollout`. No gradients are kept.
     """
     if is_native(family, x, method):
-        from weightspace.rollout.native.forward import native_tangents
 
         wide = {name: value[:, :, None] for name, value in tangent.items()}
         states, moved = native_tangents(family, params, x, state, wide, noise)
@@ -88,7 +72,6 @@ def push(
     In `directions` all states are side by side in the order of the spec. Inputs are (models, point, input).
     """
     if is_native(family, x, method):
-        from weightspace.rollout.native.forward import native_tangents
 
         tangent = unflatten(family, directions.transpose(1, 2))
         early = {name: value[:, None] for name, value in noise.items()}
@@ -111,7 +94,6 @@ def jacobians(
     All states of a model are side by side in the order of the spec. See `rollout` for the other shapes.
     """
     if is_native(family, x, method):
-        from weightspace.rollout.native.forward import native_jacobians
 
         return native_jacobians(family, params, x, state, noise).transpose(-1, -2)
     step, found = torch.func.vmap(family.step), []

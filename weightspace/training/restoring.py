@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from weightspace.components import plugins
-from weightspace.components.construction import Constructed
+from weightspace.components.construction import Constructed, of_today
 from weightspace.store import recorded_split
 from weightspace.store.checksum import refuse_damaged
 from weightspace.training.module import EmbeddingModule
@@ -44,6 +44,7 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: it does not say which encoder it holds.")
     try:
         recorded_split(content["weightspace"])
+        content["hyper_parameters"] = of_today(content["hyper_parameters"])
         class_paths = list(_class_paths(content["hyper_parameters"]))
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of `weightspace fit`: {error}.") from None
@@ -77,10 +78,14 @@ def _class_paths(value: Any) -> Iterable[str]:
 
 def load(checkpoint: Path | str) -> EmbeddingModule:
     """The trained module of a checkpoint; nothing that it names is imported from elsewhere."""
-    refuse_misfit(checkpoint, read_checkpoint(checkpoint))
+    content = read_checkpoint(checkpoint)
+    refuse_misfit(checkpoint, content)
     try:
         with quiet():
-            return EmbeddingModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+            module: EmbeddingModule = instantiate_module(EmbeddingModule, _settings(content))
+            module.on_load_checkpoint(content)
+            module.load_state_dict(content["state_dict"])
+            return module
     except _UNFIT as error:
         raise _misfit(checkpoint, error) from None
 
@@ -91,13 +96,12 @@ def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
     They are made without memory for that (on the device "meta"), and no further than the checkpoint has tensors: what
     sizes it claims costs nothing until they are known to be those of its tensors.
     """
-    state, described = content.get("state_dict"), content["hyper_parameters"]
+    state = content.get("state_dict")
     try:
         if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise ValueError("it holds no `state_dict` of tensors")
-        settings = {str(key): value for key, value in dict(described).items() if key != "_instantiator"}
         with quiet(), torch.device("meta"), _at_most(len(state)):
-            module = instantiate_module(EmbeddingModule, settings)
+            module = instantiate_module(EmbeddingModule, _settings(content))
         expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if expected != found:
@@ -105,6 +109,12 @@ def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
             raise ValueError(f"'{wrong}' has shape {found.get(wrong)}, but by its settings {expected.get(wrong)}")
     except _UNFIT as error:
         raise _misfit(checkpoint, error) from None
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments from which Lightning's command line made the module."""
+    described = dict(content["hyper_parameters"])
+    return {str(key): value for key, value in described.items() if key != "_instantiator"}
 
 
 @contextmanager

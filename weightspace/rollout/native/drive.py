@@ -22,7 +22,7 @@ from weightspace.rollout.native.engine.layout import num_instructions
 from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.forward import _call
 from weightspace.rollout.native.function import first_states
-from weightspace.rollout.tangents import Measured
+from weightspace.rollout.results import Measured
 from weightspace.spec import Params, State
 
 LANES = 32

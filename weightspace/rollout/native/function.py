@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weightspace.families import Family
-from weightspace.rollout import Rollout
 from weightspace.rollout.native.engine.encoded import Call, Wanted, engine, lanes_for, traced
+from weightspace.rollout.results import Rollout
 from weightspace.spec import Params, State
 
 

@@ -1,0 +1,161 @@
+"""The operations on tiles that a graph becomes, as they are written."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from weightspace.families import Family
+from weightspace.rollout.native.trace.program import (
+    Builder,
+    Linear,
+    Map,
+    Matrix,
+    Operation,
+    Piece,
+    Product,
+    Ref,
+    Untraceable,
+)
+
+aten = torch.ops.aten
+
+
+class Tape:
+    """Operations in order, what is known of each node of the graph, and the tensors of params that they read."""
+
+    def __init__(self, family: Family, graph: fx.GraphModule, dtype: torch.dtype) -> None:
+        self.family, self.spec, self.graph, self.dtype = family, family.spec, graph, dtype
+        spec = family.spec
+        names = [f"param.{name}" for name in spec.tensors] + [f"state.{name}" for name in spec.states]
+        names += [f"noise.{name}" for name in spec.noise] + ["x"]
+        self.placeholders = dict(zip(names, (n for n in graph.graph.nodes if n.op == "placeholder"), strict=True))
+        for node in graph.graph.nodes:
+            if node.op == "get_attr":
+                # A tensor that the family holds, or makes from numbers.
+                node.meta["val"] = getattr(graph, node.target)
+        self.builder = Builder()
+        self.operations: list[Operation] = []
+        self.known: dict[fx.Node, Any] = {}
+        self.placed: dict[Any, Ref] = {}
+        self.from_params: list[fx.Node] = []
+        self.stored: list[str] = []
+
+    def tile(self, node: Any) -> Ref:
+        """Where the value of a batched node is, which is computed now if it was not yet."""
+        known = self.known.get(node)
+        if isinstance(known, Ref):
+            return known
+        if not isinstance(known, Linear):
+            raise Untraceable(f"{node} is needed as a tile, but it is none")
+        if known not in self.placed:
+            self.placed[known] = self._compute(known)
+        self.known[node] = self.placed[known]
+        return self.placed[known]
+
+    def _compute(self, sum_of: Linear) -> Ref:
+        addends = list(sum_of.addends)
+        biases = list(sum_of.biases)
+        while len(addends) > (1 if sum_of.terms else 2):
+            addends[:2] = [self.emit("add", (addends[0], addends[1]))]
+        out = None
+        if sum_of.terms:
+            out = self.builder.value(sum_of.rows)
+            bias, addend = (biases.pop(0) if biases else None), (addends[0] if addends else None)
+            self.operations.append(Product(out, sum_of.terms, bias, addend))
+        elif len(addends) == 2:
+            out = self.emit("add", (addends[0], addends[1]))
+        else:
+            out = addends[0]
+        for bias in biases:
+            out = self.emit("add_vector", (out, bias))
+        return out
+
+    def emit(self, function: str, args: Sequence[Ref | Matrix], constants: tuple[float, ...] = ()) -> Ref:
+        rows = next(arg.rows for arg in args if isinstance(arg, Ref))
+        out = self.builder.value(rows)
+        self.operations.append(Map(out, function, tuple(args), constants))
+        return out
+
+    def map(self, node: fx.Node, function: str, args: Sequence[Ref | Matrix], constants: tuple[float, ...] = ()) -> Ref:
+        if len({arg.rows for arg in args}) != 1:
+            raise Untraceable(f"{node.target} joins tiles of different sizes")
+        return self.emit(function, args, constants)
+
+    def of_params(self, function: Any, node: fx.Node, **kwargs: Any) -> fx.Node:
+        """A function of a node of params, computed once and not at each step."""
+        with self.graph.graph.inserting_after(node):
+            new = self.graph.graph.call_function(function, (node,), kwargs)
+        new.meta["val"] = function(node.meta["val"], **kwargs)
+        return new
+
+    def concatenate(self, tiles: Sequence[Ref]) -> Ref:
+        """Tiles under one another, copied into one value."""
+        out, start = self.builder.value(sum(tile.rows for tile in tiles)), 0
+        for tile in tiles:
+            self.operations.append(Map(out.part(start, tile.rows), "copy", (tile,)))
+            start += tile.rows
+        return out
+
+    def linear(self, node: Any) -> Linear:
+        """A batched node as a sum that may still grow: as it is if nobody else reads it, else computed."""
+        known = self.known[node]
+        if isinstance(known, Linear) and len(node.users) == 1:
+            return known
+        tile = self.tile(node)
+        return Linear(tile.rows, addends=(tile,))
+
+    def _pieces(self, node: fx.Node) -> tuple[int, Tensor]:
+        """The tensor in which a node of params lies, and a view of that tensor with the node's shape."""
+        if node.meta["val"].dtype != self.dtype:
+            node = self.of_params(aten._to_copy.default, node, dtype=self.dtype)
+        chain = _views(node)
+        if chain is not None:
+            name = next(name for name, holder in self.placeholders.items() if holder is chain[0])[len("param.") :]
+            base = torch.empty(self.spec.shape(name), dtype=self.dtype)
+            view: Any = base
+            for step in chain[1:]:
+                target: Any = step.target
+                view = target(view, *step.args[1:], **step.kwargs)
+            if view.untyped_storage().data_ptr() == base.untyped_storage().data_ptr():
+                return list(self.spec.tensors).index(name), view
+        if node not in self.from_params:
+            self.from_params.append(node)
+        return len(self.spec.tensors) + self.from_params.index(node), torch.empty(node.meta["val"].shape)
+
+    def matrix(self, node: fx.Node) -> Matrix:
+        """A node of params (cols, rows), as it stands on the right of a product."""
+        if node.meta["val"].dim() != 2:
+            raise Untraceable(f"a product with a tensor of {node.meta['val'].dim()} dimensions")
+        tensor, view = self._pieces(node)
+        piece = Piece(tensor, int(view.storage_offset()), view.stride(1), view.stride(0), view.shape[1])
+        return Matrix(view.shape[0], (piece,))
+
+    def vector(self, node: fx.Node, rows: int) -> Matrix:
+        """A node of params that broadcasts over sequences, (rows,), (1, rows) or a single number."""
+        tensor, view = self._pieces(node)
+        if view.dim() > 2 or view.shape[:-1] not in ((), (1,)) or view.numel() not in (1, rows):
+            raise Untraceable(f"params of shape {tuple(view.shape)} beside tiles of {rows} rows")
+        stride = view.stride(-1) if view.numel() == rows and view.dim() else 0
+        return Matrix(1, (Piece(tensor, int(view.storage_offset()), stride, 1, rows),))
+
+
+VIEWS = (
+    aten.t.default, aten.view.default, aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.unbind.int,
+    aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim, aten.permute.default, aten.expand.default,
+    aten._unsafe_view.default, aten.reshape.default, operator.getitem,
+)  # fmt: skip
+
+
+def _views(node: fx.Node) -> list[fx.Node] | None:
+    """The placeholder and the views of it that lead to a node, None if anything else does."""
+    chain = [node]
+    while chain[0].op != "placeholder":
+        if chain[0].op != "call_function" or chain[0].target not in VIEWS:
+            return None
+        chain.insert(0, chain[0].args[0])  # type: ignore[arg-type]
+    return chain
