@@ -25,6 +25,7 @@ from weightspace.rollout import generator, native, rollout
 from weightspace.rollout.criterion import NOT_ASKED, Criterion
 from weightspace.rollout.forward import last_outputs, last_states
 from weightspace.rollout.gradients import losses_and_gradients
+from weightspace.rollout.native import availability
 from weightspace.rollout.native.drive import LANES, Steps, native_drive
 from weightspace.rollout.tangents import jacobians, tangent_rollout, unflatten
 
@@ -97,7 +98,7 @@ def judged(cell: Cell, seed: int, *, deep: bool = False) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             _valid(cell, seed)
             # Remembered, unlike `why_not` of a cell that is refused.
-            reason = native._reason(cell, torch.float64)
+            reason = availability._reason(cell, torch.float64)
             if reason is not None:
                 return _fallen_back(cell, seed, reason)
             made = 0

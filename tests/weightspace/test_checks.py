@@ -14,6 +14,7 @@ from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
 from weightspace.rollout import agreement, native
+from weightspace.rollout.methods import native as method
 from weightspace.rollout.native import forward
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
@@ -31,7 +32,7 @@ def test_native_rollouts_and_tangents_of_a_family_have_a_row_each():
 
 @pytest.mark.parametrize("factor", [1 + 1e-8, torch.nan])
 def test_native_numbers_that_are_wrong_fail(factor, monkeypatch):
-    def wrong(*arguments, own=native.run_native):
+    def wrong(*arguments, own=method.run_native):
         run = own(*arguments)
         return dataclasses.replace(run, outputs=run.outputs * factor)
 
@@ -39,7 +40,7 @@ def test_native_numbers_that_are_wrong_fail(factor, monkeypatch):
         states, tangents = own(*arguments)
         return states, {name: tangent * factor for name, tangent in tangents.items()}
 
-    monkeypatch.setattr(native, "run_native", wrong)
+    monkeypatch.setattr(method, "run_native", wrong)
     monkeypatch.setattr(forward, "native_tangents", wrong_tangents)
     rows = checks.family_rows(FAMILY)
     assert failed(rows) == NATIVE
