@@ -22,8 +22,8 @@ torch.maximum({a}, {b}) | torch.minimum({a}, {b}) | {a} * {b} + {c} | {c} + {a} 
 F.linear({a}, {W}) | F.linear({a}, {W}, {v}) | {a} @ {W} | {a} @ {W}.t() | torch.addmm({v}, {a}, {W}.t())
 {a}.mm({W}) | F.linear({a}, {W}) + {b} | {a} + F.linear({b}, {W}, {v}) | F.linear({a}, {W}) + F.linear({b}, {X}) + {v}
 F.linear({a} * {b}, {W}) + {c} * {d} | {q} * {a} + {q} * torch.tanh({b}) | torch.tanh(F.linear({a}, {W}) + {c} * {v})
-torch.log({a} * {a}) | torch.sqrt({a}.abs()) | torch.sigmoid({a}) * {b}
-torch.tanh({a}) * torch.sigmoid({b}) | torch.relu({a}) * torch.relu({a}) | {a} + {a} | {a} - {a}
+torch.log({a} * {a}) | torch.sqrt({a}.abs()) | torch.sigmoid({a}) * {b} | torch.tanh({a}) * torch.sigmoid({b})
+torch.relu({a}) * torch.relu({a}) | {a} + {a} | {a} - {a}
 """
 BEYOND = """
 F.softplus({a}, beta={p}) | F.softplus({a}, threshold={q}) | F.softplus({a}, {p}, {q}) | F.leaky_relu({a}, 0.0)
@@ -77,8 +77,7 @@ torch.mul({a}, {b}, out=None) | torch.div({a}, {b}.abs() + 1) | torch.true_divid
 torch.multiply({a}, {b}) | torch.divide({a}, {v}.abs() + 1) | torch.add({v}, {a}, alpha={n}) | {v} / ({a}.abs() + 1)
 torch.maximum({a}, {v}) | torch.minimum({a}, {v} * 0) | {a} * {v} / {p} | {n} * {v} + {a}
 torch.float_power({a}, 2).to({a}.dtype) | torch.heaviside({a}, {b}) | torch.where({a} > 0, {a}.exp(), -{a})
-{a} * {a}.requires_grad | {a} + {a}.dim() | {a} * {a}.stride(1) | {a} + float({a}.shape[1]) | {a}.T.T
-{a} - ({a} > {b}) * {c} | {a} == {b}
+{a} + {a}.dim() | {a} + float({a}.shape[1]) | {a}.T.T | {a} - ({a} > {b}) * {c} | {a} == {b}
 """
 IN_PLACE = """
 {t} = {a}.clone(); {t} += {b} | {t} = {a} + 0; {t}.mul_({b}) | {t} = {a} * 1; {t}.copy_({b})
@@ -316,12 +315,12 @@ def drawn(seed: int) -> Cell:
     """The cell of a seed."""
     draft = Draft(seed)
     draw = draft.draw
-    sizes = draw.sample([1, 2, 3, 4, 5, 7, 8], draw.choice([1, 1, 2, 3]))
+    sizes = draw.sample([1, 2, 3, 4, 5, 7, 8, draw.choice([9, 17, 33])], draw.choice([1, 1, 2, 3]))
     states = tuple((f"h{place}", draw.choice(sizes)) for place in range(draw.choice([1, 1, 2, 2, 3, 4])))
     noises = (("e", draw.choice(sizes)),) if draft.chance(0.2) else ()
     input_size = draw.choice([1, 2, 3, 5, sizes[0]])
     draft.tiles = [("x", input_size), *noises, *states]
-    count = draw.choice([1, 2, 3, 4, 5, 6, 7, 8, 12])
+    count = draw.choice([1, 2, 2, 3, 3, 4, 5, 6, 9])
     strange = {draw.randrange(count) for _ in range(draw.choice([1, 1, 2]))} if draft.chance(0.3) else set()
     for place in range(count):
         draft.beyond() if place in strange else draft.operation()
@@ -361,7 +360,7 @@ def _answer(draft: Draft, states: tuple[tuple[str, int], ...]) -> tuple[tuple[st
     draw = draft.draw
     draft.tiles = list(states)
     strange = draft.chance(0.05)
-    for _ in range(draw.choice([0, 0, 0, 1, 2, 3])):
+    for _ in range(draw.choice([0, 0, 0, 0, 1, 2])):
         draft.operation()
     if strange:
         draft.beyond()

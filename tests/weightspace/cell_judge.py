@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -24,12 +25,14 @@ from weightspace.rollout import generator, native, rollout
 from weightspace.rollout.criterion import NOT_ASKED, Criterion
 from weightspace.rollout.forward import last_outputs, last_states
 from weightspace.rollout.gradients import losses_and_gradients
+from weightspace.rollout.native import availability
 from weightspace.rollout.native.drive import LANES, Steps, native_drive
 from weightspace.rollout.tangents import jacobians, tangent_rollout, unflatten
 
 DRIVEN = Steps(warm_up=2, aligning=1, window=3, jacobians=2)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
-BATCHES, TIMES = (1, 5, 16, 19, 33), (1, 2, 7)
+BATCHES, TIMES = (1, 5, 16, 19, 33), (1, 2, 2, 7, 7, 60)
+"""Fewer sequences than are run side by side and more; steps within one ring of recorded ones and beyond it."""
 Values = dict[str, Tensor]
 
 
@@ -68,15 +71,22 @@ def problem(cell: Cell, seed: int, time: int, batch: int, models: int = 2) -> Pr
     """Random data for a cell."""
     draw = generator(seed, "cell", "data")
     drawn = [small_params(cell, draw, torch.float64) for _ in range(models)]
-    params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    params = {name: _laid_out(torch.stack([one[name] for one in drawn]), draw) for name in drawn[0]}
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(models, *shape, generator=draw, dtype=torch.float64)
+        return _laid_out(torch.randn(models, *shape, generator=draw, dtype=torch.float64), draw)
 
     noise = {name: normal(time, batch, size) for name, size in cell.noises}
     state = {name: normal(batch, size) for name, size in cell.states}
     x, start = normal(time, batch, cell.input_size), normal(batch, cell.start_size)
     return Problem(cell, params, x, start, noise, state, draw)
+
+
+def _laid_out(tensor: Tensor, draw: torch.Generator) -> Tensor:
+    """The same numbers, now and then in another order in memory."""
+    if torch.rand((), generator=draw) < 0.75:
+        return tensor
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def judged(cell: Cell, seed: int, *, deep: bool = False) -> dict[str, Any]:
@@ -87,7 +97,8 @@ def judged(cell: Cell, seed: int, *, deep: bool = False) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _valid(cell, seed)
-            reason = native.why_not(cell, torch.float64)
+            # Remembered, unlike `why_not` of a cell that is refused.
+            reason = availability._reason(cell, torch.float64)
             if reason is not None:
                 return _fallen_back(cell, seed, reason)
             made = 0
@@ -180,9 +191,9 @@ def compare(
         allowed = TOLERANCE[dtype] * scale
         if rounded is not None:
             error = float((rounded[name].double() - value).abs().max())
-            if not error <= 1e-3 * scale:
+            if not error <= 1e-4 * scale:
                 raise Undecided
-            allowed = max(allowed, 20 * error) if dtype == torch.float32 else allowed
+            allowed = max(allowed, 100 * error) if dtype == torch.float32 else allowed
         if found[name].shape != value.shape:
             raise Different(f"{what}: {name} has shape {tuple(found[name].shape)}, expected {tuple(value.shape)}")
         error = float((found[name].double() - value).abs().max())
@@ -256,28 +267,34 @@ def _last_steps(cell: Cell, seed: int, draw: int) -> None:
     own = problem(cell, draw, time, batch)
     last = random.Random(draw).randrange(1, time + 1)
     data, what = (cell, own.params, own.x), f"of the last {last} of {time} steps, batch {batch}"
-    expected = rollout(*data, own.start, noise=own.noise, method="sequential").outputs[:, -last:]
     outputs = last_outputs(*data, own.start, own.noise, last, method="native")
-    compare(f"outputs {what}", {"outputs": outputs}, {"outputs": expected})
-    states = rollout(*data, own.start, noise=own.noise, state=own.state, method="sequential").states
+    compare(f"outputs {what}", {"outputs": outputs}, *(
+        {"outputs": rollout(cell, one.params, one.x, one.start, noise=one.noise).outputs[:, -last:]}
+        for one in (own, own.of(torch.float32))
+    ))  # fmt: skip
     found = last_states(*data, own.state, own.noise, last, method="native")
-    compare(f"states {what}", found, {k: v[:, -last:] for k, v in states.items()})
+    compare(f"states {what}", found, *(
+        last_states(cell, one.params, one.x, one.state, one.noise, last) for one in (own, own.of(torch.float32))
+    ))  # fmt: skip
 
 
 def _tangents(cell: Cell, seed: int, draw: int) -> None:
     time, batch = sized(draw)
     own = problem(cell, draw, time, min(batch, 19))
     moved = {k: torch.randn(v.shape, generator=own.draw, dtype=v.dtype) for k, v in own.state.items()}
-    data = (cell, own.params, own.x, own.state)
+
+    def measure(one: Problem, method: Any) -> Values:
+        data, tangent = (cell, one.params, one.x, one.state), {k: v.to(one.x) for k, v in moved.items()}
+        states, tangents = tangent_rollout(*data, tangent, one.noise, method=method)
+        found = {f"state {k}": v for k, v in states.items()} | {f"tangent {k}": v for k, v in tangents.items()}
+        return found | {"jacobians": jacobians(*data, one.noise, method=method)}
+
     try:
-        expected, of_steps = tangent_rollout(*data, moved, own.noise), jacobians(*data, own.noise)
+        expected, rounded = measure(own, "stacked"), measure(own.of(torch.float32), "stacked")
     except RuntimeError as error:
+        # Not everything has a derivative in forward mode.
         raise Undecided from error
-    found = tangent_rollout(*data, moved, own.noise, method="native")
-    for what, one, other in zip(("states", "tangents"), found, expected, strict=True):
-        compare(f"{what} beside tangents, time {time} batch {batch}", one, other)
-    natively = jacobians(*data, own.noise, method="native")
-    compare(f"jacobians, time {time} batch {batch}", {"jacobians": natively}, {"jacobians": of_steps})
+    compare(f"tangents, time {time} batch {batch}", measure(own, "native"), expected, rounded)
 
 
 def _criteria(own: Problem, time: int, batch: int) -> Iterator[Criterion]:
@@ -318,7 +335,7 @@ def _losses_in_float32(cell: Cell, seed: int, draw: int) -> None:
 
 
 def _bytes(cell: Cell, seed: int, draw: int) -> None:
-    """Losses and gradients do not depend on neighbours, threads or the run."""
+    """Losses and gradients do not depend on threads or the run, nor on neighbours where torch computes nothing."""
     time, batch = sized(draw)
     own = problem(cell, draw, time, batch, models=3).of(torch.float32)
     criterion = next(_criteria(own, time, batch))
@@ -337,7 +354,9 @@ def _bytes(cell: Cell, seed: int, draw: int) -> None:
         whole = run([0, 1, 2], 1)
         if not whole.isfinite().all():
             raise Undecided
-        for models, threads in (([0, 1, 2], 1), ([0, 1, 2], 3), ([1], 1), ([1], 3), ([2, 0], 3)):
+        # Products of stacks of one and of three matrices by torch differ in their last bits.
+        parts = ([0, 1, 2], [1], [2, 0]) if native.can_descend_on(cell) else ([0, 1, 2],)
+        for models, threads in itertools.product(parts, (1, 3)):
             if not torch.equal(run(models, threads), whole[models]):
                 raise Different(f"bytes of models {models} with {threads} threads, time {time} batch {batch}")
     finally:
@@ -385,16 +404,20 @@ def _drive(cell: Cell, seed: int, draw: int) -> None:
     """What is measured along trajectories is what torch measures."""
     own = problem(cell, draw, DRIVEN.total, LANES)
     moved = torch.randn(2, LANES, cell.spec.state_size, generator=own.draw, dtype=torch.float64)
-    tangent = unflatten(cell, moved / torch.linalg.vector_norm(moved, dim=-1, keepdim=True))
-    data = (cell, own.params, own.x, own.start, own.noise, tangent, DRIVEN)
+    moved = moved / torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+
+    def data(one: Problem) -> tuple[Any, ...]:
+        return cell, one.params, one.x, one.start, one.noise, unflatten(cell, moved.to(one.x)), DRIVEN
+
     try:
-        expected = measured(*data)
+        expected, rounded = (measured(*data(one)) for one in (own, own.of(torch.float32)))
     except RuntimeError as error:
         raise Undecided from error
-    found = native_drive(*data, want_states=True)
+    driven = native_drive(*data(own), want_states=True)
+    found = {name: getattr(driven, name) for name in expected}
     # What vanishes is minus infinity in both.
-    sides = ({k: getattr(found, k) for k in expected}, expected)
-    compare("drive", *({k: torch.where(v == -torch.inf, -9, v) for k, v in side.items()} for side in sides))
+    sides = ({k: torch.where(v == -torch.inf, -9, v) for k, v in side.items()} for side in (found, expected, rounded))
+    compare("drive", *sides)
 
 
 CHECKS: tuple[Callable[[Cell, int, int], None], ...] = (

@@ -13,8 +13,8 @@ from weightspace.cli import main
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
-from weightspace.rollout import agreement, native
-from weightspace.rollout.native import forward
+from weightspace.rollout import agreement, native, tangents
+from weightspace.rollout.methods import native as method
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 NATIVE = {"native equals sequential", "native gradient equals sequential", "native tangents equal forward mode"}
@@ -31,16 +31,16 @@ def test_native_rollouts_and_tangents_of_a_family_have_a_row_each():
 
 @pytest.mark.parametrize("factor", [1 + 1e-8, torch.nan])
 def test_native_numbers_that_are_wrong_fail(factor, monkeypatch):
-    def wrong(*arguments, own=native.run_native):
+    def wrong(*arguments, own=method.run_native):
         run = own(*arguments)
         return dataclasses.replace(run, outputs=run.outputs * factor)
 
-    def wrong_tangents(*arguments, own=forward.native_tangents):
-        states, tangents = own(*arguments)
-        return states, {name: tangent * factor for name, tangent in tangents.items()}
+    def wrong_tangents(*arguments, own=tangents.native_tangents):
+        states, moved = own(*arguments)
+        return states, {name: tangent * factor for name, tangent in moved.items()}
 
-    monkeypatch.setattr(native, "run_native", wrong)
-    monkeypatch.setattr(forward, "native_tangents", wrong_tangents)
+    monkeypatch.setattr(method, "run_native", wrong)
+    monkeypatch.setattr(tangents, "native_tangents", wrong_tangents)
     rows = checks.family_rows(FAMILY)
     assert failed(rows) == NATIVE
     json.dumps(rows, allow_nan=False)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from tests.weightspace.cell_judge import TOLERANCE, everything, judged, problem
 from tests.weightspace.cells import Cell, outcomes, summary, wrong
@@ -140,6 +141,17 @@ def test_places_of_sequences_that_are_not_there_spoil_nothing(text, dtype, batch
     found = everything(own.of(dtype), "native", leaves, weights, given=True)
     for name, value in expected.items():
         assert far(found[name].double(), value) < TOLERANCE[dtype], name
+
+
+def test_bytes_do_not_depend_on_threads_where_parts_of_a_tensor_overlap():
+    text = "torch.tanh(F.linear(x, w_x) + F.linear(h, w[:4]) + F.linear(torch.tanh(h), w[1:]))"
+    family = cell(h=text, tensors={"w": (5, 4), "w_x": (4, 3)})
+    own, found = problem(family, 0, 7, 75, models=1).of(torch.float32), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(everything(own, "native", ["param w"], {"outputs": torch.ones(1)}, given=True))
+    torch.set_num_threads(1)
+    assert torch.equal(found[0]["gradient of param w"], found[1]["gradient of param w"])
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

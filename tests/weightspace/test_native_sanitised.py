@@ -81,7 +81,7 @@ def test_a_read_beyond_the_end_of_a_tensor_is_reported(sanitised, tmp_path):
 
 
 def test_no_test_of_native_code_makes_a_report(sanitised):
-    options = ["-n", "0", "-p", "no:cacheprovider", "-o", "addopts=", "--import-mode=importlib", "-q", "-m", "not slow"]
+    options = ["-n", "0", "-p", "no:cacheprovider"]
     status, said, reports = sanitised("-m", "pytest", *options, *TESTS)
     assert not reports, reports
     assert status == 0, said

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Method, generator, rollout
+from weightspace.rollout import Method, generator, native, rollout
 from weightspace.rollout.tangents import tangent_rollout
 from weightspace.spec import Params
 
@@ -25,8 +25,6 @@ def disagreements(
 
     A family that cannot be run natively disagrees by 0, with the reason; without a compiler one warning says so.
     """
-    from weightspace.rollout import native
-
     expected = _values_and_gradients(family, params, x, noise, "sequential")
     reason = native.why_not(family, x.dtype)
     methods: tuple[Method, ...] = ("stacked",) if reason else ("stacked", "native")
