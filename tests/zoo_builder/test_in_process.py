@@ -11,7 +11,7 @@ import torch
 from zoo_builder.build import build
 from zoo_builder.workers import in_process, processes
 from zoo_builder.workers.processes import BuildFailed
-from zoo_builder.workers.worker import ENVIRONMENT
+from zoo_builder.workers.environment import ENVIRONMENT
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 3}],
