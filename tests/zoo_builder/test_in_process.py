@@ -10,8 +10,8 @@ import torch
 
 from zoo_builder.build import build
 from zoo_builder.workers import in_process, processes
-from zoo_builder.workers.processes import BuildFailed
 from zoo_builder.workers.environment import ENVIRONMENT
+from zoo_builder.workers.processes import BuildFailed
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 3}],
