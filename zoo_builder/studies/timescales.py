@@ -57,7 +57,8 @@ class Timescales(Study):
     through one head, or all N so far, each through its own head. With many heads they climb faster, the time constants
     tau shrink towards 1 and the memory is made by the recurrent connections; with one head they forget earlier N. That
     tau grows with one head shows in the paper from N = 20 to 30 on, beyond the reach of this small study: below, tau
-    falls under both curricula. The thresholds are those of a pilot with 4 networks of each curriculum.
+    falls under both curricula. The thresholds are those of a pilot with 4 networks of each curriculum. Forgetting is
+    judged by a network's accuracy on all earlier N together: on a single one of them the best of 32 networks has 0.61.
     """
 
     hidden_size: int = 64
@@ -133,7 +134,7 @@ class Timescales(Study):
         climb.set(title="How far the curriculum is climbed", xlabel="updates", ylabel="N that is learned")
         tau.set(title="Time constants of the neurons", xlabel="N that is learned", ylabel="mean tau (steps)")
         net.set(title="Time scales of the activity", xlabel="N that is learned", ylabel="mean tau_net (steps)")
-        kept.set(title="Accuracy at the end", xlabel="below the N that is learned (0)", ylabel="accuracy on N-parity")
+        kept.set(title="Accuracy at the end", xlabel="N minus the N that is learned", ylabel="accuracy on N-parity")
         kept.axhline(0.5, color="gray", linestyle=":", label="guessing")
         for axes in (climb, tau, net, kept):
             axes.legend(frameon=False, fontsize="small")
