@@ -59,7 +59,8 @@ def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     if own:
         generator["packages"] = own
     # Through JSON, so that it equals what is read back from a file.
-    return json.loads(json.dumps({"recipe": plan.recipe, "executor": executor, "generator": generator}))
+    identity: dict[str, Any] = {"recipe": plan.recipe, "executor": executor, "generator": generator}
+    return dict(json.loads(json.dumps(identity)))
 
 
 def refuse_missing_device(device: str) -> None:

@@ -82,7 +82,7 @@ class Exams:
 
 
 class Examination:
-    """The exams of a stack of models, and what is known from them; a model that learns no more keeps its record."""
+    """The exams of a stack of models and their results; a model that learns no more keeps its record."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Examination:
     ) -> None:
         """Before the first exam; `threshold` (models,) is each model's own, `streams` are for exams alone."""
         self._exams, self._threshold = exams, threshold.to(streams.device)
-        self._family, self._task, self._streams, self._own = family, task, streams, values
+        self._family, self._task, self._streams, self._final_values = family, task, streams, values
         self._curriculum = Curriculum(task, values, streams) if exams.curriculum else None
         self._answers = Captured(partial(_mastery, family, task, method))
         unknown = torch.full_like(self._threshold, torch.nan)
@@ -106,7 +106,7 @@ class Examination:
     @property
     def values(self) -> Mapping[str, Tensor]:
         """The values of the task's varying fields that the models learn at present."""
-        return self._own if self._curriculum is None else self._curriculum.values
+        return self._final_values if self._curriculum is None else self._curriculum.values
 
     def due(self, update: int) -> bool:
         """Whether an exam is held after so many updates."""
@@ -132,21 +132,21 @@ class Examination:
         return stops
 
     def note(self) -> None:
-        """Keep what is known now with the snapshot that is taken."""
+        """Record the latest scores and levels with a snapshot."""
         level = self._score if self._curriculum is None else self._curriculum.level
         self._noted.append({"exam_score": self._score.cpu(), "curriculum_level": level.cpu()})
 
     def records(self) -> dict[str, Tensor]:
         """The columns of all snapshots so far, (models, snapshots), float64, on the CPU."""
-        found = {name: torch.stack([noted[name] for noted in self._noted], dim=1) for name in self._noted[0]}
+        records = {name: torch.stack([noted[name] for noted in self._noted], dim=1) for name in self._noted[0]}
         for name, steps in (("steps_to_threshold", self._reached), ("stopped_step", self._stopped)):
-            found[name] = steps.cpu()[:, None].expand(-1, len(self._noted))
-        return {column.name: found[column.name] for column in self._exams.columns}
+            records[name] = steps.cpu()[:, None].expand(-1, len(self._noted))
+        return {column.name: records[column.name] for column in self._exams.columns}
 
 
 @torch.no_grad()
 def _mastery(
     family: Family, task: Task, method: Method, params: Params, batch: Batch, noise: Mapping[str, Tensor]
 ) -> Tensor:
-    """What each model (models,) makes of an exam."""
+    """Each model's mastery of an exam (models,)."""
     return task.mastery(rollout(family, params, batch.x, batch.start, method=method, noise=noise).outputs, batch)

@@ -83,7 +83,7 @@ def _row_bytes(plan: Plan, cohort: Cohort, num_labels: int) -> int:
     if cohort.task is None or plan.recipe["rollouts"] is None:
         return weights + table
     channels = cohort.task.input_size + cohort.task.output_size
-    return weights + table + 4 * plan.recipe["rollouts"]["sequences"] * cohort.task.num_steps * channels
+    return weights + table + 4 * int(plan.recipe["rollouts"]["sequences"]) * cohort.task.num_steps * channels
 
 
 def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> float:

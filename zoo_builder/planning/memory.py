@@ -44,7 +44,7 @@ def memory_named(plan: Plan, cohort: Cohort) -> Iterator[None]:
 
 def least_bytes(plan: Plan, cohort: Cohort) -> int:
     """Bytes that a shard of a cohort takes at the least while it is made."""
-    models = min(plan.recipe["shard_size"], len(cohort.splits))
+    models = min(int(plan.recipe["shard_size"]), len(cohort.splits))
     together, weights = min(models, STACK), 4 * parameters(cohort.family)
     learning = together * 4 * weights
     stored = models * len(plan.snapshots) * weights
@@ -52,8 +52,8 @@ def least_bytes(plan: Plan, cohort: Cohort) -> int:
         return max(learning, stored)
     sequence = 4 * cohort.task.num_steps * (cohort.task.input_size + 1)
     drawn = together * cohort.learner.most_sequences * sequence
-    rollouts = plan.recipe["rollouts"] or {"sequences": 0}
-    kept = models * len(plan.snapshots) * rollouts["sequences"] * cohort.task.num_steps * cohort.task.output_size * 4
+    sequences = int((plan.recipe["rollouts"] or {"sequences": 0})["sequences"])
+    kept = models * len(plan.snapshots) * sequences * cohort.task.num_steps * cohort.task.output_size * 4
     return max(learning + drawn, stored + kept)
 
 

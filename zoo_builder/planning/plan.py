@@ -78,7 +78,7 @@ class Plan:
     @property
     def seed(self) -> int:
         """The seed all random streams derive from."""
-        return self.recipe["seed"]
+        return int(self.recipe["seed"])
 
     @property
     def snapshots(self) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def _ended(ended: queue.Queue[tuple[int, Any]], index: int, result: Any) -> None
 def _message(ray: Any, index: int, result: Any) -> dict[str, Any]:
     """What the task of a shard has to say; BuildFailed if it failed, or died too often to say anything."""
     try:
-        message = json.loads(result.result())
+        message: dict[str, Any] = json.loads(result.result())
     except ray.exceptions.RayError as error:
         reason = str(error).strip().split("\n")[0]
         raise BuildFailed(

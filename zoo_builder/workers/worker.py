@@ -1,4 +1,4 @@
-"""A worker process: makes the shards it is told to on stdin, and reports on stdout, one line of JSON each.
+"""A worker process: makes the shards that stdin asks for, and reports on stdout, one line of JSON each.
 
 It ends when its stdin closes, so that no worker outlives its builder.
 """
