@@ -15,13 +15,3 @@ def test_rank_0_is_an_elman_network():
     same = {f"{name}.0" if name in layer else name: value for name, value in params.items()}
     x = torch.randn(1, 6, 5, 2, dtype=torch.float64, generator=generator(0, "m", "x"))
     torch.testing.assert_close(rollout(family, params, x).outputs, rollout(elman, same, x).outputs)
-
-
-def test_components_of_0_change_nothing():
-    sizes = {"input_size": 2, "hidden_size": 4, "output_size": 3}
-    small, large = CPRNN(**sizes, rank=0), CPRNN(**sizes, rank=2)
-    params = {name: value[None] for name, value in large.spec.random_params(generator(0, "m", "params")).items()}
-    params["factor_c"] = torch.zeros_like(params["factor_c"])
-    x = torch.randn(1, 6, 5, 2, dtype=torch.float64, generator=generator(0, "m", "x"))
-    shared = {name: params[name] for name in small.spec.tensors}
-    torch.testing.assert_close(rollout(large, params, x).outputs, rollout(small, shared, x).outputs)
