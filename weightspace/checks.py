@@ -170,7 +170,7 @@ def _declared_moves(family: Family) -> Iterator[Row]:
         f"gauge {k.replace('@', ' of ')}": GroupElement(in_place, {**ones, k: g}) for k, g in element.gauges.items()
     }
     moves["all together"] = element
-    moved = {move: spec.act_stacked(one, params) for move, one in moves.items()}
+    moved = {move: spec.act_stacked(element, params) for move, element in moves.items()}
     for move, other in (*moved.items(), *_signs_of_even(spec, params)):
         yield _row(move, True, torch.float64, _function_change(family, params, other), FUNCTION_TOLERANCE)
 

@@ -92,6 +92,10 @@ def check_tensor(axes: Mapping[str, Axis], name: str, tensor: TensorSpec) -> Non
     unknown = set(tensor.row_roles) - set(ROW_ROLES)
     if unknown:
         raise ValueError(f"'{name}' has unknown row roles {sorted(unknown)}; known are {ROW_ROLES}.")
+    empty = [axis for axis in tensor.axes if axes[axis].size < 1]
+    if empty:
+        size = axes[empty[0]].size
+        raise ValueError(f"Axis '{empty[0]}' of '{name}' has size {size}; leave out tensors that have no entries.")
     if tensor.diagonal and len(nodes) != 1:
         raise ValueError(f"'{name}' is declared a diagonal, which has one node axis, but it has axes {tensor.axes}.")
 

@@ -221,10 +221,10 @@ def dense_graphs(spec: WeightSpec, params: Mapping[str, Tensor]) -> DenseGraphs:
         if row.tensor not in places:
             nodes[:, where.offsets[row.nodes[0]], row.channel] = row.value
             continue
-        place = (slice(None), *places[row.tensor], row.channel)
-        edges[place] = unfolded(row.masked)
+        entries = (slice(None), *places[row.tensor], row.channel)
+        edges[entries] = unfolded(row.masked)
         if row.mask is not None:
-            present[place] = unfolded(row.mask)
+            present[entries] = unfolded(row.mask)
     if where.constant is not None:
         edges = edges + where.constant.to(first.dtype)
     return DenseGraphs(where, edges, nodes, present)

@@ -116,12 +116,12 @@ def flip_even(spec: WeightSpec, params: Mapping[str, Tensor], generator: torch.G
 def _signs(spec: WeightSpec, name: str, row: int) -> tuple[frozenset[str], ...]:
     """Per node axis of a tensor, the gauges whose charge on a row is odd."""
     count = len(spec.node_axes(name))
-    found: list[set[str]] = [set() for _ in range(count)]
+    sides: list[set[str]] = [set() for _ in range(count)]
     for gauge_name, gauge in spec.gauges.items():
         charges = gauge.charges.get(name)
         if charges is None or gauge.kind == "positive" or spec.tensors[name].domain == "even":
             continue
-        for side, charge in zip(found, charges[-count:], strict=True):
+        for side, charge in zip(sides, charges[-count:], strict=True):
             if (charge[row] if isinstance(charge, tuple) else charge) % 2:
                 side.add(gauge_name)
-    return tuple(frozenset(side) for side in found)
+    return tuple(frozenset(side) for side in sides)

@@ -102,6 +102,12 @@ def test_an_undeclared_axis_is_refused():
         WeightSpec(axes={"hidden": Axis(size=1, kind="hidden")}, tensors={"w": TensorSpec(axes=("hiden",))}, states={})
 
 
+def test_a_tensor_without_entries_is_refused():
+    axes = {"hidden": Axis(size=2, kind="hidden"), "rank": Axis(size=0, kind="factor")}
+    with pytest.raises(ValueError, match="Axis 'rank' of 'w' has size 0; leave out"):
+        WeightSpec(axes=axes, tensors={"w": TensorSpec(axes=("hidden", "rank"))}, states={})
+
+
 AXES = {
     "input": Axis(size=3, kind="input"),
     "hidden": Axis(size=5, kind="hidden", permutable=True),

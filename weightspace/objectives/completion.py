@@ -49,9 +49,9 @@ class Completion(nn.Module):
             kinds = [NODE_KINDS.index(kind) for kind in _kinds(spec, row)]
             bases, contexts, scale = _visible(row, matrix, where, there)
             model, i, j = where.nonzero(as_tuple=True)
-            given = of_model + self.target_kind.weight[kinds[0]] + self.source_kind.weight[kinds[1]]
-            given = given + self.role.weight[ROW_ROLES.index(row.role)]
-            a = self.coefficients(given[model] + self.context(contexts[model, i, j]))
+            condition = of_model + self.target_kind.weight[kinds[0]] + self.source_kind.weight[kinds[1]]
+            condition = condition + self.role.weight[ROW_ROLES.index(row.role)]
+            a = self.coefficients(condition[model] + self.context(contexts[model, i, j]))
             predicted = scale[model] * (a * bases[model, i, j]).sum(-1)
             unit = (matrix * there).square().sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
             error = (predicted - matrix[model, i, j]).square() / unit.clamp(min=1e-12)[model]
