@@ -176,6 +176,7 @@ def test_a_zoo_of_which_no_model_survives_is_whole_and_says_so(tmp_path, monkeyp
     learning = {**RECIPE["learning"], "learning_rate": 1e38, "clip": 0}
     families = [{"class": "Elman", "hidden_size": 3, "nonlinearity": "relu"}]
     recipe = {**RECIPE, "families": families, "learning": learning, "snapshots": [3], "models_per_cohort": 20}
+    recipe["labels"] = ["Performance", "Rank", "Memory"]
     path = tmp_path / "zoo"
     build(recipe, path, workers=1, engine=run_here)
     opened = open_zoo(path)
@@ -190,6 +191,6 @@ def test_a_zoo_of_which_no_model_survives_is_whole_and_says_so(tmp_path, monkeyp
     assert weightspace.cli.main(["fit", "--config", str(config), "--data.zoo", str(path)]) == 2
     assert probes.cli.main(["run", "--zoo", str(path), "--out", "probes"]) == 2
     printed = capsys.readouterr().err
-    assert "has no validation rows" in printed
+    assert "has 0 values among the training rows" in printed
     assert "No target can be probed" in printed
     assert "Traceback" not in printed
