@@ -73,7 +73,7 @@ recipe = read_recipe(
 # %%
 plan = make_plan(recipe)
 for cohort in plan.cohorts:
-    delays = cohort.values(plan.seed, cohort.model_ids)["delay"]
+    delays = cohort.members(plan.seed, cohort.model_ids).values["delay"]
     splits = {split: cohort.splits.count(split) for split in ("train", "val", "test")}
     print(f"{cohort.name}: {len(cohort.splits)} models {splits}, delays {sorted({int(d) for d in delays})}")
 

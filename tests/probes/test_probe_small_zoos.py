@@ -106,12 +106,6 @@ NOTHING = [
     ({"score": ones(None, pa.float64())}, "the zoo has no label with a value, and neither family nor task varies."),
     ({"status": ones("diverged")}, "0 train model(s)"),
     ({"score": ones("good")}, "The column 'score' of the zoo's table holds string, expected numbers."),
-    ({"score": ones([1.0])}, "The column 'score' of the zoo's table holds list<"),
-    ({"score": ones({"a": 1})}, "The column 'score' of the zoo's table holds struct<"),
-    ({"task_config": ones("{")}, "The column 'task_config' of the zoo's table holds '{', expected a JSON object."),
-    ({"learning_config": ones("[3]")}, "'learning_config' of the zoo's table holds '[3]', expected a JSON object."),
-    ({"task_config": ones("[" * 9999)}, "expected a JSON object."),
-    ({"task_config": ones('{"a": NaN}')}, "Features 'metadata' hold"),
 ]
 
 
@@ -129,12 +123,11 @@ def test_a_zoo_that_cannot_be_probed_says_why_in_one_line(changes, message, tmp_
     [
         {"task_config": ones('{"a": 1' + "0" * 400 + "}")},
         {"num_parameters": ones(0)},
-        {"num_parameters": ones(None, pa.int64())},
         {"task": ones(None, pa.string())},
         {"score": lambda values, splits: [2**62 + i * 10**15 for i in range(len(values))]},
         {"score": lambda values, splits: [i % 2 == 0 for i in range(len(values))]},
     ],
-    ids=["large", "no parameters", "null parameters", "no task", "large integers", "truths"],
+    ids=["large", "no parameters", "no task", "large integers", "truths"],
 )
 def test_odd_records_and_labels_are_probed_all_the_same(columns, tmp_path, monkeypatch):
     zoo = write(tmp_path / "zoo", monkeypatch, **columns)

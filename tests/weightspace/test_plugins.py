@@ -22,6 +22,7 @@ from zoo_builder.build import build, build_identity
 from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.workers import ray as ray_engine
+from zoo_builder.workers.job import Job
 
 PARTS = '''
 """An Elman network under another name, and an encoder that counts."""
@@ -167,10 +168,17 @@ def test_own_families_are_built_listed_and_checked_like_any_other(packages, tmp_
 def test_a_worker_of_ray_is_told_which_packages_are_allowed(tmp_path, monkeypatch):
     plugins.allow("mine")
     plan = make_plan(read_recipe(RECIPE))
-    job = {"recipe": plan.recipe, "out": str(tmp_path), "identity": build_identity(plan, "cpu", "torch")}
+    job = Job(
+        recipe=plan.recipe,
+        out=str(tmp_path),
+        device="cpu",
+        method="torch",
+        allow_import=("mine",),
+        identity=build_identity(plan, "cpu", "torch"),
+    )
     (tmp_path / ".staging").mkdir()
     monkeypatch.setattr(plugins, "_allowed", {})
-    _, made = ray_engine._job(json.dumps({**job, "allow_import": ["mine"]}))
+    _, made = ray_engine._job(job.to_json())
     assert made == plan
 
 

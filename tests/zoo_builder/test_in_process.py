@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from zoo_builder.build import build
-from zoo_builder.workers import in_process, processes
+from zoo_builder.workers import in_process, making, processes
 from zoo_builder.workers.environment import ENVIRONMENT
+from zoo_builder.workers.job import Job
 from zoo_builder.workers.processes import BuildFailed
 
 RECIPE = {
@@ -57,6 +58,9 @@ def test_shards_made_in_process_have_the_bytes_of_worker_processes(method, promi
     assert contents(tmp_path / "zoo") == promised
 
 
+JOB = Job(recipe={}, out="/zoo", device="cpu", method="native", allow_import=())
+
+
 def test_a_program_that_prepares_before_torch_is_imported_gets_the_same_bytes(promised, method, tmp_path):
     bare = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     code = f"""
@@ -76,7 +80,7 @@ def test_without_the_environment_it_says_so_and_worker_processes_do_the_work(mon
     monkeypatch.setattr(processes, "run_shards", lambda job, indices, workers, report: calls.append(list(indices)))
     monkeypatch.delenv("MKL_CBWR")
     with caplog.at_level(logging.WARNING):
-        in_process.run_shards({"device": "cpu"}, [0, 1], None, print)
+        in_process.run_shards(JOB, [0, 1], None, print)
     assert calls == [[0, 1]]
     (record,) = caplog.records
     assert "in this one torch was imported without MKL_CBWR=AVX2" in record.getMessage()
@@ -91,17 +95,17 @@ def test_preparing_after_torch_was_imported_changes_nothing(monkeypatch):
 def test_several_workers_are_processes(monkeypatch):
     calls = []
     monkeypatch.setattr(processes, "run_shards", lambda job, indices, workers, report: calls.append(workers))
-    in_process.run_shards({"device": "cpu"}, [0, 1], 2, print)
+    in_process.run_shards(JOB, [0, 1], 2, print)
     assert calls == [2]
     with pytest.raises(ValueError, match="`workers`"):
-        in_process.run_shards({"device": "cpu"}, [0, 1], -1, print)
+        in_process.run_shards(JOB, [0, 1], -1, print)
 
 
 def test_a_shard_that_fails_is_named(tmp_path, monkeypatch, caplog):
     def failing(*arguments):
         raise ValueError("no room")
 
-    monkeypatch.setattr(in_process, "make_and_write", failing)
+    monkeypatch.setattr(making, "make_and_write", failing)
     with caplog.at_level(logging.WARNING), pytest.raises(BuildFailed, match="Shard 00000: no room"):
         build(RECIPE, tmp_path / "zoo", engine=in_process.run_shards)
     assert caplog.records == []

@@ -23,8 +23,9 @@ from weightspace.store import Stack
 from weightspace.summaries import NUM_SUMMARIES, summaries_of
 from zoo_builder import labels
 from zoo_builder.bench.case import Case, flops
-from zoo_builder.learning.base import fresh_params
+from zoo_builder.learning.base import Run, fresh_params
 from zoo_builder.learning.bptt import BPTT
+from zoo_builder.members import Members
 from zoo_builder.tasks.copy import Copy
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
@@ -62,7 +63,7 @@ def test_a_family_learns_and_is_labelled(family):
     family = fitting(family)
     method = "stacked" if native.why_not(family, torch.float32) else "native"
     learned = BPTT(num_updates=3, batch_size=4, learning_rate=1e-2).learn(
-        family, TASK, {}, {}, 0, IDS, [0, 3], method=method
+        family, TASK, Members(0, IDS), [0, 3], Run(method=method)
     )
     assert (learned.diverged_step == -1).all()
     for name in family.spec.trained:
@@ -134,7 +135,7 @@ def test_coefficients_have_neither_ranks_nor_spectra_nor_a_scale():
     assert not [name for name in columns if name.startswith(("w_", "mu_", "sigma_", "erev_"))]
     assert spectra_of(family.spec, stack_of(family).params) == {}
     scale = {"init_scale": torch.tensor([3.0, 3.0], dtype=torch.float64)}
-    learned = BPTT(num_updates=1).learn(family, TASK, {}, scale, 0, IDS, [0]).params
+    learned = BPTT(num_updates=1).learn(family, TASK, Members(0, IDS, {}, scale), [0]).params
     for name, value in fresh_params(family, 0, IDS).items():
         assert torch.equal(learned[name][:, 0], value)
 
@@ -142,7 +143,7 @@ def test_coefficients_have_neither_ranks_nor_spectra_nor_a_scale():
 def test_a_map_of_products_starts_at_the_scale_that_is_asked_for():
     family = fitting(SecondOrder.examples()[0])
     scale = {"init_scale": torch.tensor([3.0, 0.5], dtype=torch.float64)}
-    learned = BPTT(num_updates=1).learn(family, TASK, {}, scale, 0, IDS, [0]).params
+    learned = BPTT(num_updates=1).learn(family, TASK, Members(0, IDS, {}, scale), [0]).params
     for name, value in fresh_params(family, 0, IDS).items():
         factor = scale["init_scale"].float() if name in ("weight_hhi", "weight_hh") else torch.ones(2)
         expected = value * factor.reshape(-1, *[1] * (value.dim() - 1))

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from weightspace.rollout import Method
-
 
 @dataclasses.dataclass(frozen=True)
 class Labelling:
@@ -30,7 +28,7 @@ class Job:
     out: str
     """Absolute path, the same on all machines."""
     device: str
-    method: Method
+    method: str
     allow_import: tuple[str, ...]
     """Packages of the user's own that may be imported."""
     identity: Mapping[str, Any] | None = None
