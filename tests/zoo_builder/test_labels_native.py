@@ -12,7 +12,7 @@ from tests.zoo_builder.linear_family import Linear
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
-from weightspace.rollout import native
+from weightspace.rollout import forward, native
 from zoo_builder import labels, tasks
 from zoo_builder.labels import Driven, driven
 from zoo_builder.learning.base import fresh_params
@@ -119,8 +119,8 @@ def test_a_task_that_overrides_score_or_criterion_is_judged_by_what_it_says(kind
 
 
 def test_where_measuring_does_not_compile_torch_measures_the_same_and_one_line_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(native, "why_not_here", lambda: "the C compiler failed: no room")
-    monkeypatch.setattr(native, "measures_here", functools.cache(native.measures_here.__wrapped__))
+    monkeypatch.setattr(native.availability, "why_not_here", lambda: "the C compiler failed: no room")
+    monkeypatch.setattr(forward, "measures_here", functools.cache(native.measures_here.__wrapped__))
     params = fresh_params(SMALL, 0, IDS)
     with caplog.at_level(logging.WARNING):
         found, again = (labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="native") for _ in range(2))

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from weightspace import store
 from weightspace.components import plugins
 from zoo_builder import studies
 from zoo_builder.build import build
@@ -18,6 +17,7 @@ from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.studies import Gate, Measured
 from zoo_builder.studies import run as running
 from zoo_builder.studies.run import judged, run_study
+from zoo_builder.workers import making
 
 TRIAL = "tests.zoo_builder.trial_study"
 KEYS = {"study", "paper", "passed", "gates", "cpu_seconds"}
@@ -79,7 +79,7 @@ def test_a_finished_zoo_is_read_and_not_built_again(tmp_path, monkeypatch, capsy
 def test_a_run_that_was_stopped_goes_on_where_it_was_and_counts_all_seconds(tmp_path, monkeypatch):
     plugins.allow(TRIAL)
     study = studies.load("Decaying")
-    write_shard, made, most = store.write_shard, [], 1
+    write_shard, made, most = making.write_shard, [], 1
 
     def counted(out, index, *arguments):
         if len(made) == most:
@@ -89,7 +89,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_counts_all_seconds(tmp_
 
     clock = iter([0.0, 5.0, 5.0, 7.0, 7.0, 8.0])
     monkeypatch.setattr(running, "_cpu_seconds", lambda: next(clock))
-    monkeypatch.setattr(store, "write_shard", counted)
+    monkeypatch.setattr(making, "write_shard", counted)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path)
     assert made == [0]

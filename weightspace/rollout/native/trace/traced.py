@@ -44,6 +44,7 @@ class Traced:
     """Whether every model starts from the same state."""
 
 
+@torch.inference_mode(False)
 def trace(family: Family, dtype: torch.dtype) -> Traced:
     """The program of one family at one size; Untraceable if its step or readout is beyond what programs express.
 
