@@ -1,4 +1,4 @@
-"""What the native engine makes of a cell, judged against torch, and cells made smaller that go wrong alike."""
+"""Verdicts on the native engine, cell by cell, against torch; wrong cells are shrunk."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _laid_out(tensor: Tensor, draw: torch.Generator) -> Tensor:
 
 def judged(cell: Cell, seed: int, *, deep: bool = False) -> dict[str, Any]:
     """The outcome of a cell and, where there is one, its detail: the reason of a refusal or what is wrong."""
-    # What is read before it is written is then no number.
+    # Values read before they are written are then NaN.
     torch.use_deterministic_algorithms(True)
     try:
         with warnings.catch_warnings():
@@ -406,7 +406,7 @@ def _updates(cell: Cell, seed: int, draw: int) -> None:
 
 
 def _drive(cell: Cell, seed: int, draw: int) -> None:
-    """What is measured along trajectories is what torch measures."""
+    """Measurements along trajectories equal those of torch."""
     own = problem(cell, draw, DRIVEN.total, LANES)
     moved = torch.randn(2, LANES, cell.spec.state_size, generator=own.draw, dtype=torch.float64)
     moved = moved / torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
@@ -420,7 +420,7 @@ def _drive(cell: Cell, seed: int, draw: int) -> None:
         raise Undecided from error
     driven = native_drive(*data(own), want_states=True)
     found = {name: getattr(driven, name) for name in expected}
-    # What vanishes is minus infinity in both.
+    # A tangent that vanishes is minus infinity in both.
     sides = ({k: torch.where(v == -torch.inf, -9, v) for k, v in side.items()} for side in (found, expected, rounded))
     compare("drive", *sides)
 
@@ -476,7 +476,7 @@ def _causes(cell: Cell, seed: int, deep: bool) -> Iterator[Callable[[Cell], Call
 
 
 def _kind(outcome: dict[str, Any]) -> tuple[str, str]:
-    """What is kept while a cell is made smaller: the outcome, and of errors their type."""
+    """Kind of outcome, kept while a cell is shrunk: for errors, their type."""
     return outcome["outcome"], outcome["detail"].partition(":")[0] if outcome["outcome"] == "crashed" else ""
 
 

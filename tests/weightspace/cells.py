@@ -129,7 +129,7 @@ def small_params(cell: Cell, generator: torch.Generator, dtype: torch.dtype) -> 
 
 
 def outcomes(seeds: Sequence[int], *, deep: bool) -> Iterator[dict[str, Any]]:
-    """What comes of the cell of each seed: judged in another process, which is begun again should it die."""
+    """Outcomes of cells by seed: judged in another process, which starts again if it dies."""
     left, around = list(seeds), {**os.environ, **ENVIRONMENT}
     while left:
         flags = ["--deep"] if deep else []
