@@ -27,8 +27,9 @@ from weightspace.components.discovery import near_match
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.targets import Target as Learned
 from weightspace.store import Division, divisions, open_zoo
-from weightspace.training.embed import embed_rows, embed_stacks, load
+from weightspace.training.embed import embed_rows, embed_stacks
 from weightspace.training.module import EmbeddingModule, fit
+from weightspace.training.restoring import load
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ def _peak_memory_mb() -> float:
 
 def _averaged(rows: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> list[dict[str, Any]]:
     """Rows with values and interval ends averaged over seeds, costs beside the rows of the embedding itself."""
-    alike: dict[tuple, list[dict[str, Any]]] = {}
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for one in rows:
         # Seeds share a name here: `embedding:NAME#1 - statistics` and `embedding:NAME - statistics` are one row.
         row = one | {"features": re.sub(r"#\d+", "", one["features"])}

@@ -16,7 +16,7 @@ from weightspace.data.targets import Labels
 from weightspace.store import Stack, Zoo
 
 
-class ZooBatches(Dataset):
+class ZooBatches(Dataset[Batch]):
     """Loads the batch of a request; shards are decoded once and kept while `cache_bytes` allows."""
 
     def __init__(

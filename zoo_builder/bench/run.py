@@ -116,7 +116,7 @@ class _Process:
         if not line:
             status = self.process.wait()
             raise ValueError(f"The process of `{self.method}` ended with status {status}; see above.")
-        told = json.loads(line)
+        told: dict[str, Any] = json.loads(line)
         if "error" in told:
             raise ValueError(f"`{self.method}` failed: {told['error']}")
         return told
