@@ -17,9 +17,10 @@ from weightspace.components.construction import plain
 from weightspace.data.batch import Batch
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.memory import room_for
-from weightspace.data.sampling import EpochSampler, derive_key
+from weightspace.data.sampling import EpochSampler
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Objective
+from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, recorded_split
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
