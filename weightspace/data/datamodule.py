@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.data.augment import Augmentation
 from weightspace.data.batch import Batch, Training
 from weightspace.data.loading import ZooBatches
@@ -57,8 +57,7 @@ class ZooDataModule(pl.LightningDataModule):
         super().__init__()
         batch_limits(batch_size, groups_per_batch, np.ones(0))
         for status in statuses:
-            if status not in STATUSES:
-                raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{near_match(status, STATUSES)}")
+            refuse_unknown_name("status", status, STATUSES)
         self.zoo: Zoo = open_zoo(Path(zoo))
         self.batch_size, self.groups_per_batch, self.seed = batch_size, groups_per_batch, seed
         self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers

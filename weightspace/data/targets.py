@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from weightspace.components.discovery import check_fields, near_match, refuse_unknown
+from weightspace.components.discovery import check_fields, near_match, refuse_unknown_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Target:
         fields = {"name": asked} if isinstance(asked, str) else asked
         if not isinstance(fields, Mapping) or "name" not in fields:
             raise ValueError(f"A target is a label's name or a dict with its `name`, not {asked!r}.")
-        refuse_unknown(cls, fields)
+        refuse_unknown_fields(cls, fields)
         check_fields(cls, fields)
         return cls(**fields)
 
