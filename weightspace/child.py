@@ -1,11 +1,11 @@
-"""Child processes of Python, which import from where their parent does and from nowhere else."""
+"""Commands of child Python processes that have the import path of their parent and no other."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# The working folder, which `-m` would put first, may hold anybody's torch.py or random.py.
+# `python -m` would search the working folder first, which may contain a file called torch.py or random.py.
 START = (
     "import sys; sys.path[:] = {path}; import runpy; runpy.run_module({module!a}, run_name='__main__', alter_sys=True)"
 )
@@ -17,10 +17,10 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def import_path() -> list[str]:
-    """Where this process imports from, as absolute paths.
+    """The import path of this process, as absolute paths.
 
-    An interactive session looks into its working folder, too. That comes last here: the session may have gone there
-    after it had imported what a file in the folder has the name of.
+    The working folder of an interactive session comes last: a file there may have the name of a module that the
+    session imported before it changed into the folder.
     """
     path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str) and entry]
     return [*path, os.getcwd()] if "" in sys.path else path

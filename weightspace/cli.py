@@ -27,7 +27,7 @@ TRAINING = {
     "predict": "Embed every row on any number of devices or machines (`--out FILE`).",
 }
 ALLOWED_IMPORTS = ["weightspace", "zoo_builder", "probes", "lightning.pytorch", "torch.optim", "torch.nn"]
-"""What a config or checkpoint may name; nothing else is imported, not even to look at it, unless the user says so."""
+"""Packages whose classes a config or checkpoint may name; others are imported only with `--allow_import`."""
 
 EXAMPLES = (
     """examples:
@@ -106,16 +106,16 @@ def quickstart(*, out: Path = Path("quickstart"), size: Literal["tiny", "default
         out: Folder for everything.
         size: tiny takes about a minute.
     """
-    from weightspace import quickstart as whole_way
+    from weightspace import quickstart as pipeline
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for line in whole_way.summary(whole_way.quickstart(out=out, size=size)):
+    for line in pipeline.summary(pipeline.quickstart(out=out, size=size)):
         print(printable(line))
     return 0
 
 
 def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apache-2.0", private: bool = False) -> int:
-    """Write a zoo as a Hugging Face dataset folder: table, weights, and a card that says what they are.
+    """Write a zoo as a Hugging Face dataset folder: table, weights, and a card that describes them.
 
     Args:
         zoo: Zoo folder.
@@ -127,7 +127,7 @@ def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apa
     from weightspace.exchange import hub
 
     if push is not None:
-        # Before what may take long.
+        # Before the export, which may take long.
         hub.refuse_repository(push)
     print(hub.export(zoo, out, license=license))
     if push is not None:
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         argv = plugins.take_option(argv)
-        # Before anything is parsed: a class outside the list is refused before its module is imported.
+        # Set before parsing: a class outside the list is refused before its module is imported.
         with _limited_imports():
             if argv and argv[0] in TRAINING:
                 return _train(argv)
@@ -164,23 +164,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _limited_imports() -> Iterator[None]:
-    """Refuse to import what no command may import, and leave the caller of `main` with the limits it had."""
-    own = _process_settings()
+    """Limit imports by the parser to `ALLOWED_IMPORTS` and enabled packages; restore the earlier limits at the end."""
+    settings = _process_settings()
     kept = ("import_path_verdicts", "import_paths_enforced")
-    before: dict[str, Any] = {name: own[name] for name in kept if name in own}
+    before: dict[str, Any] = {name: settings[name] for name in kept if name in settings}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
     try:
         yield
     finally:
-        own.update(before)
+        settings.update(before)
 
 
 def _process_settings() -> dict[str, Any]:
-    """What jsonargparse keeps for the whole process: from outside, limits can only be added to."""
+    """The process-wide settings of jsonargparse, whose public function can add limits but not restore them."""
     try:
         from jsonargparse._common import parsing_settings
     except ImportError:
-        # A release that keeps them elsewhere: the caller is left with narrower limits than it had.
+        # A release that stores them elsewhere: the caller keeps the narrower limits.
         return {}
     return parsing_settings
 
@@ -195,12 +195,14 @@ def _parser() -> ArgumentParser:
         description = (function.__doc__ or "").split("Args:")[0].strip()
         examples = (line.strip() for line in EXAMPLES.splitlines() if f"weightspace {name} " in line)
         epilog = f"example:\n  {next(examples)}\n\n{plugins.HELP}"
-        own = ArgumentParser(prog=f"weightspace {name}", description=description, epilog=epilog, formatter_class=plain)
+        subparser = ArgumentParser(
+            prog=f"weightspace {name}", description=description, epilog=epilog, formatter_class=plain
+        )
         flags = {"json"} & set(inspect.signature(function).parameters)
-        own.add_function_arguments(function, as_positional=True, skip=set(flags))
+        subparser.add_function_arguments(function, as_positional=True, skip=set(flags))
         for flag in flags:
-            own.add_argument(f"--{flag}", action="store_true", help="Print one JSON document.")
-        commands.add_subcommand(name, own, help=(function.__doc__ or "").split("\n")[0])
+            subparser.add_argument(f"--{flag}", action="store_true", help="Print one JSON document.")
+        commands.add_subcommand(name, subparser, help=(function.__doc__ or "").split("\n")[0])
     return parser
 
 
@@ -218,7 +220,7 @@ def _train(argv: list[str]) -> int:
 
 
 def _hint(message: str) -> str:
-    """An error message of the parser with the way out: the nearest known name, or how to allow a class."""
+    """An error message of the parser with a hint: the nearest known name, or how to enable a class."""
     denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
     if denied:
         return f"{message[: denied.end()]}, so it was not imported. {plugins.way_out(denied[1])}"
@@ -232,7 +234,7 @@ def _hint(message: str) -> str:
 
 
 def _names() -> Iterator[str]:
-    """Names of everything a config can name: encoders, objectives, augmentations, and their options."""
+    """Names that a config may use: encoders, objectives, augmentations, and their options."""
     from weightspace import encoders, objectives
     from weightspace.data import augment
     from weightspace.data.datamodule import ZooDataModule

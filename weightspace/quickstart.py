@@ -1,4 +1,4 @@
-"""The whole way in one call: build a zoo, learn embeddings with and without labels, probe them, report."""
+"""The whole pipeline in one call: build a zoo, learn embeddings with and without labels, probe them, report."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 EMBEDDINGS = {"supervised": "embeddings.safetensors", "emulation": "embeddings_no_labels.safetensors"}
 SPLITS = ("in_distribution", "new_task", "new_size")
-"""Encoders are trained for the first; the baselines of the others show what there is to beat. Folds of families would
-take another minute."""
+"""Splits of the report: encoders are trained for the first; on the others it has the baselines alone. Folds of families
+would take another minute."""
 LOG, FINISHED = "fit.log", "finished"
-SECONDS_BETWEEN_WORDS = 20
+SECONDS_BETWEEN_REPORTS = 20
 
 
 def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] = "default") -> dict[str, Any]:
@@ -45,7 +45,7 @@ def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] 
 
 
 def summary(result: Mapping[str, Any]) -> Iterator[str]:
-    """What a person wants to read at the end: the headline table, and where everything is."""
+    """Lines of the final summary: the headline table, then the paths."""
     from probes.cli import table_lines
 
     yield from table_lines(result["rows"])
@@ -62,10 +62,10 @@ def _build(zoo: Path, config: Path) -> Path:
 
 
 def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
-    """Train the encoders side by side, one process and thread each; a broken-off run goes on from its last epoch."""
-    todo = {name: config for name, config in configs.items() if not (runs / name / FINISHED).exists()}
-    log.info("Stage 2 of 4: fit %s", " and ".join(todo) or "nothing, both encoders are there")
-    processes = {name: _start(config, runs, zoo, name) for name, config in todo.items()}
+    """Train the encoders in parallel, one process and thread each; an interrupted run resumes from its last epoch."""
+    unfinished = {name: config for name, config in configs.items() if not (runs / name / FINISHED).exists()}
+    log.info("Stage 2 of 4: fit %s", " and ".join(unfinished) or "nothing, both encoders are there")
+    processes = {name: _start(config, runs, zoo, name) for name, config in unfinished.items()}
     try:
         _watch(processes, runs)
     finally:
@@ -73,7 +73,7 @@ def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
             process.terminate()
             assert process.stdin is not None
             process.stdin.close()
-    for name in todo:
+    for name in unfinished:
         (runs / name / FINISHED).touch()
 
 
@@ -91,8 +91,8 @@ def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen[b
 
 
 def _watch(processes: dict[str, subprocess.Popen[bytes]], runs: Path) -> None:
-    """Wait for all, telling now and then how far each is; raise with the last words of one that fails."""
-    told, open_processes = time.monotonic(), dict(processes)
+    """Wait for all processes and log their epochs now and then; raise with the end of the log of one that fails."""
+    last_report, open_processes = time.monotonic(), dict(processes)
     while open_processes:
         time.sleep(0.2)
         for name, process in list(open_processes.items()):
@@ -101,8 +101,8 @@ def _watch(processes: dict[str, subprocess.Popen[bytes]], runs: Path) -> None:
             del open_processes[name]
             if process.returncode:
                 raise ValueError(f"Training {name} failed; {runs / name / LOG} ends with:\n{_tail(runs / name / LOG)}")
-        if time.monotonic() - told > SECONDS_BETWEEN_WORDS:
-            told = time.monotonic()
+        if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
+            last_report = time.monotonic()
             log.info("%s", "; ".join(f"{name}: epoch {_epoch(runs / name / LOG)}" for name in open_processes))
 
 
@@ -112,8 +112,8 @@ def _tail(path: Path) -> str:
 
 
 def _epoch(path: Path) -> str:
-    seen = re.findall(r"Epoch (\d+)", path.read_text(errors="replace"))
-    return seen[-1] if seen else "-"
+    epochs = re.findall(r"Epoch (\d+)", path.read_text(errors="replace"))
+    return epochs[-1] if epochs else "-"
 
 
 def _embed(run: Path, zoo: Path, out: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Text that came from elsewhere, as a terminal may see it."""
+"""Text of unknown origin made safe to print in a terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ LENGTH = 80
 
 
 def printable(text: object) -> str:
-    """The text with what a terminal would obey, not show, written out: `\\x1b[2J` does not clear the screen."""
+    """The text with control characters escaped: `\\x1b[2J` does not clear the screen."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in str(text))
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: in one line, and shortened, whatever somebody wrote there."""
+    """The repr of a value for an error message: one line, at most LENGTH characters."""
     text = _Short().repr(value).replace("\n", " ")
     return text if len(text) <= LENGTH else f"{text[: LENGTH - 3]}..."
 
@@ -28,5 +28,5 @@ class _Short(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         if abs(x) < 10**LENGTH:
             return super().repr_int(x, level)
-        # Python writes no number of more than some thousand digits.
+        # Python refuses to format numbers of more than a few thousand digits.
         return f"a number of about {x.bit_length() * 3 // 10} digits"

@@ -1,4 +1,4 @@
-"""`weightspace fit` as the child of a process with which it ends."""
+"""`weightspace fit` in a child process that ends when its parent does."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from weightspace.cli import main
 
 
 def fit_while_watched(argv: list[str]) -> int:
-    """`weightspace fit`, ended when stdin closes, so that no training outlives its quickstart, however that ends."""
+    """Run `weightspace fit`, but exit as soon as stdin closes: no training outlives the process that started it."""
+
     def watch() -> None:
-        # Not by `sys.stdin`, whose lock a thread that waits in it would still hold when Python ends.
+        # `sys.stdin` would be locked by this thread while Python shuts down; the file descriptor has no lock.
         while os.read(0, 1):
             pass
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Components that remember the arguments they were made with, so that a checkpoint can say how to make them again."""
+"""Components that record their constructor's arguments, from which a checkpoint makes them again."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MOVED["weightspace.module"] = "weightspace.training.module"
 
 
 def of_today(value: Any) -> Any:
-    """Plain values of a checkpoint, with the class paths of earlier versions as they are now."""
+    """Plain values of a checkpoint, with class paths of earlier versions replaced by today's."""
     if isinstance(value, list | tuple):
         return [of_today(item) for item in value]
     if not isinstance(value, Mapping):
         return value
-    found = {key: of_today(item) for key, item in value.items()}
+    updated = {key: of_today(item) for key, item in value.items()}
     for key in ("class_path", "_class_path"):
-        if isinstance(found.get(key), str):
-            module, _, name = found[key].rpartition(".")
-            found[key] = f"{MOVED.get(module, module)}.{name}"
-    return found
+        if isinstance(updated.get(key), str):
+            module, _, name = updated[key].rpartition(".")
+            updated[key] = f"{MOVED.get(module, module)}.{name}"
+    return updated
 
 
 class Constructed:
@@ -49,7 +49,7 @@ def _recorded(init: Any) -> Any:
 
     @functools.wraps(init)
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-        # The outermost constructor runs first; those of its bases must not overwrite what it was given.
+        # The outermost constructor runs first: those of its bases must not overwrite its arguments.
         if "_arguments" not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()

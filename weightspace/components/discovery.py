@@ -1,4 +1,4 @@
-"""How classes are found by name: one file per class in a package, no list to keep."""
+"""Classes by name: every concrete subclass that the files of a package define, without a list to keep."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ def concrete_subclasses(package: str, base: type) -> dict[str, type]:
 
     A file that does not import raises here, and so do two classes of one name.
     """
-    return _found(package, base, plugins.allowed())
+    return _classes_in(package, base, plugins.allowed())
 
 
 @cache
-def _found(package: str, base: type, allowed: tuple[str, ...]) -> dict[str, type]:
-    found: dict[str, type] = {}
+def _classes_in(package: str, base: type, allowed: tuple[str, ...]) -> dict[str, type]:
+    classes: dict[str, type] = {}
     for module in [*plugins.modules_in(importlib.import_module(package)), *plugins.modules()]:
         for name, value in vars(module).items():
             if not inspect.isclass(value) or not issubclass(value, base) or inspect.isabstract(value):
                 continue
-            if found.setdefault(name, value) is not value:
-                places = f"{found[name].__module__} and {value.__module__}"
-                raise ValueError(f"Two classes are called '{name}', in {places}; rename one of them.")
-    return found
+            if classes.setdefault(name, value) is not value:
+                modules = f"{classes[name].__module__} and {value.__module__}"
+                raise ValueError(f"Two classes are called '{name}', in {modules}; rename one of them.")
+    return classes
 
 
-def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mapping[str, Any]) -> T:
+def load_from(classes: Mapping[str, type[T]], kind: str, name: str, fields: Mapping[str, Any]) -> T:
     """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
     if not isinstance(name, str) or not isinstance(fields, Mapping):
         raise ValueError(f"A {kind} is the name of a class with a mapping of options, found {shown((name, fields))}.")
-    refuse_unknown_name(kind, name, sorted(found), f" ({plugins.OPTION} PKG adds those of your own package.)")
-    refuse_unknown_fields(found[name], fields)
+    refuse_unknown_name(kind, name, sorted(classes), f" ({plugins.OPTION} PKG adds those of your own package.)")
+    refuse_unknown_fields(classes[name], fields)
     missing = [
         p.name
-        for p in inspect.signature(found[name]).parameters.values()
+        for p in inspect.signature(classes[name]).parameters.values()
         if p.default is inspect.Parameter.empty and p.name not in fields
     ]
     if missing:
         raise ValueError(f"{name} needs {', '.join(f'`{key}`' for key in missing)}, which the {kind} leaves open.")
-    check_fields(found[name], fields)
-    return found[name](**fields)
+    check_fields(classes[name], fields)
+    return classes[name](**fields)
 
 
 def refuse_unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
@@ -78,7 +78,7 @@ def refuse_unknown_fields(kind: type, fields: Iterable[str]) -> None:
 
 
 def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
-    """Raise ValueError where a field is not of the type its class declares, or a number that is not finite."""
+    """Raise ValueError where a field has another type than its class declares, or is a number that is not finite."""
     hints = typing.get_type_hints(kind)
     for name, value in fields.items():
         hint = hints.get(name, Any)
@@ -91,12 +91,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
+        return any(_fits(value, choice) for choice in typing.get_args(hint))
     if hint is float and isinstance(value, float):
         return math.isfinite(value)
     if hint in (int, float):
         return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    # What a list or mapping is of, its class must see to.
+    # Items of lists and mappings are checked by the class itself.
     return isinstance(value, hint) if isinstance(hint, type) and origin is None else True
 
 
@@ -104,7 +104,7 @@ def _described(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return f"one of {list(typing.get_args(hint))}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_described(one) for one in typing.get_args(hint))
+        return " or ".join(_described(choice) for choice in typing.get_args(hint))
     if hint is float:
         return "of type float, and finite"
     return "null" if hint is type(None) else f"of type {getattr(hint, '__name__', hint)}"

@@ -1,4 +1,4 @@
-"""Packages of the user's own, from which files may name classes because the user, and no file, said so."""
+"""User packages enabled by `--allow_import`: files may then name their classes, but no file can enable a package."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _allowed: dict[str, None] = {}
 
 
 def allow(*packages: str) -> None:
-    """Let files name classes of these packages from now on; ValueError if Python does not find one."""
+    """Enable these packages for the rest of the process; ValueError if Python does not find one."""
     for package in packages:
-        if not all(part.isidentifier() for part in package.split(".")) or not _is_there(package):
+        if not all(part.isidentifier() for part in package.split(".")) or not _is_importable(package):
             raise ValueError(
                 f"Python finds no package '{package}', which {OPTION} names; install it, or put the folder that it "
                 "lies in on PYTHONPATH."
@@ -32,39 +32,39 @@ def allow(*packages: str) -> None:
 
 
 def allowed() -> tuple[str, ...]:
-    """The packages that were allowed, in the order in which they were."""
+    """The enabled packages, in the order in which they were enabled."""
     return tuple(_allowed)
 
 
 def covers(path: str) -> bool:
-    """Whether a dotted path lies in a package that was allowed."""
+    """Whether a dotted path is in an enabled package."""
     return any(path == package or path.startswith(f"{package}.") for package in _allowed)
 
 
 def take_option(argv: Sequence[str]) -> list[str]:
-    """The arguments without `--allow_import PKG[,PKG]`, whose packages are allowed.
+    """The arguments without `--allow_import PKG[,PKG]`, whose packages are enabled.
 
-    It is taken off before anything is parsed, so that no config can give it.
+    The option is removed before configs are parsed: no config can set it.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=HELP)
     parser.add_argument(OPTION, action="append", default=[])
-    found, rest = parser.parse_known_args(list(argv))
-    allow(*(package for value in found.allow_import for package in value.split(",")))
+    options, rest = parser.parse_known_args(list(argv))
+    allow(*(package for value in options.allow_import for package in value.split(",")))
     return rest
 
 
 def way_out(path: str) -> str:
-    """What to do about a refused dotted path."""
+    """The sentence of an error message that explains how to enable a refused dotted path."""
     return f"If it is code of your own that you trust to run, add `{OPTION} {path.partition('.')[0]}`."
 
 
 def modules() -> list[ModuleType]:
-    """The allowed packages and the modules directly in them, imported."""
-    found = []
+    """The enabled packages and the modules directly in them, imported."""
+    imported = []
     for name in _allowed:
         package = importlib.import_module(name)
-        found += [package, *modules_in(package)]
-    return found
+        imported += [package, *modules_in(package)]
+    return imported
 
 
 def modules_in(package: ModuleType) -> list[ModuleType]:
@@ -74,7 +74,7 @@ def modules_in(package: ModuleType) -> list[ModuleType]:
 
 
 def digests(kinds: Iterable[type]) -> dict[str, str]:
-    """sha256 (hex) of the Python files of each allowed package that one of these classes comes from, by its name."""
+    """sha256 (hex) of the Python files of each enabled package that defines one of these classes, by package name."""
     tops = {kind.__module__.partition(".")[0] for kind in kinds if covers(kind.__module__)}
     return {top: _digest(importlib.import_module(top)) for top in sorted(tops)}
 
@@ -86,7 +86,7 @@ def _digest(package: ModuleType) -> str:
     return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
 
-def _is_there(package: str) -> bool:
+def _is_importable(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
