@@ -8,7 +8,7 @@ import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +36,14 @@ FIELDS: dict[str, tuple[pa.DataType, str]] = {
 }
 """Columns of the configuration `weights`, rows in the order of models.parquet."""
 
-
 SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in FIELDS.items()])
+
+
+class RowGroup(NamedTuple):
+    """One row group of a Parquet file: ranges of rows, each of one shard, and the bytes of their weights."""
+
+    ranges: list[range]
+    bytes: int
 
 
 def write_weights(zoo: Zoo, folder: Path) -> list[Path]:
@@ -46,10 +52,10 @@ def write_weights(zoo: Zoo, folder: Path) -> list[Path]:
     paths = [folder / f"train-{i:05d}-of-{len(parts):05d}.parquet" for i in range(len(parts))]
     with tqdm(total=zoo.num_rows, desc="export", unit=" rows", disable=not sys.stderr.isatty()) as bar:
         for path, groups in zip(paths, parts, strict=True):
-            needed = sum(size for _, size in groups)
+            needed = sum(group.bytes for group in groups)
             with store.naming(path, needed), _writer(path) as writer:
-                for group, _ in groups:
-                    table = pa.concat_tables([_rows(zoo, rows) for rows in group])
+                for group in groups:
+                    table = pa.concat_tables([_rows(zoo, rows) for rows in group.ranges])
                     writer.write_table(table, row_group_size=ROWS_PER_GROUP)
                     bar.update(table.num_rows)
             store.flush(path)
@@ -64,36 +70,36 @@ def _writer(path: Path) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=described, use_byte_stream_split=split)
 
 
-def _groups(zoo: Zoo) -> Iterator[tuple[list[range], int]]:
-    """Row groups and their bytes; a group is ranges of rows, each of one shard."""
+def _groups(zoo: Zoo) -> Iterator[RowGroup]:
     group: list[range] = []
     rows = size = 0
     for index in range(len(zoo.manifest["shards"])):
         spec = zoo.family_of(zoo.shard_rows(index).start).spec
-        each = 4 * sum(int(np.prod(spec.shape(name), dtype=np.int64)) for name in spec.tensors)
-        left = zoo.shard_rows(index)
-        while left:
-            room = min(ROWS_PER_GROUP - rows, (BYTES_PER_GROUP - size) // each)
+        bytes_per_row = 4 * sum(int(np.prod(spec.shape(name), dtype=np.int64)) for name in spec.tensors)
+        remaining = zoo.shard_rows(index)
+        while remaining:
+            room = min(ROWS_PER_GROUP - rows, (BYTES_PER_GROUP - size) // bytes_per_row)
             if room < 1 and rows:
-                yield group, size
+                yield RowGroup(group, size)
                 group, rows, size = [], 0, 0
                 continue
-            taken, left = left[: max(room, 1)], left[max(room, 1) :]
-            group.append(taken)
-            rows, size = rows + len(taken), size + len(taken) * each
+            part, remaining = remaining[: max(room, 1)], remaining[max(room, 1) :]
+            group.append(part)
+            rows, size = rows + len(part), size + len(part) * bytes_per_row
     if group:
-        yield group, size
+        yield RowGroup(group, size)
 
 
-def _in_files(groups: Iterable[tuple[list[range], int]]) -> Iterator[list[tuple[list[range], int]]]:
-    own: list[tuple[list[range], int]] = []
+def _in_files(groups: Iterable[RowGroup]) -> Iterator[list[RowGroup]]:
+    """Row groups collected into files of bounded size."""
+    file_groups: list[RowGroup] = []
     for group in groups:
-        if own and sum(size for _, size in own) + group[1] > BYTES_PER_FILE:
-            yield own
-            own = []
-        own.append(group)
-    if own:
-        yield own
+        if file_groups and sum(earlier.bytes for earlier in file_groups) + group.bytes > BYTES_PER_FILE:
+            yield file_groups
+            file_groups = []
+        file_groups.append(group)
+    if file_groups:
+        yield file_groups
 
 
 def _rows(zoo: Zoo, rows: range) -> pa.Table:
@@ -106,12 +112,12 @@ def _rows(zoo: Zoo, rows: range) -> pa.Table:
     offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * flat.shape[1])
     shapes = [list(tensor.shape[1:]) for tensor in stack.params.values()]
     table = zoo.shard_table(index).slice(rows.start - zoo.shard_rows(index).start, len(rows))
-    own: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "names": [list(stack.params)] * len(rows),
         "shapes": [shapes] * len(rows),
         "weights": pa.ListArray.from_arrays(offsets, pa.array(flat.flatten().numpy())),
     }
-    return pa.table({name: own[name] if name in own else table[name] for name in FIELDS}).cast(SCHEMA)
+    return pa.table({name: columns[name] if name in columns else table[name] for name in FIELDS}).cast(SCHEMA)
 
 
 def model_of(row: Mapping[str, Any]) -> tuple[Family, Params]:
@@ -152,7 +158,7 @@ def _lists(row: Mapping[str, Any]) -> tuple[list[str], list[tuple[int, ...]], to
 
 
 def _config(text: Any, num_weights: int) -> dict[str, Any]:
-    """The config of a family, refused if it speaks of more than so many weights can be, before memory is filled."""
+    """The config of a family; refused, before memory is filled, if a size is above the number of weights."""
     try:
         config = json.loads(text)
     except (ValueError, TypeError, RecursionError):

@@ -18,7 +18,7 @@ import yaml
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
 
-# HTTPError is the one of the HTTP library that this release builds on: no other import names it in all of them.
+# HTTPError of the HTTP library that the installed release uses, which differs between releases.
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in an `__all__`
 from tqdm import tqdm
@@ -38,9 +38,9 @@ def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> 
     """Write a finished zoo as a Hugging Face dataset folder `out`: a pure function of the zoo and the licence.
 
     Leaves `models.parquet` (the zoo's table), `weights/*.parquet` (columns: `flat.FIELDS`), a card README.md, and
-    export.json (what the zoo is made from, and a sha256 of each file). The folder is there whole or not at all; an
-    earlier export in its place is replaced, and a folder that holds anything else is refused. Shards are read one by
-    one, so memory does not grow with the zoo.
+    export.json (head of the zoo's manifest, and a sha256 of each file). The folder appears whole or not at all: an
+    earlier export is replaced, a folder with other files is refused. Shards are read one by one, so memory does not
+    grow with the zoo.
     """
     source, out = open_zoo(zoo), Path(out).resolve()
     _refuse_license(license)
@@ -57,12 +57,12 @@ def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> 
 
 
 def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
-    """Upload an export to the dataset repository `repo` (OWNER/NAME), made if need be; returns its address.
+    """Upload an export to the dataset repository `repo` (OWNER/NAME), created if missing; returns its address.
 
-    Files of the export alone are uploaded, whatever else is in the folder. Weights of an earlier upload that are no
-    part of this one are removed. Needs the login of `hf auth login`.
+    Other files in the folder are not uploaded. Weights of an earlier upload that are not part of this one are removed.
+    Needs the login of `hf auth login`.
     """
-    folder, said = Path(folder), record(Path(folder))
+    folder, exported = Path(folder), record(Path(folder))
     refuse_repository(repo)
     api = huggingface_hub.HfApi()
     try:
@@ -71,12 +71,12 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
             repo_id=repo,
             folder_path=folder,
             repo_type="dataset",
-            commit_message=f"Zoo {said['zoo']['digest'][:12]}",
-            allow_patterns=[RECORD, *said["files"]],
+            commit_message=f"Zoo {exported['zoo']['digest'][:12]}",
+            allow_patterns=[RECORD, *exported["files"]],
             delete_patterns=[f"{WEIGHTS}/train-*-of-*.parquet"],
         )
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        # Without a network the client lets errors of its transport through, which is another in every few releases.
+        # Without a network the client raises errors of its HTTP library, which has changed between releases.
         reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
         raise ValueError(
             f"{folder} is written, but not uploaded to {repo}: {reason}. {_way_out(error)} and run the same command "
@@ -86,14 +86,14 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
 
 
 def refuse_repository(repo: str) -> None:
-    """Raise ValueError for what cannot be the name of a repository."""
+    """Raise ValueError unless `repo` can be the name of a repository, OWNER/NAME."""
     try:
         validate_repo_id(repo)
     except HFValidationError:
-        fits = False
+        is_name = False
     else:
-        fits = repo.count("/") == 1
-    if not fits:
+        is_name = repo.count("/") == 1
+    if not is_name:
         raise ValueError(
             f"`push` (={repo!r}) is no name of a repository; expected OWNER/NAME, such as me/zoo, each of letters, "
             "digits, '-', '_' and '.'."
@@ -143,7 +143,7 @@ def _write(zoo: Zoo, folder: Path, license: str) -> None:
 
 
 def _card(zoo: Zoo, folder: Path, configs: Mapping[str, Sequence[str]], files: Mapping[str, Any], license: str) -> str:
-    """README.md: for `datasets` what to load and how to tell a new version from an old one, for people the rest."""
+    """Text of README.md: a head for `datasets` with files and a version from their content, then a body for people."""
     infos, loading = DatasetInfosDict(), []
     for config, names in configs.items():
         size = sum(files[name]["bytes"] for name in names)
@@ -179,7 +179,7 @@ def _body(zoo: Zoo, license: str) -> str:
     }
     starts = [zoo.shard_rows(index).start for index in range(len(manifest["shards"]))]
     layouts = {type(zoo.family_of(row)).__name__: zoo.family_of(row).spec for row in reversed(starts)}
-    told = {
+    values = {
         "manifest": manifest,
         "num_rows": zoo.num_rows,
         "license": license,
@@ -191,9 +191,9 @@ def _body(zoo: Zoo, license: str) -> str:
         "recipe": yaml.safe_dump(manifest["recipe"], sort_keys=True).strip(),
     }
     try:
-        return template.render(told)
+        return template.render(values)
     except (jinja2.TemplateError, TypeError, AttributeError) as error:
-        # Whatever else a stranger's manifest says, or does not say.
+        # A manifest of unknown origin may lack entries, or have them in other types.
         raise ValueError(f"zoo.json of {zoo.path} does not say what a card needs: {error}.") from None
 
 

@@ -1,4 +1,4 @@
-"""A folder that is written beside the old one and takes its place whole, where nothing in it is anybody else's."""
+"""Atomic replacement of an export: the new folder is written aside, and other people's files are never deleted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tqdm import tqdm
 from weightspace import store
 
 RECORD = "export.json"
-"""Says of a folder which files were written there, with the size and sha256 of each."""
+"""File that lists the files of an export, with the size and sha256 of each."""
 FILES = re.compile(r"README\.md|models\.parquet|export\.json|weights/train-\d{5}-of-\d{5}\.parquet")
 FOLDERS = ("weights",)
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What the record of an export says: `zoo` with its digest, and `files`; ValueError for one of another kind."""
+    """The content of an export's record: `zoo` with its digest, and `files`; ValueError if it is no such record."""
     path = folder / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: not an export; make one with `weightspace export`.")
@@ -41,7 +41,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise ValueError if a folder holds anything but what its record says was written there, as it was written."""
+    """Raise ValueError unless a folder is empty, or an export of which no file was added or changed."""
     if not os.path.lexists(out):
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file()):
@@ -58,7 +58,7 @@ def refuse_foreign(out: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[str]:
-    """Names of all that a folder holds, and of what the folders of an export in it hold; links are not followed."""
+    """Names of the entries of a folder and of the entries of `FOLDERS` in it; links are not followed."""
     for entry in sorted(folder.iterdir()):
         yield entry.name
         if entry.name in FOLDERS and _is_folder(entry):
@@ -75,10 +75,10 @@ def _is_written(folder: Path, name: str, files: Mapping[str, Any]) -> bool:
 
 
 class Replacing:
-    """The writing of a folder `out` anew, aside in `new`, until `publish` puts it into the place of the earlier one.
+    """The replacement of a folder `out`: written in `new`, until `publish` renames it over the earlier one.
 
-    All that is aside is in the hidden folder `.NAME.export` beside `out`, which one process at a time works in. Who was
-    killed between the two renames has left the earlier folder there: whoever comes next puts it back first.
+    Both `new` and the earlier folder are kept in the hidden folder `.NAME.export` beside `out`, which is locked. A
+    process killed between the two renames leaves the earlier folder there; the next one puts it back first.
     """
 
     def __init__(self, out: Path) -> None:
@@ -86,7 +86,7 @@ class Replacing:
         self.new, self._earlier = self.aside / "new", self.aside / "earlier"
 
     def publish(self) -> None:
-        """Put the new folder, which is flushed, into its place."""
+        """Rename the new folder, which is flushed, to `out`."""
         store.fsync_folder(self.new)
         with store.naming(self.out, 0):
             if self.out.is_dir() and any(self.out.iterdir()):
@@ -96,7 +96,7 @@ class Replacing:
         store.fsync_folder(self.out.parent)
 
     def tidy(self) -> None:
-        """Put the earlier folder back if no export is in its place, and remove what else is aside."""
+        """Put the earlier folder back if `out` is not an export, and remove both folders in the hidden one."""
         if _is_folder(self._earlier) and not (self.out / RECORD).is_file():
             with store.naming(self.out, 0):
                 os.rename(self._earlier, self.out)
@@ -109,7 +109,7 @@ class Replacing:
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Replacing]:
-    """Write a folder anew: `out` is the earlier one or the new one, and nothing is left aside."""
+    """Replace a folder: at the end `out` is the earlier one or the new one, and the hidden folder is gone."""
     work = Replacing(out)
     if work.aside.is_symlink():
         raise ValueError(f"{work.aside} is a link, which is refused: an export writes there. Remove it.")
@@ -132,7 +132,7 @@ def replacing(out: Path) -> Iterator[Replacing]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what an export writes from a folder, and the folder if nothing else is in it; links are not followed."""
+    """Remove an export's files from a folder, and the folder if it is then empty; links are not followed."""
     if not _is_folder(folder):
         return
     for name in list(_entries(folder)):

@@ -1,4 +1,4 @@
-"""The JSON beside a state dict that says what it holds, each option known and of its type."""
+"""Sidecars: the JSON beside a state dict that describes it, each option checked for name and type."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MAX_BYTES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the tensors of a model are in its state dict."""
+    """Names under which a state dict has the tensors of a model."""
 
     recurrent: str = ""
-    """Name of the recurrent layer, in front of the names of its tensors; empty where they have nothing in front."""
+    """Name of the recurrent layer, which is the prefix of its tensors' names; empty where they have none."""
     readout: str | None = None
     """Name of the nn.Linear that reads the last layer, None where there is none."""
     bias: bool = True
@@ -41,7 +41,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a sidecar says: the family, whether its weights are named as in a cell of torch.nn, and the layout."""
+    """Content of a sidecar: the family, whether its weights are named as in a cell of torch.nn, and the layout."""
 
     kind: type[Layered]
     fields: dict[str, Any]
@@ -50,15 +50,15 @@ class Sidecar:
 
 
 def convertible() -> dict[str, type[Layered]]:
-    """The families that come from and go to torch.nn, by the names of the classes there, cells among them."""
-    found: dict[str, type[Layered]] = {}
+    """The families that convert from and to torch.nn, by the names of its layers and cells."""
+    kinds: dict[str, type[Layered]] = {}
     for kind in families.available().values():
         if issubclass(kind, Layered):
             for torch_class in (kind.torch_class, kind.torch_cell):
-                # The families of this package come first, and no other takes their place.
+                # Families of this package come first: a user package cannot replace them.
                 if torch_class is not None:
-                    found.setdefault(torch_class.__name__, kind)
-    return found
+                    kinds.setdefault(torch_class.__name__, kind)
+    return kinds
 
 
 def kind_of(name: Any, what: str) -> type[Layered]:
@@ -71,24 +71,24 @@ def kind_of(name: Any, what: str) -> type[Layered]:
 
 
 def read_sidecar(file: Path, path: Path) -> Sidecar:
-    """Read the sidecar `file` of the state dict `path`; ValueError says what does not fit, and what would."""
-    said = _read(file, path)
-    name = said.pop("class")
+    """Read the sidecar `file` of the state dict `path`; ValueError names the option that is wrong, and the choices."""
+    options = _read(file, path)
+    name = options.pop("class")
     kind = kind_of(name, str(path))
     hints = {**_types(Layout), **_types(Ignored), **_types(kind)}
     hints.pop("has_readout")
-    refuse_unknown_options(str(file), [key for key in said if key not in UNREPRESENTED], sorted(hints))
-    for key, value in said.items():
+    refuse_unknown_options(str(file), [key for key in options if key not in UNREPRESENTED], sorted(hints))
+    for key, value in options.items():
         _refuse_type(file, key, value, hints.get(key))
     try:
-        refuse_unrepresented(kind, said)
+        refuse_unrepresented(kind, options)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    layout = Layout(**{key: said[key] for key in _types(Layout) if key in said})
-    fields = {"num_layers": 1, **{key: said[key] for key in _types(kind) if key in said}}
+    layout = Layout(**{key: options[key] for key in _types(Layout) if key in options})
+    fields = {"num_layers": 1, **{key: options[key] for key in _types(kind) if key in options}}
     fields["has_readout"] = layout.readout is not None
     if layout.readout is None:
-        fields.setdefault("output_size", said.get("hidden_size"))
+        fields.setdefault("output_size", options.get("hidden_size"))
     for key in ("input_size", "hidden_size", "output_size"):
         if fields.get(key) is None:
             raise ValueError(f"{file} does not say the `{key}` of {path.name}.")
@@ -104,14 +104,14 @@ def _read(file: Path, path: Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_BYTES:
         raise ValueError(f"{file} has more than {MAX_BYTES:,} bytes; expected something such as {EXAMPLE}.")
     try:
-        said = json.loads(file.read_bytes(), object_pairs_hook=_without_repeats)
+        content = json.loads(file.read_bytes(), object_pairs_hook=_without_repeats)
     except _RepeatedError as error:
         raise ValueError(f"{file} gives {_short(str(error))} more than once; give it once.") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{file} is not JSON; it says what {path.name} holds, such as {EXAMPLE}.") from None
-    if not isinstance(said, dict) or "class" not in said:
+    if not isinstance(content, dict) or "class" not in content:
         raise ValueError(f"{file} does not say the `class` of {path.name}; expected something such as {EXAMPLE}.")
-    return said
+    return content
 
 
 class _RepeatedError(ValueError):
@@ -119,13 +119,13 @@ class _RepeatedError(ValueError):
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys differ: of two equal ones Python would keep the last without a word."""
-    found: dict[str, Any] = {}
+    """A JSON object without repeated keys, of which Python would silently keep the last."""
+    content: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in content:
             raise _RepeatedError(key)
-        found[key] = value
-    return found
+        content[key] = value
+    return content
 
 
 def _types(kind: Any) -> Mapping[str, Any]:
@@ -135,7 +135,7 @@ def _types(kind: Any) -> Mapping[str, Any]:
 
 
 def _refuse_type(file: Path, key: str, value: Any, hint: Any) -> None:
-    # Choices are for the family to check.
+    # Literal types are checked by the family.
     allowed = (hint,) if isinstance(hint, type) else typing.get_args(hint) if isinstance(hint, UnionType) else None
     if allowed is not None and type(value) not in allowed:
         name = getattr(hint, "__name__", hint)
@@ -143,6 +143,6 @@ def _refuse_type(file: Path, key: str, value: Any, hint: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value of a stranger as an error shows it: its beginning."""
+    """The beginning of a value's repr, for error messages."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

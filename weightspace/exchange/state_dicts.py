@@ -1,9 +1,9 @@
-"""State dicts of torch.nn's recurrent layers: safetensors files, each with a JSON beside it that says what it holds.
+"""State dicts of torch.nn's recurrent layers: safetensors files, each with a JSON beside it that describes it.
 
 NAME.json beside NAME.safetensors gives the `class` in torch.nn (RNN, GRU, LSTM, or the cell of one), `input_size` and
 `hidden_size`; where they differ from the defaults `num_layers` (1), the `nonlinearity` of an RNN ("tanh") and the
-fields of `Layout`; and for a read-out its `output_size`. Tensors of other modules may be there, and what wrappers put
-in front of names (`module.`, `_orig_mod.`, `model.` ...) need not be said.
+fields of `Layout`; and for a read-out its `output_size`. Tensors of other modules are ignored, and prefixes that
+wrappers add to names (`module.`, `_orig_mod.`, `model.` ...) are found without being given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Layout", "convertible", "listed", "read", "write"]
 TENSORS, SIDECAR = ".safetensors", ".json"
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Names that only a layer with an option has that cannot be represented.
+# Parts of tensor names -> the option of torch.nn that they come from, which no family can represent.
 MARKS = {"_reverse": "bidirectional", "weight_hr_": "proj_size"}
 # Modules that torch wraps around any other, wherever it is in a model.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -39,14 +39,14 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 def write(path: str | Path, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Linear | None = None) -> Path:
     """Write a torch.nn layer or cell, and the nn.Linear that reads its last layer, as `path` and its sidecar.
 
-    What weight normalisation or pruning compute is written as what they compute, a cell as a layer. What has no place
-    in a family, and what `read` would refuse, is refused by name.
+    Weight normalisation and pruning are written as the weights that they compute, a cell as a layer. Options that no
+    family represents, and tensors that `read` would refuse, are refused by name.
     """
     path = _checked(Path(path))
     kind = kind_of(nn.utils.parametrize.type_before_parametrizations(module).__name__, "The module")
     family, params = kind.from_torch(module, readout)
     _check_dtypes("The module and its read-out", params)
-    # Both biases of torch.nn act as one, so those of the family are all there is to say.
+    # Only the sum of both biases of torch.nn matters, and that is the bias of the family.
     layer, reading = family.to_torch(params)
     fields = {key: value for key, value in family.config.items() if key != "has_readout"}
     layout = Layout(recurrent="recurrent", readout=None if reading is None else "readout")
@@ -55,21 +55,21 @@ def write(path: str | Path, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Lin
     tensors |= {} if reading is None else {f"readout.{name}": tensor for name, tensor in reading.state_dict().items()}
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Files are found by their tensors, so what explains them is there first.
+    # The sidecar is written first: readers look for the tensors.
     write_durably(path.with_suffix(SIDECAR), pretty(sidecar))
     write_durably(path, data)
     return path
 
 
 def read(path: str | Path) -> tuple[Layered, Params]:
-    """The family and params of a state dict, in its dtype; ValueError says what does not fit, and what would."""
+    """The family and params of a state dict, in its dtype; ValueError names what differs and what was expected."""
     path = _checked(Path(path))
-    said = read_sidecar(path.with_suffix(SIDECAR), path)
+    sidecar = read_sidecar(path.with_suffix(SIDECAR), path)
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return _read(path, said, file)
+            return _read(path, sidecar, file)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
 
@@ -81,10 +81,10 @@ def listed(folder: str | Path) -> list[Path]:
         raise ValueError(
             f"{folder} is not a folder; give a folder of state dicts, NAME{TENSORS} and NAME{SIDECAR} each."
         )
-    found = sorted((path for path in folder.iterdir() if path.suffix == TENSORS), key=lambda path: path.stem)
-    if not found:
+    paths = sorted((path for path in folder.iterdir() if path.suffix == TENSORS), key=lambda path: path.stem)
+    if not paths:
         raise ValueError(f"{folder} holds no state dicts; each is a NAME{TENSORS} with a NAME{SIDECAR} beside it.")
-    return found
+    return paths
 
 
 def _checked(path: Path) -> Path:
@@ -93,15 +93,15 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, said: Sidecar, file: Any) -> tuple[Layered, Params]:
+def _read(path: Path, sidecar: Sidecar, file: Any) -> tuple[Layered, Params]:
     keys = _without_wrappers(path, file.keys())
-    family = _family(path, said, [file.get_slice(key).get_shape() for key in keys.values()])
-    layout = said.layout
+    family = _family(path, sidecar, [file.get_slice(key).get_shape() for key in keys.values()])
+    layout = sidecar.layout
     with torch.device("meta"):
         module, reading = family.torch_modules(bias=layout.bias, readout_bias=layout.readout_bias)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    names = family.torch_names(bias=layout.bias, is_cell=said.is_cell)
-    front = _front(path, said, keys, min(name for name in names if name.startswith("weight_hh")))
+    names = family.torch_names(bias=layout.bias, is_cell=sidecar.is_cell)
+    front = _front(path, sidecar, keys, min(name for name in names if name.startswith("weight_hh")))
     expected = {name: shapes[layer] for name, layer in names.items()}
     weights = _part(path, keys, front + layout.recurrent, expected, file)
     head: dict[str, Tensor] | None = None
@@ -113,38 +113,38 @@ def _read(path: Path, said: Sidecar, file: Any) -> tuple[Layered, Params]:
 
 
 def _without_wrappers(path: Path, names: Collection[str]) -> dict[str, str]:
-    """Names in a state dict by what they are without wrappers."""
-    found: dict[str, str] = {}
+    """Names without wrappers -> names in a state dict."""
+    names_of: dict[str, str] = {}
     for name in names:
         bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        if bare in found:
-            raise ValueError(f"{path} holds '{found[bare]}' and '{name}', which are one tensor; take one of them out.")
-        found[bare] = name
-    return found
+        if bare in names_of:
+            raise ValueError(f"{path} holds '{names_of[bare]}' and '{name}', which are one tensor; take one out.")
+        names_of[bare] = name
+    return names_of
 
 
-def _family(path: Path, said: Sidecar, shapes: Collection[list[int]]) -> Layered:
+def _family(path: Path, sidecar: Sidecar, shapes: Collection[list[int]]) -> Layered:
     largest = max((size for shape in shapes for size in shape), default=0)
     for key in ("input_size", "hidden_size", "output_size"):
-        size = said.fields[key]
-        # Before modules of that size are made.
+        size = sidecar.fields[key]
+        # Checked before modules of that size are made.
         if size > largest:
             raise ValueError(f"{path} says `{key}` {size}, but the largest axis of its tensors is {largest}.")
-    if said.fields["num_layers"] > len(shapes):
-        raise ValueError(f"{path} says `num_layers` {said.fields['num_layers']}, but has {len(shapes)} tensors.")
+    if sidecar.fields["num_layers"] > len(shapes):
+        raise ValueError(f"{path} says `num_layers` {sidecar.fields['num_layers']}, but has {len(shapes)} tensors.")
     try:
-        return said.kind(**said.fields)
+        return sidecar.kind(**sidecar.fields)
     except ValueError as error:
         raise ValueError(f"{path.with_suffix(SIDECAR)}: {error}") from None
 
 
-def _front(path: Path, said: Sidecar, keys: Collection[str], weight: str) -> str:
-    """What stands in front of the names of both modules, such as `model.`; ValueError if it could be several things."""
-    layout = said.layout
+def _front(path: Path, sidecar: Sidecar, keys: Collection[str], weight: str) -> str:
+    """The common prefix of both modules' names, such as `model.`; ValueError if several would fit."""
+    layout = sidecar.layout
     dotted = f"{layout.recurrent}." if layout.recurrent else ""
-    # Also where the weight is computed from others, whose names tell it.
-    sought = re.compile(rf"((?:.+?\.)??){re.escape(dotted)}(?:parametrizations\.)?{weight}(?!_l\d)(?:[._].*)?")
-    fronts = {match[1] for match in map(sought.fullmatch, keys) if match}
+    # A computed weight is recognised by the names of the tensors that it is computed from.
+    pattern = re.compile(rf"((?:.+?\.)??){re.escape(dotted)}(?:parametrizations\.)?{weight}(?!_l\d)(?:[._].*)?")
+    fronts = {match[1] for match in map(pattern.fullmatch, keys) if match}
     if "" in fronts:
         return ""
     if layout.readout is not None:
@@ -161,7 +161,7 @@ def _front(path: Path, said: Sidecar, keys: Collection[str], weight: str) -> str
 def _part(
     path: Path, keys: Mapping[str, str], module: str, expected: Mapping[str, tuple[int, ...]], file: Any
 ) -> dict[str, Tensor]:
-    """The weights of the module of this name, of these shapes, those that are computed from others made plain."""
+    """The weights of the module of this name, checked for these shapes; computed weights are made plain."""
     dotted = f"{module.rstrip('.')}." if module else ""
     inside = {key.removeprefix(dotted): name for key, name in keys.items() if key.startswith(dotted)}
     if not module:
@@ -172,7 +172,7 @@ def _part(
     missing = sorted(dotted + key for key in set(expected) - set(tensors))
     extra = sorted(dotted + key for key in set(tensors) - set(expected))
     if len(missing) == len(expected):
-        # Nothing of the module is there, so its name is wrong, and the names there are of help.
+        # No tensor of the module was found: its name is wrong, so the message lists the names in the file.
         extra = extra or sorted(keys)
     for mark, option in MARKS.items():
         if any(mark in name for name in extra):
