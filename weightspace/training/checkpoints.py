@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not at all, with a checksum, the best epoch and the last one."""
+"""Checkpoints on disk: written atomically with a checksum, of the best epoch and the last one."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ CHECKPOINTS: dict[str, Any] = {
     "enable_version_counter": False,
     "save_on_train_epoch_end": True,
 }
-"""Keeps the best epoch by validation loss as `best.ckpt` and the latest as `last.ckpt`, at epoch ends only: there a
-resumed run goes on exactly, because batches are a function of the epoch."""
+"""Options of ModelCheckpoint: `best.ckpt` by validation loss and `last.ckpt`, at epoch ends only. A run that resumes
+there is exact, because batches are a function of the epoch."""
 
 
 class BestAndLast(ModelCheckpoint):
-    """Lightning's, but `last.ckpt` is the last epoch, where Lightning's is the last one that was the best so far."""
+    """Lightning's ModelCheckpoint, whose `last.ckpt` would be the last epoch that was the best so far, not the last."""
 
     @property
     def state_key(self) -> str:
-        """Lightning's, so that a run of an older version goes on with the best loss that it had."""
+        """The key of Lightning's class, so that a run of an older version resumes with its best loss."""
         return str(super().state_key).replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the epoch if it is the best, and in any case as the last."""
+        """Save the epoch as the last one, and as the best if it is."""
         super().on_train_epoch_end(trainer, pl_module)
         if self._should_save_on_train_epoch_end(trainer):
             self._save_latest(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same where epochs are saved after validation."""
+        """Save the epoch as the last one where epochs are saved after validation."""
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._save_latest(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning's, which would save what is only a try, too."""
+        """Save as Lightning does, but nothing in a `fast_dev_run`."""
         if not getattr(trainer, "fast_dev_run", False):
             super().on_train_end(trainer, pl_module)
 
@@ -56,10 +56,10 @@ class BestAndLast(ModelCheckpoint):
 
 
 class SealedCheckpoints(TorchCheckpointIO):
-    """Lightning's files, written aside and renamed where they are to be (not by way of TMPDIR), with a checksum."""
+    """Checkpoint files written beside their destination and renamed (Lightning uses TMPDIR), with a checksum."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint so that readers see the old one or the new one; a remote path is left to Lightning."""
+        """Write a checkpoint atomically; remote paths are left to Lightning."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -71,13 +71,13 @@ class SealedCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, place: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint whose checksum fits."""
+        """Read a checkpoint, refused if its checksum differs."""
         if Path(path).is_file():
             refuse_damaged(path, Path(path).read_bytes())
         return super().load_checkpoint(path, map_location, weights_only)
 
 
 def seal_checkpoints(trainer: pl.Trainer) -> None:
-    """Let a trainer write and read such files, unless it has a way of its own, as sharded strategies have."""
+    """Give a trainer `SealedCheckpoints`, unless its strategy has another CheckpointIO, as sharded ones have."""
     if type(getattr(trainer.strategy, "checkpoint_io", None)) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = SealedCheckpoints()

@@ -31,18 +31,18 @@ LOGGER: dict[str, Any] = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
     "init_args": {"save_dir": RUNS, "name": ""},
 }
-"""Runs go to runs/version_N, or straight to `--trainer.default_root_dir` where that is given."""
+"""Default logger: runs go to runs/version_N, or to `--trainer.default_root_dir` itself."""
 
 
 class FitOnlySave(SaveConfigCallback):
-    """Saves the resolved config.yaml in the run folder of a training, and leaves evaluations alone."""
+    """Saves the resolved config.yaml in the run folder of `fit`; validate, test and predict save none."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, run: Path | None = None) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.run = run
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save when fitting, in the folder of the first process."""
+        """Save in `fit`, in the run folder of the first process."""
         if stage == "fit":
             run = Path(str(trainer.strategy.broadcast(self.run or trainer.log_dir)))
             if self.run is None and self.config.get("ckpt_path") is None:
@@ -51,7 +51,7 @@ class FitOnlySave(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write config.yaml; a run that goes on writes the options it goes on with."""
+        """Write config.yaml; a resumed run overwrites it with its present options."""
         assert self.run is not None
         self.run.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, self.run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
@@ -61,17 +61,17 @@ class TrainingCLI(LightningCLI):
     """Trains and evaluates an EmbeddingModule on a ZooDataModule; checkpoints are configured under `checkpoint`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Checkpoints that a config can change, with this package's defaults."""
+        """Add the checkpoint options, with this package's defaults, and `--out` of predict."""
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINTS.items()})
         if "predict" in self.subcommands():
             parser.add_argument("--out", type=str, help="file for the embeddings, as `weightspace embed` writes it")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer, with plain progress bar and summary whatever else is installed."""
+        """The trainer, with the plain progress bar and summary (Lightning's choice depends on installed packages)."""
         config = self._get(self.config_init, "trainer", default={})
-        asked = config.get("callbacks") or []
-        callbacks = list(asked) if isinstance(asked, list) else [asked]
+        configured = config.get("callbacks") or []
+        callbacks = list(configured) if isinstance(configured, list) else [configured]
         if config.get("enable_progress_bar") is not False:
             callbacks.append(TQDMProgressBar())
         if config.get("enable_model_summary") is not False:
@@ -83,11 +83,11 @@ class TrainingCLI(LightningCLI):
             logger = run_logger(self.run)
         self.save_config_kwargs = {"run": self.run}
         callbacks += self._writers()
-        # The switch only says whether Lightning adds a summary of its own choice.
+        # `enable_model_summary` would add a second summary.
         return super().instantiate_trainer(callbacks=callbacks, logger=logger, enable_model_summary=False, **kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
-        """Lightning's, with checkpoints in the run folder, whatever logger there is, or without any."""
+        """The trainer, with checkpoints in the run folder for every logger and for none."""
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestAndLast)]
         for callback in callbacks:
@@ -96,7 +96,7 @@ class TrainingCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def _writers(self) -> list[EmbeddingWriter]:
-        """What `predict --out` asks for."""
+        """The callback of `predict --out`, if the option is set."""
         options = self.config[self.subcommand]
         if options.get("out") is None:
             return []
@@ -105,12 +105,12 @@ class TrainingCLI(LightningCLI):
         return [EmbeddingWriter(options.out, options.ckpt_path)]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning's, but predictions that are written need not be kept."""
+        """Lightning's options; predictions are written to a file, so they are not also kept in memory."""
         options = super()._prepare_subcommand_kwargs(subcommand)
         return {**options, "return_predictions": False} if subcommand == "predict" else options
 
     def _run_folder(self, config: Mapping[str, Any]) -> Path | None:
-        """The folder a run is told to use, or goes on in, or a new one; None for that of a logger with its own."""
+        """The run folder: as configured, or that of the checkpoint to resume, or a new one; None: the logger's."""
         options = self.config[self.subcommand]
         root, checkpoint = config.get("default_root_dir"), options.get("ckpt_path")
         if root:
@@ -125,20 +125,20 @@ class TrainingCLI(LightningCLI):
         return Path(RUNS) / f"version_{max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)}"
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments given, without the warning that `sys.argv` holds some too."""
+        """Parse `args`, without Lightning's warning that `sys.argv` is ignored."""
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Take the module from the checkpoint, and refuse options that it would silently overrule."""
-        asked, command = self._model_options(), self.config.get("subcommand")
+        """Take the module from the checkpoint; refuse options that it would silently override."""
+        requested, command = self._model_options(), self.config.get("subcommand")
         checkpoint = self.config[command].get("ckpt_path") if command else None
         if checkpoint is not None:
-            # Says in one line what is wrong with it, where Lightning would show a traceback.
+            # A wrong file is refused in one line: Lightning would show a traceback.
             refuse_misfit(checkpoint, read_checkpoint(checkpoint))
         super()._parse_ckpt_path()
         stored = self._model_options() if checkpoint is not None else {}
-        for name, value in asked.items():
-            if name in stored and stored[name] != value and value != _default(name, asked):
+        for name, value in requested.items():
+            if name in stored and stored[name] != value and value != _default(name, requested):
                 raise ValueError(
                     f"`--model.{name} {value}` has no effect with this checkpoint, which was trained with "
                     f"{stored[name]}; leave the option out, or train anew without --ckpt_path."
@@ -154,19 +154,19 @@ class TrainingCLI(LightningCLI):
 
 
 def kept_in(folder: Path | str) -> str:
-    """The checkpoint in a folder that a run would go on from, or nothing."""
-    kept = sorted(Path(folder).glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime))
-    return str(kept[-1]) if kept else ""
+    """The checkpoint in a folder from which a run would resume; "" if there is none."""
+    checkpoints = sorted(Path(folder).glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime))
+    return str(checkpoints[-1]) if checkpoints else ""
 
 
 def refuse_used(run: Path, checkpoint: str) -> None:
-    """Raise ValueError where a folder holds a run that came as far as a checkpoint."""
+    """Raise ValueError if a run folder already has a checkpoint."""
     if checkpoint:
         raise ValueError(f"{run} already holds a run; go on with `--ckpt_path {checkpoint}`, or choose another folder.")
 
 
 def refuse_barebones(options: Mapping[str, Any]) -> None:
-    """Raise ValueError where a trainer is to do without all that makes a run."""
+    """Raise ValueError for a barebones trainer, which has neither logger nor checkpoints."""
     if options.get("barebones"):
         raise ValueError(
             "`--trainer.barebones true` is refused, because it takes away the metrics and checkpoints that make a run; "
@@ -175,17 +175,17 @@ def refuse_barebones(options: Mapping[str, Any]) -> None:
 
 
 def _is_default(logger: Any) -> bool:
-    """Whether a logger's config is the one that is taken when none is asked for."""
+    """Whether a logger's config is the default `LOGGER`."""
     class_path: str = getattr(logger, "class_path", "")
     return class_path == LOGGER["class_path"] and bool(logger.init_args.save_dir == RUNS)
 
 
 def _default(name: str, options: Mapping[str, Any]) -> Any:
-    """The default of an option of the module, or of the encoder or objective that `options` name."""
+    """The default of an option of the module, or of the encoder or objective named in `options`."""
     owner, _, key = name.rpartition(".init_args.")
     choices: dict[str, Mapping[str, Any]] = {"encoder": encoders.available(), "objective": objectives.available()}
-    made = choices.get(owner, {}).get(str(options.get(f"{owner}.class_path")).rpartition(".")[2], EmbeddingModule)
-    parameter = inspect.signature(made).parameters.get(key)
+    kind = choices.get(owner, {}).get(str(options.get(f"{owner}.class_path")).rpartition(".")[2], EmbeddingModule)
+    parameter = inspect.signature(kind).parameters.get(key)
     return parameter.default if parameter else inspect.Parameter.empty
 
 
@@ -199,7 +199,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what Lightning calls a misconfiguration into a ValueError, the error of users here."""
+    """Turn Lightning's MisconfigurationException into ValueError, which the command line prints."""
     try:
         yield
     except MisconfigurationException as error:
@@ -211,7 +211,7 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
-            # The usage of a whole trainer is pages long; the message alone is what helps.
+            # The message alone: the usage of a whole trainer is pages long.
             self.exit(2, f"error: {printable(hint(str(message)))}\n(`{prog} {argv[0]} --help` lists every option.)\n")
 
     class OneCommand(TrainingCLI):
@@ -220,7 +220,7 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
             # The parser of each command takes a second to make.
             return {argv[0]: LightningCLI.subcommands()[argv[0]]}
 
-    # Short names in configs are those of classes that have been imported.
+    # Short names in configs work for imported classes only.
     encoders.available(), objectives.available()
     with quiet(), user_errors():
         OneCommand(

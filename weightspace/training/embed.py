@@ -30,6 +30,7 @@ from weightspace.training.restoring import load, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
+
 def embed(
     checkpoint: Path | str,
     zoo: Path | str,
@@ -41,8 +42,8 @@ def embed(
 ) -> Path:
     """Write the embeddings (rows, embedding_dim) float32 of every row of models.parquet, in its order.
 
-    `name` is what tables call them, `ENCODER-OBJECTIVE` if not given. Embeddings of models the encoder was trained on
-    are among them: the file says for which split (and fold) it was trained, whose held-out rows it has not seen.
+    `name` is their name in tables, `ENCODER-OBJECTIVE` by default. Rows that the encoder was trained on are included:
+    the file records the split (and fold) of the training, whose held-out rows the encoder has not seen.
     """
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
     module = load(checkpoint).to(usable_device(device)).eval()
@@ -52,7 +53,7 @@ def embed(
 
 
 def record(module: EmbeddingModule, checkpoint: Path | str, zoo: Zoo, name: str | None = None) -> dict[str, Any]:
-    """What a file says of the embeddings of a zoo by the module of a checkpoint."""
+    """Metadata of the embeddings of a zoo by the module of a checkpoint."""
     split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], zoo)
     return {**_record(module, name), "zoo": zoo.fingerprint, "split": split, "fold": fold}
 
@@ -83,7 +84,7 @@ def embed_state_dicts(
 
 
 def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
-    """Stacks of at most `max_models` state dicts of one family and size; their rows are places among the paths."""
+    """Stacks of at most `max_models` state dicts of one family and size; their rows are indices of paths."""
     waiting: dict[Family, list[tuple[int, Params]]] = {}
     for row, path in enumerate(tqdm(paths, desc="embed", unit="model", disable=not sys.stderr.isatty())):
         family, stored = state_dicts.read(path)
@@ -98,12 +99,12 @@ def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
 
 
 def _stack_of(family: Family, models: Sequence[tuple[int, Params]]) -> Stack:
-    params = {key: torch.stack([own[key] for _, own in models]) for key in family.spec.tensors}
-    return Stack(family, params, torch.tensor([row for row, _ in models]))
+    stacked = {key: torch.stack([params[key] for _, params in models]) for key in family.spec.tensors}
+    return Stack(family, stacked, torch.tensor([row for row, _ in models]))
 
 
 def _record(module: EmbeddingModule, name: str | None) -> dict[str, Any]:
-    """What a file of embeddings says of the encoder they come from."""
+    """Metadata of embeddings by a module: its encoder, objective, kind of labels and name."""
     encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
     learned_with = module.objective.learned_with
     return {
@@ -114,14 +115,14 @@ def _record(module: EmbeddingModule, name: str | None) -> dict[str, Any]:
     }
 
 
-def _held_out(said: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
-    """The split and fold of this zoo whose held-out rows the training of a checkpoint has not seen."""
-    split, fold = recorded_split(said)
-    if said["zoo"] == zoo.fingerprint:
+def _held_out(trained: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
+    """The split and fold of this zoo whose held-out rows a checkpoint's training has not seen."""
+    split, fold = recorded_split(trained)
+    if trained["zoo"] == zoo.fingerprint:
         return split, fold
     with suppress(ValueError):
-        # The same models, divided in the same way, as in a zoo that labels were added to.
-        if divide(zoo.table, split, fold).models == said.get("models"):
+        # The fingerprint also changes when labels are added; the division of the models does not.
+        if divide(zoo.table, split, fold).models == trained.get("models"):
             return split, fold
     logger.warning("The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen.")
     return "in_distribution", None

@@ -27,7 +27,7 @@ from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_u
 
 
 class Diverged(ValueError):
-    """Training came to numbers that are not finite."""
+    """A loss or a parameter became infinite or NaN in training."""
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -77,20 +77,20 @@ class EmbeddingModule(pl.LightningModule):
 
     fitted: Tensor
     spent: float
-    """Share of a time budget that is used up, if there is one (see `StopAfter`)."""
+    """Share of the time budget used so far; 0 without a budget (see `StopAfter`)."""
     trained_for: tuple[str, int | None] | None
-    """The split and fold whose held-out rows training has not seen, once there was training."""
+    """The split and fold whose held-out rows training has not seen; None before training."""
 
     @property
     def data(self) -> ZooDataModule:
-        """The data module this module is being run with."""
+        """The data module of the trainer."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ZooDataModule):
             raise ValueError(f"EmbeddingModule trains on a ZooDataModule, but the trainer got {type(data).__name__}.")
         return data
 
     def setup(self, stage: str) -> None:
-        """Tell the data module what this objective needs, and refuse what could only fail later."""
+        """Request the data that the objective needs; refuse rows and options that would fail later."""
         seal_checkpoints(self.trainer)
         refuse_unusable_options(self.trainer)
         if self.trained_for is not None and stage != "predict":
@@ -105,13 +105,13 @@ class EmbeddingModule(pl.LightningModule):
             self.encoder.refuse_too_large(family)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Learn from a checkpoint which rows its training has seen."""
+        """Read the split of the training from a checkpoint."""
         self.trained_for = recorded_split(checkpoint["weightspace"])
         if self._trainer is not None and not self.trainer.predicting:
             self.data.refuse_other_than(self.trained_for)
 
     def on_fit_start(self) -> None:
-        """Learn scales from the training rows, unless a checkpoint brought them along."""
+        """Fit input and target scales on the training rows, unless a checkpoint contains them."""
         self.trained_for = recorded_split(self.data.division.record)
         if self.fitted:
             return
@@ -120,7 +120,7 @@ class EmbeddingModule(pl.LightningModule):
         self.fitted.fill_(True)
 
     def on_train_start(self) -> None:
-        """Refuse a loader that Lightning has sharded a second time."""
+        """Refuse a loader whose sampler Lightning has replaced by a distributed one."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if not isinstance(sampler, EpochSampler):
             raise ValueError(
@@ -128,7 +128,7 @@ class EmbeddingModule(pl.LightningModule):
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what dropout draws, so that a resumed run goes on bit for bit."""
+        """Seed torch for the step: dropout of a resumed run is then the same bit for bit."""
         torch.manual_seed(derive_key(self.seed, "step", self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -150,7 +150,7 @@ class EmbeddingModule(pl.LightningModule):
             return {"rows": batch.rows, "embedding": self.encoder(batch.stacks)}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, but where memory does not suffice, the models are named."""
+        """Backward pass; an out-of-memory error names the models."""
         with room_for(self._stacks):
             super().backward(loss, *args, **kwargs)
 
@@ -172,7 +172,7 @@ class EmbeddingModule(pl.LightningModule):
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
 
         def share(step: int) -> float:
-            # Of the rate that is asked for now, which a callback may have changed since the optimizer was made.
+            # A callback may have changed `learning_rate` since the optimizer was made.
             initial: float = optimizer.param_groups[0]["initial_lr"]
             return self._factor(step) * self.learning_rate / initial
 
@@ -180,18 +180,18 @@ class EmbeddingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _factor(self, step: int) -> float:
-        """Share of the peak learning rate at a step, or at the share of the time budget spent if that is further on."""
+        """Learning rate over its peak, by the share of steps or of the time budget, whichever is larger."""
         total = self.trainer.estimated_stepping_batches
         done = max(step / total if math.isfinite(total) and total > 0 else 0.0, self.spent)
         if done < self.warmup:
             return max(done / self.warmup, 1e-2)
         if self.schedule == "constant":
             return 1.0
-        left = min((done - self.warmup) / max(1 - self.warmup, 1e-9), 1.0)
-        return 0.5 * (1 + math.cos(math.pi * left))
+        remaining = min((done - self.warmup) / max(1 - self.warmup, 1e-9), 1.0)
+        return 0.5 * (1 + math.cos(math.pi * remaining))
 
     def on_train_epoch_end(self) -> None:
-        """End a run that diverged, before the epoch is saved as a checkpoint."""
+        """Raise Diverged before the epoch is saved as a checkpoint."""
         self._refuse_diverged()
 
     def _refuse_diverged(self) -> None:
@@ -203,14 +203,14 @@ class EmbeddingModule(pl.LightningModule):
         if not wrong:
             return
         kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        left = f"{kept} is the last epoch before" if kept else "no epoch before was kept as a checkpoint"
+        last_good = f"{kept} is the last epoch before" if kept else "no epoch before was kept as a checkpoint"
         raise Diverged(
-            f"Training diverged in epoch {self.trainer.current_epoch}: {wrong[0]}; {left}. Train with a lower "
+            f"Training diverged in epoch {self.trainer.current_epoch}: {wrong[0]}; {last_good}. Train with a lower "
             f"`learning_rate` (={self.learning_rate:g}), or with `gradient_clip_val`."
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say in plain words what the checkpoint holds; nothing that is not finite gets into one."""
+        """Add the record of encoder, objective, zoo and split; raise Diverged rather than save numbers not finite."""
         self._refuse_diverged()
         checkpoint["weightspace"] = {
             "encoder": type(self.encoder).__name__,
@@ -223,7 +223,7 @@ class EmbeddingModule(pl.LightningModule):
 
 
 class StopAfter(Callback):
-    """Stops training, with a last validation, once it has used its CPU minutes; the learning rate ends with them."""
+    """Stops training, after a last validation, at a budget of CPU minutes; the learning rate follows the budget."""
 
     def __init__(self, cpu_minutes: float) -> None:
         if cpu_minutes <= 0:
@@ -238,7 +238,7 @@ class StopAfter(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and end training when the budget is used up."""
+        """Update the share used, and stop training at 1."""
         assert isinstance(pl_module, EmbeddingModule)
         pl_module.spent = (time.process_time() - self._start) / (60 * self.cpu_minutes)
         if pl_module.spent >= 1:
@@ -256,9 +256,9 @@ def fit(
     progress: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Path:
-    """Train and return the path of the best checkpoint in the folder `run`; `resume` goes on from its last one."""
+    """Train and return the path of the best checkpoint in the folder `run`; `resume` starts from its last one."""
     run = Path(run)
-    kept = BestAndLast(dirpath=run / "checkpoints", **CHECKPOINTS)
+    checkpoints = BestAndLast(dirpath=run / "checkpoints", **CHECKPOINTS)
     extra: list[Callback] = [StopAfter(cpu_minutes)] if cpu_minutes else []
     extra += [TQDMProgressBar()] if progress else []
     last = run / "checkpoints" / "last.ckpt"
@@ -266,12 +266,12 @@ def fit(
         trainer = pl.Trainer(
             **{**TRAINER, "max_epochs": max_epochs},
             logger=run_logger(run),
-            callbacks=[kept, *extra, *callbacks],
+            callbacks=[checkpoints, *extra, *callbacks],
             enable_progress_bar=progress,
             enable_model_summary=False,
             default_root_dir=run,
         )
         with interruptible(trainer):
-            start = last if resume and last.exists() else None
-            trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    return Path(kept.best_model_path or kept.last_model_path)
+            resumed = last if resume and last.exists() else None
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+    return Path(checkpoints.best_model_path or checkpoints.last_model_path)

@@ -1,4 +1,4 @@
-"""Embeddings from any number of devices and machines, put together by row into one file."""
+"""Embeddings from any number of devices and machines, gathered by row into one file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from weightspace.training.module import EmbeddingModule
 
 
 class EmbeddingWriter(Callback):
-    """Writes what `predict` embeds as `weightspace embed` does: every row once, in the order of models.parquet.
+    """Writes the embeddings of `predict` as `weightspace embed` does: every row once, in the order of models.parquet.
 
-    Each process embeds batches of its own; at the end all get the rows of all, and the first writes them.
+    Each process embeds different batches; at the end all rows are gathered, and the first process writes them.
     """
 
     def __init__(self, out: Path | str, checkpoint: Path | str) -> None:
@@ -26,7 +26,7 @@ class EmbeddingWriter(Callback):
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with nothing."""
+        """Discard batches of an earlier prediction."""
         self._parts = []
 
     def on_predict_batch_end(
@@ -42,7 +42,7 @@ class EmbeddingWriter(Callback):
         self._parts.append((outputs["rows"].cpu(), outputs["embedding"].float().cpu()))
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gather, check that every row is there once, and write."""
+        """Gather all rows, check that each was embedded exactly once, and write."""
         assert isinstance(pl_module, EmbeddingModule)
         zoo = pl_module.data.zoo
         rows, embeddings = _gathered(pl_module, *(torch.cat(part) for part in zip(*self._parts, strict=True)))
@@ -60,13 +60,13 @@ class EmbeddingWriter(Callback):
 
 
 def _gathered(module: EmbeddingModule, rows: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (models,) and embeddings (models, embedding_dim) of all processes, which may hold differently many."""
+    """Rows (models,) and embeddings (models, embedding_dim) of all processes, whose numbers may differ."""
     if module.trainer.world_size == 1:
         return rows, embeddings
     count = torch.tensor([len(rows)], device=module.device)
     longest = int(torch.as_tensor(module.all_gather(count)).max())
     padding = longest - len(rows)
-    # Only parts of one size can be gathered; no row has the number -1.
+    # all_gather needs equal sizes: row number -1 marks padding.
     padded = torch.nn.functional.pad(rows, (0, padding), value=-1).to(module.device)
     values = torch.nn.functional.pad(embeddings, (0, 0, 0, padding)).to(module.device)
     rows = torch.as_tensor(module.all_gather(padded)).flatten().cpu()

@@ -1,4 +1,4 @@
-"""Encoders made again from checkpoints, whose content is checked before anything that it names is made."""
+"""Encoders restored from checkpoints, whose content is checked before any class that it names is instantiated."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from weightspace.training.module import EmbeddingModule
 from weightspace.training.trainer import quiet
 
 TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
-"""Where classes that a checkpoint names may come from, besides allowed packages and imported components."""
+"""Packages whose classes a checkpoint may name, besides enabled packages and components imported already."""
 
 LACKING = 8
-"""Tensors that checkpoints of an older vocabulary may lack, so that its version is named before its tensors."""
+"""Tensors that checkpoints of an older vocabulary may lack: so many are tolerated until its version is checked."""
 
 _UNFIT = (ArgumentError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint of `weightspace fit`, read as plain data, its classes checked but not imported."""
+    """The content of a checkpoint of `weightspace fit` as plain data; classes are checked by name, not imported."""
     path = Path(checkpoint)
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}; `weightspace fit` writes best.ckpt and last.ckpt.")
@@ -40,7 +40,7 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises errors of many kinds here, by what is wrong with the file.
+        # torch raises errors of many types for damaged files.
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is no checkpoint of plain data, which is all that is accepted ({reason}).") from None
     refuse_damaged(path, archive)
@@ -62,10 +62,10 @@ def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
 
 
 def _is_imported(class_path: str) -> bool:
-    """Whether a component is there already under this path; nothing is imported to find out."""
+    """Whether a component of this path is imported already."""
     module, _, name = class_path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return isinstance(found, type) and issubclass(found, Constructed)
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and issubclass(kind, Constructed)
 
 
 def _class_paths(value: Any) -> Iterable[str]:
@@ -81,7 +81,7 @@ def _class_paths(value: Any) -> Iterable[str]:
 
 
 def load(checkpoint: Path | str) -> EmbeddingModule:
-    """The trained module of a checkpoint; nothing that it names is imported from elsewhere."""
+    """The trained module of a checkpoint; no class outside `TRUSTED` and enabled packages is imported."""
     content = read_checkpoint(checkpoint)
     refuse_misfit(checkpoint, content)
     try:
@@ -97,8 +97,8 @@ def load(checkpoint: Path | str) -> EmbeddingModule:
 def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
     """Raise ValueError unless the tensors of a checkpoint are those of the encoder and objective that it describes.
 
-    They are made without memory for that (on the device "meta"), and no further than the checkpoint has tensors: what
-    sizes it claims costs nothing until they are known to be those of its tensors.
+    The module is made on the device "meta", without memory, and with no more tensors than the checkpoint has: sizes
+    that its settings claim cost nothing until they are compared with its tensors.
     """
     state = content.get("state_dict")
     try:
@@ -107,23 +107,23 @@ def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
         with quiet(), torch.device("meta"), _at_most(len(state)):
             module = instantiate_module(EmbeddingModule, _settings(content))
         expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
         _refuse_other_vocabulary(expected, state)
-        if expected != found:
-            wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))[0]
-            raise ValueError(f"'{wrong}' has shape {found.get(wrong)}, but by its settings {expected.get(wrong)}")
+        if expected != stored:
+            wrong = sorted(name for name in expected | stored if expected.get(name) != stored.get(name))[0]
+            raise ValueError(f"'{wrong}' has shape {stored.get(wrong)}, but by its settings {expected.get(wrong)}")
     except _UNFIT as error:
         raise _misfit(checkpoint, error) from None
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments from which Lightning's command line made the module."""
+    """The constructor's arguments, as Lightning recorded them."""
     described = dict(content["hyper_parameters"])
     return {str(key): value for key, value in described.items() if key != "_instantiator"}
 
 
 def _refuse_other_vocabulary(expected: Iterable[str], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where an encoder was trained with other words for kinds, roles and slots of weights."""
+    """Raise ValueError if an encoder was trained with another version of the kinds, roles and slots of weights."""
     for name in expected:
         if name.endswith(".vocabulary") and (name not in state or int(state[name]) != VOCABULARY):
             version = int(state[name]) if name in state else 1
@@ -135,13 +135,13 @@ def _refuse_other_vocabulary(expected: Iterable[str], state: Mapping[str, Tensor
 
 @contextmanager
 def _at_most(num_tensors: int) -> Iterator[None]:
-    """Let no more tensors become part of modules than this, and not many more modules."""
-    left = {"tensors": num_tensors + LACKING, "modules": 8 * num_tensors + 64}
+    """Raise ValueError when modules register more tensors than this, or very many submodules."""
+    remaining = {"tensors": num_tensors + LACKING, "modules": 8 * num_tensors + 64}
 
     def counted(kind: str, item: Any) -> None:
         if item is not None:
-            left[kind] -= 1
-        if left[kind] < 0:
+            remaining[kind] -= 1
+        if remaining[kind] < 0:
             raise ValueError(f"its settings describe more than the {num_tensors} tensors that it holds")
 
     with ExitStack() as hooks:

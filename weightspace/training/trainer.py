@@ -1,4 +1,4 @@
-"""How a Trainer is made and run here: defaults, what it may not be told, its log, and how it is interrupted."""
+"""The Trainer: its defaults, refused options, logger, interruption, and silenced messages."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TRAINER: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 1,
 }
-"""How a Trainer is made here unless told otherwise."""
+"""Default options of a Trainer."""
 
 
 def refuse_unusable_options(trainer: pl.Trainer) -> None:
-    """Raise ValueError for options of a trainer that could not do here what they say."""
+    """Raise ValueError for options of a trainer that would have no effect or a wrong one here."""
     if "mixed" not in trainer.precision and trainer.precision != "32-true":
         raise ValueError(
             f"`precision` (={trainer.precision}) is refused, because zoos are read in float32; choose `32-true`, "
@@ -41,10 +41,10 @@ def refuse_unusable_options(trainer: pl.Trainer) -> None:
 
 
 def run_logger(run: Path) -> CSVLogger:
-    """Writes `metrics.csv` into the run folder; that of an earlier part of the run is kept as `metrics-N.csv`."""
+    """A logger that writes `metrics.csv` into the run folder; an earlier file is renamed `metrics-N.csv`."""
     metrics = run / "metrics.csv"
     with suppress(FileNotFoundError):
-        # There are none yet, or another process of this run was quicker.
+        # A new run has no metrics yet; of several processes another may have renamed them.
         number = 1 + sum(1 for _ in run.glob("metrics-*.csv"))
         metrics.rename(run / f"metrics-{number}.csv")
     return CSVLogger(save_dir=run, name="", version="")
@@ -52,7 +52,7 @@ def run_logger(run: Path) -> CSVLogger:
 
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Make Ctrl-C during training a KeyboardInterrupt again, where Lightning exits with status 1."""
+    """Raise KeyboardInterrupt at Ctrl-C during training, where Lightning exits with status 1."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -67,24 +67,24 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what Lightning says that helps nobody here."""
+    """Silence tips and warnings of Lightning that do not apply here."""
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
-    def informs(record: logging.LogRecord) -> bool:
+    def is_useful(record: logging.LogRecord) -> bool:
         return not any(text in record.getMessage() for text in ("Tip:", "available:", "Loading `train_dataloader`"))
 
-    log.addFilter(informs)
+    log.addFilter(is_useful)
     try:
         with warnings.catch_warnings():
-            # Shards are mapped and cached: worker processes would only copy them.
+            # Shards are memory-mapped and cached: worker processes would only copy them.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # A run that goes on does so in its own folder, where `run_logger` has put the earlier metrics aside.
+            # A resumed run uses its folder again, where `run_logger` has renamed the earlier metrics.
             warnings.filterwarnings("ignore", message="(Experiment logs|Checkpoint) directory.* is not empty.*")
-            # Evaluating keeps no checkpoints, so it does not matter where the training kept them.
+            # Evaluation saves no checkpoints, so their folder does not matter.
             warnings.filterwarnings("ignore", message="The dirpath has changed.*")
-            # Lightning's own use of jsonargparse and torch.
+            # Lightning itself uses deprecated parts of jsonargparse and torch.
             warnings.filterwarnings("ignore", message="(?s).*(JsonargparseDeprecationWarning|was deprecated in v4)")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:
-        log.removeFilter(informs)
+        log.removeFilter(is_useful)
