@@ -1,4 +1,4 @@
-"""How a family is run over time: one door, several methods with the same answer."""
+"""Rollouts: a family run over time by one of several methods that give the same answer."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def rollout(
 ) -> Rollout:
     """Run stacked params (models, ...) on inputs (models, time, batch, input); every method gives the same answer.
 
-    `start` (models, batch, start) is what the task gives the initial state; `noise[name]` (models, time, batch, axis)
-    must be given for every noise the spec declares; `state` (models, batch, axis) goes on from an earlier rollout.
+    `start` (models, batch, start) is the task's input to the initial state. Every noise that the spec declares needs
+    `noise[name]` (models, time, batch, axis). `state` (models, batch, axis) continues an earlier rollout.
     """
     if x.dim() != 4 or x.shape[-1] != family.input_size:
         raise ValueError(

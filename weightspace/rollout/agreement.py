@@ -1,4 +1,4 @@
-"""Whether all ways to run a family agree: each against the sequential reference, forward, gradient and tangents."""
+"""Agreement of rollout methods with the sequential reference: values, gradients and tangents."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from weightspace.rollout.tangents import tangent_rollout
 from weightspace.spec import Params
 
 _warn = functools.cache(logging.getLogger(__name__).warning)
-"""Says each line once, however many families it is true of."""
+"""Log each message once."""
 
 
 def disagreements(
     family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, float]]:
-    """What is compared, and the largest difference as a share of the largest number; see `rollout` for shapes.
+    """(name, largest difference over the largest number) of each comparison; see `rollout` for shapes.
 
-    A family that cannot be run natively disagrees by 0, with the reason; without a compiler one warning says so.
+    A family that cannot be run natively has a row with the reason and difference 0; without a compiler, one warning.
     """
     expected = _values_and_gradients(family, params, x, noise, "sequential")
     reason = native.why_not(family, x.dtype)
     methods: tuple[Method, ...] = ("stacked",) if reason else ("stacked", "native")
     for method in methods:
         pairs = zip(_values_and_gradients(family, params, x, noise, method), expected, strict=True)
-        for what, (found, reference) in zip(("", " gradient"), pairs, strict=True):
-            yield f"{method}{what} equals sequential", farthest(found, reference)
+        for suffix, (values, reference) in zip(("", " gradient"), pairs, strict=True):
+            yield f"{method}{suffix} equals sequential", farthest(values, reference)
     if reason is None:
         yield "native tangents equal forward mode", _of_tangents(family, params, x, noise)
-    elif (missing := native.why_not_here()) is None:
+    elif (unavailable := native.why_not_here()) is None:
         yield f"native rollout, left to torch: {reason}", 0.0
     else:
-        _warn(f"Native rollouts are not checked: {missing}.")
+        _warn(f"Native rollouts are not checked: {unavailable}.")
 
 
-def farthest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference, as a share of the largest number of the same tensor; not a number where one is none."""
+def farthest(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference, as a share of the largest number of the same tensor; NaN if any value is."""
     largest = torch.stack([value.abs().max() for value in expected])
-    # What is 0 but for rounding is measured by the others.
+    # A tensor that is 0 but for rounding is measured on the scale of the others.
     scale = largest.clamp(min=1e-6 * float(largest.max())).clamp(min=1e-12)
-    errors = torch.stack([(one - other).abs().max() for one, other in zip(found, expected, strict=True)])
+    errors = torch.stack([(value - reference).abs().max() for value, reference in zip(values, expected, strict=True)])
     return float((errors / scale).max())
 
 
 def _values_and_gradients(
     family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], method: Method
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Outputs and states, and the gradients of the sum of their squares with respect to all that goes in."""
+    """Outputs and states, and the gradients of the sum of their squares with respect to params, noise and inputs."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (*params.values(), *noise.values(), x)]
     names = iter(leaves)
     params, noise = ({name: next(names) for name in part} for part in (params, noise))
@@ -67,7 +67,7 @@ def _of_tangents(family: Family, params: Params, x: Tensor, noise: Mapping[str, 
     state = torch.func.vmap(family.initial_state)(params, x.new_zeros(len(x), x.shape[2], 0))
     source = generator(0, "agreement", "tangents")
     moved = {name: torch.randn(v.shape, generator=source, dtype=torch.float64).to(v) for name, v in state.items()}
-    (_, found), (_, expected) = (
+    (_, tangents), (_, expected) = (
         tangent_rollout(family, params, x, state, moved, noise, method=method) for method in ("native", "stacked")
     )
-    return farthest(list(found.values()), list(expected.values()))
+    return farthest(list(tangents.values()), list(expected.values()))

@@ -1,4 +1,4 @@
-"""Work that CUDA launches as one: a function of tensors, captured as a CUDA graph and replayed."""
+"""Functions of tensors captured as CUDA graphs: one launch replays all of their operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 WARM_UPS = 2
-"""Calls before the capture, in which libraries make what they keep."""
+"""Calls before the capture, in which libraries allocate their workspaces."""
 
 T = TypeVar("T")
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 class Captured(Generic[T]):
     """A function whose every operation is captured on CUDA at the first call and launched as one from then on.
 
-    A recurrence is thousands of small operations, which a GPU does faster than they can be launched one by one; a
+    A recurrence is thousands of small operations, which a GPU runs faster than they can be launched one by one; a
     CUDA graph launches them all at once. Arguments and result are tensors, or mappings, tuples, lists and dataclasses
-    of them. Each set of shapes has a graph of its own. The result is the graph's memory: it holds until the next call.
+    of them. Each set of shapes is captured once. The result is the graph's memory: the next call overwrites it.
 
     The function must be pure, draw no random numbers, and read no tensor's value on the host. Where a capture fails,
-    one warning says so, and the function is called as it is. Anywhere but on CUDA that is all that ever happens.
+    one warning is logged and the function is called directly, as it always is on other devices.
     """
 
     def __init__(self, function: Callable[..., T]) -> None:
@@ -36,8 +36,8 @@ class Captured(Generic[T]):
         self._usable = True
 
     def __call__(self, *arguments: Any) -> T:
-        given = tensors_in(arguments)
-        if not (self._usable and _on_cuda(given)):
+        tensors = tensors_in(arguments)
+        if not (self._usable and _on_cuda(tensors)):
             return self._function(*arguments)
         key = _form(arguments)
         if key not in self._graphs:
@@ -48,31 +48,31 @@ class Captured(Generic[T]):
                 reason = str(error).split("\n")[0]
                 logger.warning("A CUDA graph could not be captured (%s); going on without, which is slower.", reason)
                 return self._function(*arguments)
-        return self._graphs[key].replay(given)
+        return self._graphs[key].replay(tensors)
 
 
 class _Graph(Generic[T]):
-    """One captured call: arguments are copied into its memory, and its result lies there."""
+    """One captured call: arguments are copied into its memory, which also contains its result."""
 
     def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
-        # Graphs that nobody has any more hold their memory until they are collected.
+        # Unreferenced graphs keep their memory until they are collected.
         gc.collect()
-        own = mapped(arguments, lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format))
-        self._inputs = tensors_in(own)
+        copies = mapped(arguments, lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format))
+        self._inputs = tensors_in(copies)
         aside = torch.cuda.Stream(self._inputs[0].device)
         aside.wait_stream(torch.cuda.current_stream(self._inputs[0].device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
-                function(*own)
+                function(*copies)
         torch.cuda.current_stream(self._inputs[0].device).wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._result = function(*own)
+            self._result = function(*copies)
 
-    def replay(self, given: list[Tensor]) -> T:
+    def replay(self, tensors: list[Tensor]) -> T:
         with torch.no_grad():
-            for own, tensor in zip(self._inputs, given, strict=True):
-                own.copy_(tensor, non_blocking=True)
+            for copy, tensor in zip(self._inputs, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._result
 
@@ -96,12 +96,12 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor of such a structure, in its order."""
-    found: list[Tensor] = []
-    mapped(value, found.append)
-    return found
+    """Every tensor of such a structure, in order."""
+    tensors: list[Tensor] = []
+    mapped(value, tensors.append)
+    return tensors
 
 
 def _form(value: Any) -> str:
-    """What two structures must have in common to share a graph: all but the numbers in their tensors."""
+    """Key of a graph: the structure with the shape, dtype and device of each tensor."""
     return repr(mapped(value, lambda tensor: (tuple(tensor.shape), tensor.dtype, tensor.device)))

@@ -1,4 +1,4 @@
-"""Losses that are declared rather than computed, so that a fast rollout can make them part of what it runs."""
+"""Declared losses, which a native rollout can fuse into its program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NOT_ASKED = -1
-"""Target where nothing has to be answered."""
+"""Target of a head that has no answer at a step."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Criterion:
     """Classes (models, scored, batch, head), int64, -1 where a head is not asked; or values (models, scored, batch,
     output) in the dtype of the outputs. The scored steps are the last ones."""
     weight: Tensor
-    """What each scored step counts, (models, scored), 0 or above; 0 hides even an infinite loss."""
+    """Weight of each scored step, (models, scored), 0 or above; 0 removes even an infinite loss."""
     classes: int = 1
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Losses (models,) of outputs (models, time, batch, output)."""
         scored = outputs[:, -self.target.shape[1] :]
         if self.kind == "squared_error":
-            each = (scored - self.target.to(scored.dtype)).square().mean(-1)
+            losses = (scored - self.target.to(scored.dtype)).square().mean(-1)
         else:
             # Softmax over a short last axis is slow; with the class axis first it runs along the positions.
             log_odds = scored.unflatten(-1, (-1, self.classes)).movedim(-1, 1).flatten(2)
             nats = F.cross_entropy(log_odds, self.target.flatten(1), ignore_index=NOT_ASKED, reduction="none")
-            each = nats.unflatten(1, self.target.shape[1:]).sum(-1)
-        weight = self.weight.to(each.dtype)
-        return torch.where(weight > 0, each.mean(2) * weight, 0).sum(1)
+            losses = nats.unflatten(1, self.target.shape[1:]).sum(-1)
+        weight = self.weight.to(losses.dtype)
+        return torch.where(weight > 0, losses.mean(2) * weight, 0).sum(1)

@@ -1,4 +1,4 @@
-"""Rollouts of which only some part is wanted: the last outputs, or the last states; no gradients are kept."""
+"""Rollouts that return only the last outputs, the scores or the last states, without gradients."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def answered(
     noise: Mapping[str, Tensor],
     criterion: Criterion,
 ) -> tuple[Tensor, Tensor]:
-    """Share of right answers and loss (models,), float64, by a cross-entropy criterion, of native rollouts.
+    """Accuracy and loss (models,), float64, of native rollouts by a cross-entropy criterion.
 
     NaN where an output at a step that counts is not finite. See `rollout` for shapes.
     """
-    nats, right, asked, strange = native_verdicts(family, params, x, start, noise, criterion).unbind(1)
-    return right / asked + strange, nats / x.shape[2] + strange
+    nats, right, asked, nonfinite = native_verdicts(family, params, x, start, noise, criterion).unbind(1)
+    return right / asked + nonfinite, nats / x.shape[2] + nonfinite
 
 
 @torch.no_grad()
@@ -68,18 +68,18 @@ def last_states(
         state = step(params, state, x[:, t], {name: value[:, t] for name, value in noise.items()})
         if t >= x.shape[1] - num_steps:
             visited.append(state)
-    return {name: torch.stack([one[name] for one in visited], dim=1) for name in state}
+    return {name: torch.stack([earlier[name] for earlier in visited], dim=1) for name in state}
 
 
 def is_native(family: Family, x: Tensor, method: Method) -> bool:
-    """Whether rollouts on inputs like x by this method are native ones."""
+    """Whether this method runs natively on inputs like x."""
     if method != "native":
         return False
     return usable(family, x)
 
 
 def is_measured_natively(family: Family, x: Tensor, method: Method) -> bool:
-    """Whether rollouts by this method are native ones, and what is measured along them, too."""
+    """Whether this method runs natively on inputs like x and also measures trajectories in C."""
     if not is_native(family, x, method):
         return False
     return measures_here()

@@ -1,4 +1,4 @@
-"""Losses of a cohort and their gradients, whatever the rollout method."""
+"""Losses of a cohort and their gradients, for every rollout method."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def losses_and_gradients(
     leaves = {name: params[name].detach().requires_grad_() for name in trained}
     outputs = rollout(family, {**params, **leaves}, x, start, method=method, noise=noise).outputs
     losses = loss(outputs)
-    # A sum, so that no model's gradient is scaled by how many others there are.
+    # A sum: a mean would scale each model's gradient by the number of models.
     gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     return losses.detach(), dict(zip(leaves, gradients, strict=True))

@@ -1,8 +1,9 @@
-"""Tangent vectors and Jacobians along rollouts: how small changes of the state travel."""
+"""Tangent vectors and Jacobians along rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from weightspace.spec import Params, State
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
-    """The models of several, one after another."""
+    """The measurements of several groups of models, concatenated along the models axis."""
     if len(parts) == 1:
         return parts[0]
     visited = [part.visited for part in parts if part.visited is not None]
@@ -44,11 +45,10 @@ def tangent_rollout(
     `state` and `tangent` are (models, batch, axis); inputs and noise as in `rollout`. No gradients are kept.
     """
     if is_native(family, x, method):
-
         wide = {name: value[:, :, None] for name, value in tangent.items()}
         states, moved = native_tangents(family, params, x, state, wide, noise)
         return states, {name: value[:, :, :, 0] for name, value in moved.items()}
-    step = torch.func.vmap(lambda *own: _step_with_tangent(family, *own))
+    step = torch.func.vmap(partial(_step_with_tangent, family))
     visited, tangents = list[State](), list[State]()
     for t in range(x.shape[1]):
         state, tangent = step(params, state, tangent, x[:, t], {k: v[:, t] for k, v in noise.items()})
@@ -72,12 +72,11 @@ def push(
     In `directions` all states are side by side in the order of the spec. Inputs are (models, point, input).
     """
     if is_native(family, x, method):
-
         tangent = unflatten(family, directions.transpose(1, 2))
-        early = {name: value[:, None] for name, value in noise.items()}
-        _, moved = native_tangents(family, params, x[:, None], state, tangent, early)
+        one_step = {name: value[:, None] for name, value in noise.items()}
+        _, moved = native_tangents(family, params, x[:, None], state, tangent, one_step)
         return flatten(family, moved)[:, 0].transpose(1, 2)
-    return torch.func.vmap(lambda *own: _push(family, *own))(params, x, flatten(family, state), noise, directions)
+    return torch.func.vmap(partial(_push, family))(params, x, flatten(family, state), noise, directions)
 
 
 def jacobians(
@@ -94,14 +93,13 @@ def jacobians(
     All states of a model are side by side in the order of the spec. See `rollout` for the other shapes.
     """
     if is_native(family, x, method):
-
         return native_jacobians(family, params, x, state, noise).transpose(-1, -2)
-    step, found = torch.func.vmap(family.step), []
+    step, by_time = torch.func.vmap(family.step), []
     for t in range(x.shape[1]):
-        own_noise = {name: value[:, t] for name, value in noise.items()}
-        found.append(_jacobians_at(family, params, x[:, t], flatten(family, state), own_noise))
-        state = step(params, state, x[:, t], own_noise)
-    return torch.stack(found, dim=1)
+        noise_now = {name: value[:, t] for name, value in noise.items()}
+        by_time.append(_jacobians_at(family, params, x[:, t], flatten(family, state), noise_now))
+        state = step(params, state, x[:, t], noise_now)
+    return torch.stack(by_time, dim=1)
 
 
 def flatten(family: Family, state: State) -> Tensor:
@@ -139,9 +137,9 @@ def _push(
 def _jacobians_at(family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
     """Jacobians (models, point, to state, from state) at states (models, point, state)."""
     basis = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)[:, None].expand(-1, *state.shape[1:])
-    # No view of stored states goes in, because forward mode lays out a tangent for all the memory that a view sees.
-    own = (params, x, state.contiguous(), noise)
-    columns = torch.func.vmap(lambda *own: _push(family, *own), in_dims=(0, 0, 0, 0, None))(*own, basis)
+    # A contiguous copy: forward mode would allocate a tangent for the whole storage behind a view.
+    state = state.contiguous()
+    columns = torch.func.vmap(partial(_push, family), in_dims=(0, 0, 0, 0, None))(params, x, state, noise, basis)
     return columns.movedim(1, -1)
 
 
@@ -160,6 +158,6 @@ def log_product_norms(jacobians: Tensor) -> Tensor:
         length = torch.linalg.matrix_norm(product)
         total = total + length.log()
         norms.append(total.mean(1))
-        # At length 1 a product neither leaves the range of numbers nor, unless it is nothing, becomes nothing.
+        # Renormalised against overflow and underflow; a product of norm 0 stays 0.
         product = product / torch.where(length > 0, length, 1)[..., None, None]
     return torch.stack(norms, dim=1)

@@ -1,4 +1,4 @@
-"""Ways to run a family over time, one file each."""
+"""Rollout methods, one file each."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def named(method: Method | RolloutMethod) -> RolloutMethod:
     """The method of this name, with its default options, or the method itself."""
     if isinstance(method, RolloutMethod):
         return method
-    known = available()
-    refuse_unknown_name("rollout method", method, sorted(known))
-    return known[method]()
+    methods = available()
+    refuse_unknown_name("rollout method", method, sorted(methods))
+    return methods[method]()

@@ -1,4 +1,4 @@
-"""The contract of a rollout method: every method gives the sequential answer, to a tolerance that it states."""
+"""The contract of a rollout method: the sequential answer, to a tolerance that its docstring states."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from weightspace.spec import Params, State
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutMethod(ABC):
-    """A way to run a family over time. Subclasses are frozen dataclasses whose fields are their options.
+    """A method that runs a family over time. Subclasses are frozen dataclasses whose fields are their options.
 
     A file in `rollout/methods/` is enough: `rollout(..., method=...)` takes the name of its class in lower case, or an
     instance.
     """
 
     def why_not(self, family: Family, x: Tensor) -> str | None:
-        """Why this method cannot run a family on inputs like x, None if it can; `Stacked` runs it then."""
+        """Reason why this method cannot run a family on inputs like x (`Stacked` then does), None if it can."""
         return None
 
     @abstractmethod

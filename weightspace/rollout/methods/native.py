@@ -20,7 +20,7 @@ class Native(RolloutMethod):
     """A family's step, traced once and run in C; 1e-10 from the reference in float64, 2e-5 in float32 (relative)."""
 
     def why_not(self, family: Family, x: Tensor) -> str | None:
-        """Why inputs like x cannot be run natively; said once in a warning."""
+        """Reason why inputs like x cannot be run natively, logged once as a warning; None if they can."""
         return unusable(family, x)
 
     def run(
