@@ -1,4 +1,4 @@
-"""One file per family of recurrent networks; a new file here is found by its class name."""
+"""Families of recurrent networks, one file each; a new file here is found by its class name."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ Noise = Mapping[str, Tensor]
 class Family(ABC):
     """One family of recurrent networks at one size. Subclasses are frozen dataclasses whose fields are their config.
 
-    Whole numbers are 1 or more, unless a field says otherwise: `field(metadata={"least": 0})` allows 0 layers, say.
-    Every method is pure and speaks of ONE model and a batch of sequences; `torch.func.vmap` adds the models axis.
+    Integer fields are at least 1; `field(metadata={"least": 0})` declares another least value, such as 0 layers.
+    Every method is pure and computes ONE model on a batch of sequences; `torch.func.vmap` adds the models axis.
     No method branches on the values of tensors.
     """
 
@@ -51,7 +51,7 @@ class Family(ABC):
         """Fresh float32 params of one model."""
 
     def initial_state(self, params: Params, start: Tensor) -> State:
-        """State before the first input; `start` (batch, start) is what the task supplies, with start 0 if nothing."""
+        """State before the first input; `start` (batch, start) comes from the task, of size 0 where it has none."""
         return {name: start.new_zeros(start.shape[0], self.spec.size_of_state(name)) for name in self.spec.states}
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Family(ABC):
         """Outputs (batch, output) of a state."""
 
     def effective(self, params: Params) -> Params:
-        """What the function really uses (masked, clamped); the raw params unless a family says otherwise."""
+        """The params that the function uses, masked and clamped; by default the stored ones."""
         return params
 
     @property
@@ -83,7 +83,7 @@ class Family(ABC):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Affine map of x (batch, from) by weight (to, from); channel rows come out side by side, (batch, gate * to)."""
+    """Affine map of x (batch, from) by weight (to, from); channel rows are concatenated, (batch, gate * to)."""
     return F.linear(x, weight.flatten(0, -2), None if bias is None else bias.flatten())
 
 

@@ -1,4 +1,4 @@
-"""Weights that torch.nn.utils computes from other tensors: made plain where that is exact, else refused by name."""
+"""Weights that torch.nn.utils computes from other tensors: replaced by their values, or refused by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REMOVE = (
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one module's state dict, with each weight in place of what it is computed from.
+    """The tensors of one module's state dict, with each computed weight in place of its ingredients.
 
-    Weight normalisation, v g / |v| (Salimans and Kingma, NeurIPS 2016), and pruning, orig * mask, are known, by the
-    names that torch.nn.utils gives; all other tensors stay as they are.
+    Weight normalisation, v g / |v| (Salimans and Kingma, NeurIPS 2016), and pruning, orig * mask, are recognised by
+    the names that torch.nn.utils gives; all other tensors stay as they are.
     """
     result = dict(tensors)
     for first, second, combined in FORMS:
@@ -35,21 +35,21 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_of(module: nn.Module, expected: Collection[str]) -> dict[str, Tensor]:
-    """The weights that a module uses now, by name; ValueError where one is computed in a way that is not known."""
-    what = f"the torch.nn.{parametrize.type_before_parametrizations(module).__name__}"
+    """The weights that a module uses now, by name; ValueError where a weight is computed in an unknown way."""
+    module_name = f"the torch.nn.{parametrize.type_before_parametrizations(module).__name__}"
     weights = plain({name: tensor.detach() for name, tensor in module.state_dict().items()})
-    refuse_computed(what, expected, weights)
+    refuse_computed(module_name, expected, weights)
     if parametrize.is_parametrized(module):
         with torch.no_grad():
             for name in expected:
-                # Two tensors may be named as those of weight normalisation, and used in another way.
+                # Tensors may have the names of weight normalisation and be used in another way.
                 if name in weights and not torch.allclose(weights[name], getattr(module, name), equal_nan=True):
-                    raise ValueError(_message(what, name, [f"parametrizations.{name}"]))
+                    raise ValueError(_message(module_name, name, [f"parametrizations.{name}"]))
     return weights
 
 
 def refuse_computed(what: str, expected: Collection[str], tensors: Collection[str]) -> None:
-    """Raise ValueError if an expected tensor is missing while others are there from which it seems to be computed."""
+    """Raise ValueError if an expected tensor is missing, but tensors from which it seems to be computed are not."""
     for name in sorted(set(expected) - set(tensors)):
         sources = [key for key in tensors if re.search(rf"(^|\.){re.escape(name)}(_(?!reverse|l\d)|\.)", key)]
         if sources:

@@ -30,16 +30,16 @@ class GRU(Layered):
     target_charge: ClassVar = (0, 0, 1)
 
     def _layer_tensors(self, layer: int) -> dict[str, TensorSpec]:
-        own = TensorSpec(axes=(f"hidden.{layer}",), row_roles=("other",))
-        return super()._layer_tensors(layer) | {f"bias_hn.{layer}": own}
+        bias_hn = TensorSpec(axes=(f"hidden.{layer}",), row_roles=("other",))
+        return super()._layer_tensors(layer) | {f"bias_hn.{layer}": bias_hn}
 
     def _gauge(self, layer: int) -> Gauge:
         gauge = super()._gauge(layer)
         return replace(gauge, charges={**gauge.charges, f"bias_hn.{layer}": (1,)})
 
-    def _biases_from_torch(self, layer: int, own: Tensor, recurrent: Tensor) -> Params:
-        summed = torch.cat([own[:2] + recurrent[:2], own[2:]])
-        return {f"bias.{layer}": summed, f"bias_hn.{layer}": recurrent[2].clone()}
+    def _biases_from_torch(self, layer: int, input_bias: Tensor, recurrent_bias: Tensor) -> Params:
+        summed = torch.cat([input_bias[:2] + recurrent_bias[:2], input_bias[2:]])
+        return {f"bias.{layer}": summed, f"bias_hn.{layer}": recurrent_bias[2].clone()}
 
     def _recurrent_bias(self, params: Mapping[str, Tensor], layer: int) -> Tensor:
         zero = torch.zeros_like(params[f"bias_hn.{layer}"])

@@ -1,4 +1,4 @@
-"""What recurrent networks made of equal layers have in common, and how they come from and go to torch.nn."""
+"""Networks of equal recurrent layers: their declaration, read-out, and conversion from and to torch.nn."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from weightspace.families.computed import weights_of
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
 UNREPRESENTED: dict[str, Any] = {"bidirectional": False, "proj_size": 0}
-"""Options of torch.nn's layers that no family has, each with the value that does without."""
+"""Options of torch.nn's layers that no family represents, each with the value that switches it off."""
 
 MOST_LAYERS = 100
-"""A declaration names every tensor of every layer."""
+"""Bound on `num_layers`: a declaration lists every tensor of every layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Layered(Family):
 
     @property
     def unit(self) -> str:
-        """What a unit applies to its summed input, as the spec names it."""
+        """The nonlinearity of a unit, one of `NONLINEARITIES`."""
         return "gated"
 
     @property
@@ -125,9 +125,9 @@ class Layered(Family):
     def from_torch(cls, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Linear | None = None) -> tuple[Self, Params]:
         """The family and params of a torch.nn layer or cell and the nn.Linear that reads its last layer.
 
-        Without `readout` the outputs are the last layer's states. Biases that a module leaves out become zeros;
-        `batch_first` is a matter of layout and is not kept. Weights that weight normalisation or pruning compute are
-        those that the module would use now. What has no place in the family is refused by name.
+        Without `readout` the outputs are the last layer's states. Missing biases become zeros; `batch_first`, which
+        concerns the layout of inputs alone, is dropped. Weight normalisation and pruning are replaced by the weights
+        that they compute now. Options that the family cannot represent are refused by name.
         """
         _refuse(cls, module, readout)
         family = cls(
@@ -145,13 +145,13 @@ class Layered(Family):
         return family, family.params_of({layer: weights[name] for name, layer in names.items()}, reading)
 
     def torch_names(self, *, bias: bool, is_cell: bool = False) -> dict[str, str]:
-        """The names of weights in a module of torch.nn, each with that in a layer: cells lack the layer's number."""
+        """Names of weights in a module of torch.nn -> in its layer class: those of cells lack the layer's number."""
         kinds = ("weight_ih", "weight_hh", *("bias_ih", "bias_hh") * bias)
         layers = [f"{kind}_l{layer}" for layer in range(self.num_layers) for kind in kinds]
         return {name.removesuffix("_l0") if is_cell else name: name for name in layers}
 
     def params_of(self, weights: Mapping[str, Tensor], readout: Mapping[str, Tensor] | None = None) -> Params:
-        """Params from the tensors of a torch.nn layer and of its read-out, by their names there; copies in any case."""
+        """Params, as copies, from the tensors of a torch.nn layer and of its read-out by their names there."""
         params: Params = {}
         for layer in range(self.num_layers):
             for kind in ("weight_ih", "weight_hh"):
@@ -167,7 +167,7 @@ class Layered(Family):
         return params
 
     def to_torch(self, params: Mapping[str, Tensor]) -> tuple[nn.RNNBase, nn.Linear | None]:
-        """The torch.nn layer and read-out (None without one) that compute the same, in the dtype of `params`."""
+        """The torch.nn layer and read-out (None without one) of the same function, in the dtype of `params`."""
         self.spec.check(params, stacked=False)
         module, readout = self.torch_modules(device=params["bias.0"].device, dtype=params["bias.0"].dtype)
         with torch.no_grad():
@@ -182,15 +182,15 @@ class Layered(Family):
         return module, readout
 
     def torch_modules(
-        self, *, bias: bool = True, readout_bias: bool = True, **own: Any
+        self, *, bias: bool = True, readout_bias: bool = True, **factory: Any
     ) -> tuple[nn.RNNBase, nn.Linear | None]:
-        """A fresh torch.nn layer and read-out (None without one) of these sizes; `own` is their device and dtype."""
-        make: Any = self.torch_class
+        """A fresh torch.nn layer and read-out (None without one) of these sizes; `factory` has device and dtype."""
+        torch_class: Any = self.torch_class
         options = self._options_to_torch()
-        module = make(self.input_size, self.hidden_size, self.num_layers, bias=bias, **options, **own)
+        module = torch_class(self.input_size, self.hidden_size, self.num_layers, bias=bias, **options, **factory)
         if not self.has_readout:
             return module, None
-        return module, nn.Linear(self.hidden_size, self.output_size, bias=readout_bias, **own)
+        return module, nn.Linear(self.hidden_size, self.output_size, bias=readout_bias, **factory)
 
     @classmethod
     def _options_from_torch(cls, module: nn.RNNBase | nn.RNNCellBase) -> dict[str, Any]:
@@ -199,9 +199,9 @@ class Layered(Family):
     def _options_to_torch(self) -> dict[str, Any]:
         return {}
 
-    def _biases_from_torch(self, layer: int, own: Tensor, recurrent: Tensor) -> Params:
+    def _biases_from_torch(self, layer: int, input_bias: Tensor, recurrent_bias: Tensor) -> Params:
         """Stored biases from torch.nn's b_ih and b_hh, each in the shape of `bias`."""
-        return {f"bias.{layer}": own + recurrent}
+        return {f"bias.{layer}": input_bias + recurrent_bias}
 
     def _recurrent_bias(self, params: Mapping[str, Tensor], layer: int) -> Tensor:
         """torch.nn's b_hh, in the shape of `bias`, where b_ih is `bias`."""
@@ -214,23 +214,23 @@ class Layered(Family):
 
 
 def refuse_unrepresented(family: type[Layered], options: Mapping[str, Any]) -> None:
-    """Raise ValueError if an option of a torch.nn layer has no place in the family, naming the option."""
-    for name, none in UNREPRESENTED.items():
-        value = options.get(name, none)
-        if value != none:
+    """Raise ValueError, naming the option, if the family cannot represent the options of a torch.nn layer."""
+    for name, off in UNREPRESENTED.items():
+        value = options.get(name, off)
+        if value != off:
             raise ValueError(
                 f"`{name}` (={str(value)[:80]}) of the torch.nn.{family.torch_class.__name__} has no place in "
-                f"{family.__name__}; only modules with `{name}` {none} can be represented."
+                f"{family.__name__}; only modules with `{name}` {off} can be represented."
             )
 
 
 def _refuse(family: type[Layered], module: nn.Module, readout: nn.Module | None) -> None:
     kind = parametrize.type_before_parametrizations(module)
-    taken = [one for one in (family.torch_class, family.torch_cell) if one is not None]
-    if kind not in taken:
-        names = " or ".join(f"torch.nn.{one.__name__}" for one in taken)
+    classes = [torch_class for torch_class in (family.torch_class, family.torch_cell) if torch_class is not None]
+    if kind not in classes:
+        names = " or ".join(f"torch.nn.{torch_class.__name__}" for torch_class in classes)
         raise ValueError(f"{family.__name__}.from_torch takes a {names}, not a {kind.__name__}.")
-    refuse_unrepresented(family, {name: getattr(module, name, none) for name, none in UNREPRESENTED.items()})
+    refuse_unrepresented(family, {name: getattr(module, name, off) for name, off in UNREPRESENTED.items()})
     if getattr(module, "dropout", 0) and module.training:
         raise ValueError(
             f"`dropout` (={module.dropout}) of the torch.nn.{kind.__name__} acts in training mode, which has no place "

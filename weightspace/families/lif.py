@@ -23,16 +23,16 @@ class LIF(Family):
 
     s = H(v - 1), v' = decay * v + W_hh s + W_ih x + b - s, decay = exp(-1 / max(tau, 1)); the last term is the reset,
     by subtraction. The read-out is y = W_ho trace + b_o with trace' = trace_decay * trace + H(v' - 1): the spikes
-    themselves, or where `trace_decay` is above 0, as in that paper, a leaky sum of them, whose own memory then counts
-    in what is measured of the state. The neurons of that paper have neither biases nor connections to themselves.
+    themselves, or where `trace_decay` is above 0, as in that paper, a leaky sum of them, whose memory then counts
+    in measurements of the state. The neurons of that paper have neither biases nor connections to themselves.
     Derivatives, of the reset too, go through the surrogate of SuperSpike (see `spike`). At first tau, trainable in each
     neuron, comes from a gamma distribution of mean `mean_tau`, the more alike the larger `tau_shape` (heterogeneous as
     in Perez-Nieves et al., Nature Communications 2021, and Chakraborty et al., ICLR 2024, 2403.03409), everything else
     from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    The stored tau may fall below 1; `effective` has the decay that acts. Permutations are all the symmetry there is to
-    declare: a threshold of its own in each neuron would add a rescaling of v, threshold and incoming weights together,
-    which thresholds of 1 fix without loss. As spikes are all or none, outputs are discontinuous in params and inputs.
+    The stored tau may fall below 1; `effective` has the decay that acts. The declared symmetry is permutation alone:
+    thresholds that differ between neurons would add a rescaling of v, threshold and incoming weights together, which
+    thresholds of 1 fix without loss. As spikes are all or none, outputs are discontinuous in params and inputs.
     """
 
     hidden_size: int
@@ -50,16 +50,16 @@ class LIF(Family):
             raise ValueError(f"`trace_decay` (={self.trace_decay}) must be at least 0 and below 1.")
 
     def declare(self) -> WeightSpec:
-        own = TensorSpec(axes=("hidden",), domain="at_least_1", row_roles=("timescale",), diagonal=True)
-        return self._declare("tau", own)
+        tau = TensorSpec(axes=("hidden",), domain="at_least_1", row_roles=("timescale",), diagonal=True)
+        return self._declare("tau", tau)
 
     @cached_property
     def effective_spec(self) -> WeightSpec:
-        """With the decay, which joins each potential to itself, for tau."""
-        own = TensorSpec(axes=("hidden",), domain="positive", row_roles=("timescale",), diagonal=True)
-        return self._declare("decay", own)
+        """The spec with `decay`, the diagonal weight of each potential, in place of tau."""
+        decay = TensorSpec(axes=("hidden",), domain="positive", row_roles=("timescale",), diagonal=True)
+        return self._declare("decay", decay)
 
-    def _declare(self, name: str, own: TensorSpec) -> WeightSpec:
+    def _declare(self, name: str, timescale: TensorSpec) -> WeightSpec:
         axes = {
             "input": Axis(size=self.input_size, kind="input"),
             "hidden": Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity="spike"),
@@ -69,7 +69,7 @@ class LIF(Family):
             "weight_ih": TensorSpec(axes=("hidden", "input")),
             "weight_hh": TensorSpec(axes=("hidden", "hidden")),
             "bias": TensorSpec(axes=("hidden",)),
-            name: own,
+            name: timescale,
             "weight_ho": TensorSpec(axes=("output", "hidden")),
             "bias_o": TensorSpec(axes=("output",)),
         }

@@ -56,15 +56,15 @@ class LRU(Family):
 
     @cached_property
     def effective_spec(self) -> WeightSpec:
-        """Without gamma and whole turns; here conjugation is a sign for each unit, of its imaginary parts."""
-        own = TensorSpec(axes=("part", "hidden"), row_roles=("timescale", "other"), diagonal=True)
+        """The spec of `effective`: lambda has neither gamma nor whole turns, and conjugation is a sign gauge."""
+        eigenvalue = TensorSpec(axes=("part", "hidden"), row_roles=("timescale", "other"), diagonal=True)
         imaginary = (0, 1)
         charges = {"lambda": (0, imaginary), "weight_ih": (0, imaginary, 0), "weight_ho": (0, 0, imaginary)}
         conjugate = Gauge(axis="hidden", kind="sign", charges=charges, state_charges={"h_im": 1})
-        return self._declare({"lambda": own}, {"conjugate": conjugate}, {})
+        return self._declare({"lambda": eigenvalue}, {"conjugate": conjugate}, {})
 
     def _declare(
-        self, own: dict[str, TensorSpec], gauges: dict[str, Gauge], unrepresented: dict[str, str]
+        self, diagonals: dict[str, TensorSpec], gauges: dict[str, Gauge], unrepresented: dict[str, str]
     ) -> WeightSpec:
         parts = ("drive", "other")
         axes = {
@@ -74,7 +74,7 @@ class LRU(Family):
             "part": Axis(size=2, kind="channel", names=("re", "im")),
         }
         tensors = {
-            **own,
+            **diagonals,
             "weight_ih": TensorSpec(axes=("part", "hidden", "input"), row_roles=parts),
             "weight_ho": TensorSpec(axes=("part", "output", "hidden"), row_roles=parts),
             "bias_o": TensorSpec(axes=("output",)),
@@ -101,7 +101,7 @@ class LRU(Family):
     def init(self, generator: torch.Generator) -> Params:
         uniform = torch.rand(2, self.hidden_size, generator=generator).clamp(min=1e-6)
         square = self.min_radius**2 + uniform[0] * (self.max_radius**2 - self.min_radius**2)
-        # A radius of 1 has no nu.
+        # nu of radius 1 would be -inf.
         square = square.clamp(max=1 - 1e-6)
         params = {
             "nu": torch.log(-0.5 * torch.log(square)),
@@ -115,9 +115,9 @@ class LRU(Family):
 
     def effective(self, params: Params) -> Params:
         radius, angle = torch.exp(-torch.exp(params["nu"])), torch.exp(params["theta"])
-        own = {"lambda": torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])}
-        own["weight_ih"] = params["weight_ih"] * torch.exp(params["gamma"])[:, None]
-        return own | {name: params[name] for name in ("weight_ho", "bias_o")}
+        used = {"lambda": torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)])}
+        used["weight_ih"] = params["weight_ih"] * torch.exp(params["gamma"])[:, None]
+        return used | {name: params[name] for name in ("weight_ho", "bias_o")}
 
     def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:
         used, re, im = self.effective(params), state["h_re"], state["h_im"]

@@ -18,7 +18,7 @@ def _heaviside(x: Tensor, slope: float) -> Tensor:
 
 
 SPIKE = torch.ops.weightspace.spike.default
-"""The operator as it stands in traced graphs, with x and the slope as its arguments."""
+"""The operator in traced graphs; its arguments are x and the slope."""
 
 
 def spike(x: Tensor, slope: float) -> Tensor:
@@ -32,7 +32,7 @@ def spike(x: Tensor, slope: float) -> Tensor:
 
 
 def surrogate(x: Tensor, slope: float) -> Tensor:
-    """What stands for the derivative of the spike at x."""
+    """The surrogate derivative of the spike at x."""
     return (1 + slope * x.abs()).square().reciprocal()
 
 
@@ -60,5 +60,5 @@ class _Spike(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, slope: float) -> tuple[Tensor, int | None]:
-        # Elements do not meet, so a mapped axis is one more axis.
+        # The spike is elementwise: a mapped axis is one more axis.
         return spike(x, slope), in_dims[0]
