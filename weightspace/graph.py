@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ _TYPE_OF_KINDS = {
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The part of a graph with `node` nodes that the declaration alone fixes: the same for every model of a stack.
+    """The part of a graph with `node` nodes that follows from the declaration, the same for every model of a stack.
 
     Nodes are the node axes of the spec one after another, then product nodes: one for each pair of units of the two
     axes that a tensor with three node axes reads, under the name FROM*FROM. Connections of weight 1 join both units to
@@ -61,9 +61,9 @@ class Layout:
     nonlinearity: Tensor
     """(node,) index into `NONLINEARITIES`."""
     position: Tensor
-    """(node,) place in its axis where order has a meaning (inputs, outputs), -1 where it has none."""
+    """(node,) index in its axis where order has a meaning (inputs, outputs), -1 where it has none."""
     node_roles: Tensor
-    """(node, channel) 1 where a row of a vector lives on the node."""
+    """(node, channel) 1 where a row of a vector is declared for the node."""
     edge_type: Tensor
     """(node, node) index into `EDGE_TYPES`, -1 where nothing is declared."""
     edge_roles: Tensor
@@ -91,9 +91,26 @@ class DenseGraphs:
     present: Tensor
 
 
+class NodeFields(NamedTuple):
+    """Fields (node,) of `Layout` in its order."""
+
+    kind: Tensor
+    layer: Tensor
+    nonlinearity: Tensor
+    position: Tensor
+
+
+class PairConnections(NamedTuple):
+    """Connections of weight 1 into product nodes (pair,) from the units (pair,) that they read, of one edge type."""
+
+    pairs: Tensor
+    units: Tensor
+    edge_type: int
+
+
 @lru_cache(maxsize=256)
 def _layout(text: str) -> Layout:
-    # Kept for calls that record gradients, too, whatever the mode of the first one is.
+    # Cached tensors are also used where gradients are recorded, which inference tensors do not allow.
     with torch.inference_mode(False):
         return _made_layout(WeightSpec.from_json(text))
 
@@ -101,7 +118,7 @@ def _layout(text: str) -> Layout:
 def _made_layout(spec: WeightSpec) -> Layout:
     offsets = _offsets(spec)
     size = num_nodes(spec)
-    kind, layer, nonlinearity, position = _node_fields(spec, offsets, size)
+    nodes = _node_fields(spec, offsets, size)
     channels: dict[str, list[int]] = {name: [] for name in spec.tensors}
     for row in row_specs(spec):
         if row.slot >= SLOTS:
@@ -115,7 +132,7 @@ def _made_layout(spec: WeightSpec) -> Layout:
     for name, axis in spec.vectors():
         node_roles[offsets[axis], channels[name]] = 1
     edge_type = torch.full((size, size), -1, dtype=torch.long)
-    for name, (to, source) in _places(spec, offsets).items():
+    for name, (to, source) in _edges_of_tensors(spec, offsets).items():
         edge_type[to, source] = _edge_type(spec, spec.node_axes(name))
         for channel in channels[name]:
             edge_roles[to, source, channel] = 1
@@ -126,8 +143,7 @@ def _made_layout(spec: WeightSpec) -> Layout:
             field[pair, unit, channel_of("drive", 0)] = 1
     recurrent = edge_type == EDGE_TYPES.index("recurrent")
     edge_type[recurrent & torch.eye(size, dtype=torch.bool)] = EDGE_TYPES.index("self")
-    fields_of_nodes = (kind, layer, nonlinearity, position, node_roles)
-    return Layout(offsets, *fields_of_nodes, edge_type, edge_roles, constant if any(spec.products()) else None)
+    return Layout(offsets, *nodes, node_roles, edge_type, edge_roles, constant if any(spec.products()) else None)
 
 
 def _offsets(spec: WeightSpec) -> dict[str, slice]:
@@ -151,8 +167,8 @@ def pair_name(first: str, second: str) -> str:
     return f"{first}*{second}"
 
 
-def _node_fields(spec: WeightSpec, offsets: Mapping[str, slice], size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kind, layer, nonlinearity and position (node,) of every node; product nodes are factors."""
+def _node_fields(spec: WeightSpec, offsets: Mapping[str, slice], size: int) -> NodeFields:
+    """The declared fields of every node; product nodes are factors."""
     kind = torch.full((size,), NODE_KINDS.index("factor"))
     nonlinearity = torch.full((size,), NONLINEARITIES.index("product"))
     layer, position = torch.zeros(size, dtype=torch.long), torch.full((size,), -1)
@@ -163,18 +179,18 @@ def _node_fields(spec: WeightSpec, offsets: Mapping[str, slice], size: int) -> t
             layer[part] = axis.layer
             nonlinearity[part] = NONLINEARITIES.index(axis.nonlinearity)
             position[part] = -1 if axis.permutable else torch.arange(axis.size)
-    return kind, layer, nonlinearity, position
+    return NodeFields(kind, layer, nonlinearity, position)
 
 
-def _places(spec: WeightSpec, offsets: Mapping[str, slice]) -> dict[str, tuple[Any, Any]]:
-    """Targets and sources of the edges that each tensor lies on: parts, or indices for a diagonal."""
-    places: dict[str, tuple[Any, Any]] = {n: (offsets[to], offsets[source]) for n, to, source in spec.matrices()}
-    places |= {name: (offsets[to], offsets[pair_name(*sources)]) for name, to, sources in spec.products()}
-    return places | {name: _diagonal(offsets[axis]) for name, axis in spec.vectors(diagonal=True)}
+def _edges_of_tensors(spec: WeightSpec, offsets: Mapping[str, slice]) -> dict[str, tuple[Any, Any]]:
+    """Tensor -> targets and sources of its edges: slices, or indices of a diagonal."""
+    edges: dict[str, tuple[Any, Any]] = {n: (offsets[to], offsets[source]) for n, to, source in spec.matrices()}
+    edges |= {name: (offsets[to], offsets[pair_name(*sources)]) for name, to, sources in spec.products()}
+    return edges | {name: _diagonal(offsets[axis]) for name, axis in spec.vectors(diagonal=True)}
 
 
-def _connections_of_pairs(spec: WeightSpec, offsets: Mapping[str, slice]) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(product nodes, the unit that each reads, edge type), for both units of each pair."""
+def _connections_of_pairs(spec: WeightSpec, offsets: Mapping[str, slice]) -> Iterator[PairConnections]:
+    """The connections of product nodes to both units of each pair."""
     for sources in dict.fromkeys(sources for _, _, sources in spec.products()):
         part = offsets[pair_name(*sources)]
         sizes = [spec.axes[source].size for source in sources]
@@ -182,11 +198,11 @@ def _connections_of_pairs(spec: WeightSpec, offsets: Mapping[str, slice]) -> Ite
         for number, source in enumerate(sources):
             edge = _TYPE_OF_KINDS.get(("factor", spec.axes[source].kind), "other")
             pairs = torch.arange(part.start, part.stop)
-            yield pairs, offsets[source].start + units[:, number], EDGE_TYPES.index(edge)
+            yield PairConnections(pairs, offsets[source].start + units[:, number], EDGE_TYPES.index(edge))
 
 
 def _edge_type(spec: WeightSpec, nodes: tuple[str, ...]) -> int:
-    """Type of the connections that a tensor with these node axes lies on, (to, from) of one axis for a diagonal."""
+    """Edge type of a tensor with these node axes; one axis means a diagonal."""
     if len(nodes) == 1:
         return EDGE_TYPES.index("self")
     if len(nodes) == 2 and nodes[0] == nodes[1]:
@@ -209,25 +225,25 @@ def layout(spec: WeightSpec) -> Layout:
 def dense_graphs(spec: WeightSpec, params: Mapping[str, Tensor]) -> DenseGraphs:
     """The graphs of stacked effective params (models, ...)."""
     first = next(iter(params.values()))
-    where = layout(spec).to(first.device)
-    models, size, channels = first.shape[0], *where.edge_roles.shape[1:]
+    declared = layout(spec).to(first.device)
+    models, size, channels = first.shape[0], *declared.edge_roles.shape[1:]
     edges = first.new_zeros(models, size, size, channels)
     nodes = first.new_zeros(models, size, channels)
-    present = where.edge_roles[None].to(first.dtype)
-    places = _places(spec, where.offsets)
-    if any(spec.tensors[name].mask is not None for name in places):
+    present = declared.edge_roles[None].to(first.dtype)
+    edges_of = _edges_of_tensors(spec, declared.offsets)
+    if any(spec.tensors[name].mask is not None for name in edges_of):
         present = present.repeat(models, 1, 1, 1)
     for row in rows(spec, params):
-        if row.tensor not in places:
-            nodes[:, where.offsets[row.nodes[0]], row.channel] = row.value
+        if row.tensor not in edges_of:
+            nodes[:, declared.offsets[row.nodes[0]], row.channel] = row.value
             continue
-        entries = (slice(None), *places[row.tensor], row.channel)
+        entries = (slice(None), *edges_of[row.tensor], row.channel)
         edges[entries] = unfolded(row.masked)
         if row.mask is not None:
             present[entries] = unfolded(row.mask)
-    if where.constant is not None:
-        edges = edges + where.constant.to(first.dtype)
-    return DenseGraphs(where, edges, nodes, present)
+    if declared.constant is not None:
+        edges = edges + declared.constant.to(first.dtype)
+    return DenseGraphs(declared, edges, nodes, present)
 
 
 def to_data(spec: WeightSpec, params: Mapping[str, Tensor]) -> Data:
@@ -238,10 +254,10 @@ def to_data(spec: WeightSpec, params: Mapping[str, Tensor]) -> Data:
     biases. All models have `CHANNELS` channels, so that graphs of several families make one batch.
     """
     graphs = dense_graphs(spec, {k: v[None] for k, v in params.items()})
-    where = graphs.layout
+    declared = graphs.layout
     x, edges, present, node_roles = (
         F.pad(part, (0, CHANNELS - part.shape[-1]))
-        for part in (graphs.nodes[0], graphs.edges[0], graphs.present[0], where.node_roles)
+        for part in (graphs.nodes[0], graphs.edges[0], graphs.present[0], declared.node_roles)
     )
     joined = present.any(-1) | present.any(-1).T
     target, source = joined.nonzero(as_tuple=True)
@@ -252,12 +268,12 @@ def to_data(spec: WeightSpec, params: Mapping[str, Tensor]) -> Data:
         edge_attr_reverse=edges[source, target],
         edge_present=present[target, source],
         edge_present_reverse=present[source, target],
-        edge_type=where.edge_type[target, source],
-        edge_type_reverse=where.edge_type[source, target],
-        kind=where.kind,
-        node_layer=where.layer,
-        nonlinearity=where.nonlinearity,
-        position=where.position,
+        edge_type=declared.edge_type[target, source],
+        edge_type_reverse=declared.edge_type[source, target],
+        kind=declared.kind,
+        node_layer=declared.layer,
+        nonlinearity=declared.nonlinearity,
+        position=declared.position,
         node_roles=node_roles,
-        num_nodes=where.kind.shape[0],
+        num_nodes=declared.kind.shape[0],
     )

@@ -31,22 +31,22 @@ def summaries_of(stack: Stack) -> Tensor:
     """
     spec, params = stack.effective
     graphs = dense_graphs(spec, params)
-    where, models = graphs.layout, len(stack)
+    declared, models = graphs.layout, len(stack)
     parts = []
     for kind, role in product(range(len(EDGE_TYPES)), range(_ROLES)):
         # Both slots of a role are summarised together.
-        chosen = (where.edge_type == kind)[..., None] & (where.edge_roles[..., role::_ROLES] > 0)
-        present = graphs.present[..., role::_ROLES][:, chosen].expand(models, -1) > 0
-        parts.append(_sizes(graphs.edges[..., role::_ROLES][:, chosen], present))
+        selected = (declared.edge_type == kind)[..., None] & (declared.edge_roles[..., role::_ROLES] > 0)
+        present = graphs.present[..., role::_ROLES][:, selected].expand(models, -1) > 0
+        parts.append(_sizes(graphs.edges[..., role::_ROLES][:, selected], present))
     for kind, role in product(range(len(NODE_KINDS)), range(_ROLES)):
-        chosen = (where.kind == kind)[:, None] & (where.node_roles[:, role::_ROLES] > 0)
-        values = graphs.nodes[..., role::_ROLES][:, chosen]
+        selected = (declared.kind == kind)[:, None] & (declared.node_roles[:, role::_ROLES] > 0)
+        values = graphs.nodes[..., role::_ROLES][:, selected]
         parts.append(_sizes(values, torch.ones_like(values, dtype=torch.bool)))
     by_role: list[list[Tensor]] = [[] for _ in ROW_ROLES]
     for row in rows(spec, params, spec.recurrent()):
         by_role[ROW_ROLES.index(row.role)].append(_spectrum(row.masked, row.conjugated))
     unknown = parts[0].new_full((models, _PER_MAP), torch.nan)
-    parts += [torch.stack(found).nanmean(0) if found else unknown for found in by_role]
+    parts += [torch.stack(spectra).nanmean(0) if spectra else unknown for spectra in by_role]
     return torch.cat(parts, dim=1)
 
 
@@ -59,12 +59,12 @@ def _sizes(values: Tensor, present: Tensor) -> Tensor:
     square = size.square().sum(1) / count.clamp(min=1)
     relative = size / square.sqrt().clamp(min=1e-12)[:, None]
     ordered = torch.where(present, relative, torch.inf).sort(dim=1).values
-    place = torch.tensor(SHARES, device=values.device) * (count[:, None] - 1).clamp(min=0)
-    low = place.floor().long()
+    position = torch.tensor(SHARES, device=values.device) * (count[:, None] - 1).clamp(min=0)
+    low = position.floor().long()
     high = torch.minimum(low + 1, (count[:, None] - 1).clamp(min=0))
-    quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), (place - low).to(values.dtype))
-    found = torch.cat([torch.log(square + 1e-8)[:, None] / 2, quantiles], dim=1)
-    return torch.where(count[:, None] > 0, found, torch.nan)
+    quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), (position - low).to(values.dtype))
+    summary = torch.cat([torch.log(square + 1e-8)[:, None] / 2, quantiles], dim=1)
+    return torch.where(count[:, None] > 0, summary, torch.nan)
 
 
 def _spectrum(matrix: Tensor, conjugated: bool) -> Tensor:
@@ -78,5 +78,5 @@ def _spectrum(matrix: Tensor, conjugated: bool) -> Tensor:
     for _ in POWERS:
         traces.append(power.diagonal(dim1=1, dim2=2).sum(1) / size**0.5)
         power = power @ scaled
-    found = torch.stack(traces, dim=1)
-    return torch.cat([quantiles, found if conjugated else torch.full_like(found, torch.nan)], dim=1)
+    powers = torch.stack(traces, dim=1)
+    return torch.cat([quantiles, powers if conjugated else torch.full_like(powers, torch.nan)], dim=1)
