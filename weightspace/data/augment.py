@@ -1,4 +1,4 @@
-"""Changes of weights to learn from: group moves, noise, hidden connections, as PyG transforms of stacks."""
+"""Augmentations, as PyG transforms of stacks: group moves, noise on weights, hidden connections."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from weightspace.store import Stack
 
 
 class Augmentation(Constructed, BaseTransform):  # type: ignore[misc]  # torch_geometric ships no types
-    """A random transform of stacks; calling one returns a new stack and leaves the old one as it was.
+    """A random transform of stacks: a call returns a new stack, the old one is unchanged.
 
-    Draws come from a generator of its own, which `reseed` sets anew for each batch.
+    Draws come from the transform's generator, which `reseed` seeds for each batch.
     """
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
 
     def reseed(self, key: int) -> None:
-        """Start the stream of draws that belongs to this key."""
+        """Seed the generator with the key of a batch."""
         self._generator.manual_seed(key)
 
     @abstractmethod
@@ -51,16 +51,16 @@ class GroupMoves(Augmentation):
         spec, params = stack.family.spec, stack.params
         if self.gauges:
             params = flip_even(spec, params, self._generator)
-        some = next(iter(params.values()))
-        drawn = spec.random_elements(some.shape[0], self._generator, some.dtype)
-        permutations, gauges = drawn.permutations, drawn.gauges
+        first = next(iter(params.values()))
+        random = spec.random_elements(first.shape[0], self._generator, first.dtype)
+        permutations, gauges = random.permutations, random.gauges
         if not self.permutations:
             permutations = {axis: torch.arange(p.shape[1]).expand_as(p) for axis, p in permutations.items()}
         if not self.gauges:
             gauges = {name: torch.ones_like(factor) for name, factor in gauges.items()}
         elements = GroupElement(
-            {axis: p.to(some.device) for axis, p in permutations.items()},
-            {name: factor.to(some.device) for name, factor in gauges.items()},
+            {axis: p.to(first.device) for axis, p in permutations.items()},
+            {name: factor.to(first.device) for name, factor in gauges.items()},
         )
         if not elements.permutations and not elements.gauges:
             return dataclasses.replace(stack, params=params)
@@ -92,7 +92,7 @@ class WeightNoise(Augmentation):
         deviation = tensor.std(axes, correction=0, keepdim=True)
         noise = torch.randn(tensor.shape, generator=self._generator, dtype=tensor.dtype).to(tensor.device)
         noisy = tensor + self.scale * deviation * noise
-        # Half of the value, and half of its distance from 1, are inside the domain and close to where it left it.
+        # Clamped to half the old value (positive), or to halfway between it and 1 (at_least_1).
         if domain == "positive":
             return torch.maximum(noisy, tensor / 2)
         if domain == "at_least_1":
@@ -118,7 +118,7 @@ class MaskEdges(Augmentation):
         return self.hide(stack, self.draw(stack))
 
     def draw(self, stack: Stack) -> dict[str, Tensor]:
-        """Per tensor that joins nodes, which entries to hide: bool, in the shape of the params (models, ...)."""
+        """Entries to hide, per tensor that joins nodes: bool, in the shape of the params (models, ...)."""
         spec, hidden = stack.family.spec, {}
         for name, nodes in spec.connections():
             if spec.tensors[name].domain not in ("real", "even"):
@@ -133,6 +133,6 @@ class MaskEdges(Augmentation):
 
     @staticmethod
     def hide(stack: Stack, hidden: Mapping[str, Tensor]) -> Stack:
-        """The stack with the entries that `hidden` (see `draw`) names set to 0."""
-        masked = {name: torch.where(where, 0.0, stack.params[name]) for name, where in hidden.items()}
+        """The stack with the entries of `hidden` (see `draw`) set to 0."""
+        masked = {name: torch.where(entries, 0.0, stack.params[name]) for name, entries in hidden.items()}
         return dataclasses.replace(stack, params={**stack.params, **masked})

@@ -1,4 +1,4 @@
-"""What the data module hands to an objective: batches of models, and what scales may be learned from."""
+"""Inputs of objectives: batches of models, and the training rows that scales are fitted on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weightspace.store import Stack
 
 @dataclass(kw_only=True)
 class Batch:
-    """Models to learn from. Each stack is of one family and one shape, so that nothing is padded.
+    """A batch of models. Each stack is of one family and one shape, so that nothing is padded.
 
     All tensors follow the order of the stacks, one after another.
     """
@@ -26,17 +26,17 @@ class Batch:
     cell_means: Tensor
     """(models, target) float32: training mean of the model's cell, NaN where training never saw it."""
     rollouts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Per stack x (models, sequences, time, input) and outputs (models, sequences, time, output), if asked for."""
+    """Per stack x (models, sequences, time, input) and outputs (models, sequences, time, output), if requested."""
     output_kinds: list[str] = field(default_factory=list)
-    """Per stack what its task's outputs are: "categorical" (logits) or "continuous"."""
+    """Per stack the kind of its task's outputs: "categorical" (logits) or "continuous"."""
     classes_per_head: list[int | None] = field(default_factory=list)
-    """Per stack how many logits each of several heads has, side by side; None, or an empty list: there is one head."""
+    """Per stack the number of logits of each of several heads; None, or an empty list: there is one head."""
     neighbours: list[Stack] = field(default_factory=list)
-    """Per stack a neighbouring snapshot of each of its models (the same one where there is no other), if asked for."""
+    """Per stack a neighbouring snapshot of each model (itself where there is no other), if requested."""
     models: Tensor | None = None
-    """(models,) numbers that snapshots of one model share, if neighbours were asked for."""
+    """(models,) integer code of the model of each snapshot, if neighbours were requested."""
     key: int = 0
-    """Seeds every draw made for this batch: a pure function of (seed, epoch, place in the epoch), 0 when evaluating."""
+    """Seed of every draw for this batch: a pure function of (seed, epoch, number of the batch), 0 in evaluation."""
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -57,10 +57,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What an objective may learn its scales from: the training rows, and nothing else.
+    """The data that an objective fits its scales on: the training rows alone.
 
     targets, cell_means (rows, target) float64; input_size, output_size: the largest of the training and validation
-    rows. stacks: the weights, a chunk at a time; they can be gone through once.
+    rows. stacks: the weights, a chunk at a time; an iterator that can be used once.
     """
 
     targets: Tensor

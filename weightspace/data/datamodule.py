@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 STATUSES = ("ok", "diverged", "untrained")
 Part = Literal["train", "val", "test"]
 STAGES: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-"""The parts that a stage of Lightning works on; any other works on every row."""
+"""Parts of the rows that each stage of Lightning uses; other stages use every row."""
 
 
 class ZooDataModule(pl.LightningDataModule):
-    """Train, validation and test rows of a zoo, as its columns say for `split` (see `store.SPLITS`).
+    """Train, validation and test rows of a zoo, by its columns for `split` (see `store.SPLITS`).
 
-    A split with folds needs `fold`, the one that is held out. Rows whose status is not among `statuses` are
-    neither trained on nor evaluated, but `predict` embeds every row; nor are models whose weights are not finite.
+    A split with folds needs `fold`, the fold that is held out. Rows of other `statuses`, and models whose weights are
+    not finite, are neither trained on nor evaluated; `predict` embeds every row.
     `augment` changes training stacks only. A batch is `groups_per_batch` stacks, each of one shard: nothing is padded.
     """
 
@@ -73,11 +73,11 @@ class ZooDataModule(pl.LightningDataModule):
         self._source: ZooBatches | None = None
 
     def rows(self, part: Part) -> np.ndarray:
-        """Row numbers of a part of the division that take part."""
+        """Row numbers of a part of the division, without rows of other statuses and unusable ones."""
         return np.flatnonzero(self._used & getattr(self.division, part))
 
     def refuse_other_than(self, known: tuple[str, int | None]) -> None:
-        """Raise ValueError unless the rows are divided for the split and fold that an encoder was trained for."""
+        """Raise ValueError unless the rows are divided for this split and fold, those of an encoder's training."""
         if recorded_split(self.division.record) != known:
             options = f"--data.split {known[0]}" + (f" --data.fold {known[1]}" if known[1] is not None else "")
             raise ValueError(
@@ -86,7 +86,7 @@ class ZooDataModule(pl.LightningDataModule):
             )
 
     def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
-        """Get ready for an objective that asks for these targets, for stored rollouts, for neighbouring snapshots."""
+        """Prepare batches with these targets and, if requested, stored rollouts and neighbouring snapshots."""
         self._leave_out_unusable(with_rollouts)
         labels = read_labels(self.zoo.table, targets, self._used & self.division.train)
         columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
@@ -94,7 +94,7 @@ class ZooDataModule(pl.LightningDataModule):
         self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)
 
     def _leave_out_unusable(self, with_rollouts: bool) -> None:
-        """Leave models out that would make every loss NaN, and name them."""
+        """Leave out models whose numbers would make every loss NaN, with a warning that names them."""
         if with_rollouts in self._checked:
             return
         self._checked.add(with_rollouts)
@@ -108,7 +108,7 @@ class ZooDataModule(pl.LightningDataModule):
             )  # fmt: skip
 
     def refuse_unusable(self) -> None:
-        """Raise ValueError where a row of the zoo has no embedding, its weights being no numbers to work with."""
+        """Raise ValueError if the weights of a row are not finite or too large, so that it has no embedding."""
         problems = unusable(self.zoo, np.arange(self.zoo.num_rows))
         if problems:
             raise ValueError(
@@ -118,8 +118,8 @@ class ZooDataModule(pl.LightningDataModule):
             )
 
     def rows_for(self, stage: str) -> np.ndarray:
-        """Row numbers that a stage of Lightning works on; ValueError where it needs a part that the zoo lacks."""
-        # Lightning's stages are enumerated text, which prints as something else.
+        """Row numbers that a stage of Lightning uses; ValueError if it needs a part that the zoo lacks."""
+        # A stage of Lightning is a StrEnum, whose str is not the plain text.
         stage, names = stage[:], {"train": "training", "val": "validation", "test": "test"}
         for part in STAGES.get(stage, ()):
             if not len(self.rows(part)):
@@ -132,16 +132,16 @@ class ZooDataModule(pl.LightningDataModule):
         return np.concatenate([self.rows(part) for part in STAGES[stage]])
 
     def families(self, rows: np.ndarray) -> list[Family]:
-        """Family and size of each shard that these rows are of."""
+        """Family, at its size, of each shard of these rows."""
         first = np.unique(self._shards[rows], return_index=True)[1]
         return [self.zoo.family_of(int(row)) for row in rows[first]]
 
     def training_stacks(self) -> Iterator[Stack]:
-        """Stacks of the training rows, a chunk at a time, for scales that are learned once."""
+        """Stacks of the training rows, a chunk at a time, on which scales are fitted."""
         return bounded_stacks(self.zoo, self.rows("train"))
 
     def training(self) -> Training:
-        """What the objective may learn its scales from."""
+        """The data that the objective fits its scales on."""
         labels, rows = self._served().labels, self.rows("train")
         used = np.concatenate([rows, self.rows("val")])
         texts = self.zoo.table.column("family_config").take(used).unique().to_pylist()
@@ -165,7 +165,7 @@ class ZooDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             groups_per_batch=self.groups_per_batch,
             seed=self.seed,
-            **self._place(),
+            **self._rank(),
         )
         return self._loader(self._served().augmented(self.augment), sampler)
 
@@ -178,7 +178,7 @@ class ZooDataModule(pl.LightningDataModule):
         return self._ordered(self.rows("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Every row of the zoo in ascending order, whatever its split and status."""
+        """Every row of the zoo in ascending order, of every split and status."""
         return self._ordered(np.arange(self.zoo.table.num_rows))
 
     def _ordered(self, rows: np.ndarray) -> DataLoader[Batch]:
@@ -188,12 +188,12 @@ class ZooDataModule(pl.LightningDataModule):
             costs=self._costs[rows],
             batch_size=self.batch_size,
             groups_per_batch=self.groups_per_batch,
-            **self._place(),
+            **self._rank(),
         )
         return self._loader(self._served(), sampler)
 
     def _loader(self, source: ZooBatches, sampler: EpochSampler | OrderedSampler) -> DataLoader[Batch]:
-        # A sampler of whole batches, given by keyword, is what Lightning neither replaces in `predict` nor repeats.
+        # Lightning replaces batch samplers in `predict`, but not a `sampler` of whole batches passed by keyword.
         return DataLoader(
             dataset=source,
             sampler=sampler,
@@ -202,8 +202,8 @@ class ZooDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def _place(self) -> dict[str, int]:
-        """This process among those that train together."""
+    def _rank(self) -> dict[str, int]:
+        """Rank of this process and number of processes of a distributed training."""
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}

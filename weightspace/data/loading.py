@@ -1,4 +1,4 @@
-"""Batches read from the shards of a zoo, which are kept in memory where they fit."""
+"""Batches read from the shards of a zoo, with a cache of whole shards in memory."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class ZooBatches(Dataset[Batch]):
         )
 
     def _transformed(self, stacks: list[Stack], key: int) -> list[Stack]:
-        for place, transform in enumerate(self.augment):
-            transform.reseed(derive_key(key, place))
+        for index, transform in enumerate(self.augment):
+            transform.reseed(derive_key(key, index))
             stacks = [transform(stack) for stack in stacks]
         return stacks
 
 
 class _Cache:
-    """Whole shards in memory up to a bound; what does not fit is read from its mapped file each time."""
+    """Cache of whole shards up to a bound; other shards are read from their mapped files each time."""
 
     def __init__(self, zoo: Zoo, shards: np.ndarray, with_rollouts: bool, cache_bytes: int) -> None:
         self.zoo, self.shards, self.with_rollouts, self.left = zoo, shards, with_rollouts, cache_bytes
@@ -93,13 +93,13 @@ class _Cache:
         return Stack(family=stack.family, params=params, rows=stack.rows.index_select(0, index)), chosen
 
     def _read(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
-        # Evaluating is in inference mode, and what is kept from it must do for training.
+        # Evaluation runs in inference mode, but cached tensors are also used in training.
         with torch.inference_mode(False):
             return self.zoo.stack(list(rows)), self.zoo.rollouts(list(rows)) if self.with_rollouts else None
 
     def _keep(self, shard: int) -> None:
         members = np.flatnonzero(self.shards == shard)
-        # Positions are taken relative to the first row, which holds because a shard's rows follow each other.
+        # Positions are relative to the first row: the rows of a shard are consecutive.
         assert members[-1] - members[0] + 1 == len(members)
         stack, rollouts = self._read(members.tolist())
         tensors = [*stack.params.values(), *(rollouts or ())]
@@ -112,9 +112,9 @@ class _Cache:
 
 
 def _output_layouts(zoo: Zoo) -> list[tuple[str, int | None]]:
-    """What each row's outputs are and how many classes a head has (None: one head), as the manifest says of its task.
+    """Output kind and classes per head (None: one head) of each row's task in the manifest.
 
-    Categorical with one head where it says nothing.
+    Tasks that the manifest does not describe are categorical with one head.
     """
     layouts = {}
     for name, task in zoo.manifest.get("tasks", {}).items():

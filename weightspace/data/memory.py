@@ -1,4 +1,4 @@
-"""What models cost an encoder, and what is said where a machine has no room or no device for them."""
+"""Memory of encoding models, and errors where a machine lacks memory or the device."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def nodes_of(family: Family) -> int:
 
 
 def pairs_of(family: Family) -> int:
-    """Number of pairs of nodes of one model, which is what encoding it costs."""
+    """Number of pairs of nodes of one model: the memory of encoding it is proportional to them."""
     return nodes_of(family) ** 2
 
 
 @contextmanager
 def room_for(stacks: Sequence[Stack]) -> Iterator[None]:
-    """Say in one line, as a ValueError, which models an allocation that failed was made for, and the way out."""
+    """Turn a failed allocation into a ValueError of one line that names the models and the way out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -41,15 +41,15 @@ def room_for(stacks: Sequence[Stack]) -> Iterator[None]:
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    # torch has no type of its own for this on the CPU.
+    # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name; ValueError where there is no such name, or no such device here."""
+    """The device of this name; ValueError if the name is unknown or the machine has no such device."""
     try:
         device = torch.device(name)
-        # What is not there is told by the first tensor, in as many ways as there are kinds of devices.
+        # A device that is not there fails at the first tensor, with errors that differ between kinds of devices.
         torch.zeros(1, device=device).cpu()
     except (AssertionError, RuntimeError, NotImplementedError):
         raise ValueError(f"There is no device '{name}' here; choose `cpu` or a device of this machine.") from None

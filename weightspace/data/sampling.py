@@ -1,4 +1,4 @@
-"""Which rows make up which batch: pure functions of (seed, epoch), so that a resumed run sees the same batches."""
+"""Samplers of batches: pure functions of (seed, epoch), so that a resumed run sees the same batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weightspace.rollout.streams import derive_key
 
 @dataclass(frozen=True)
 class Request:
-    """One batch to load: groups of row numbers, each group of one shard, and the key of its random draws."""
+    """One batch to load: groups of row numbers, each of one shard, and the key of its random draws."""
 
     groups: tuple[tuple[int, ...], ...]
     key: int = 0
@@ -75,7 +75,7 @@ class EpochSampler(Sampler[Request]):
         groups = self._spread(self._groups(generator), generator)
         starts = range(0, len(groups), self.groups_per_batch)
         batches = [groups[start : start + self.groups_per_batch] for start in starts]
-        # Ranks must take equally many steps, or those with one more wait for the others for ever.
+        # Every rank takes the same number of steps: one with more would wait for the others for ever.
         for number in range(self.rank, len(self) * self.world_size, self.world_size):
             key = derive_key(self.seed, "batch", self.epoch, number)
             yield Request(tuple(batches[number % len(batches)]), key)
@@ -95,12 +95,12 @@ class EpochSampler(Sampler[Request]):
         self, groups: dict[int, list[tuple[int, ...]]], generator: np.random.Generator
     ) -> list[tuple[int, ...]]:
         """All groups in an order in which each cohort is spread evenly over the epoch."""
-        places, ordered = [], []
+        positions, ordered = [], []
         for members in groups.values():
             shuffled = [members[i] for i in generator.permutation(len(members))]
-            places.append((np.arange(len(members)) + generator.random()) / len(members))
+            positions.append((np.arange(len(members)) + generator.random()) / len(members))
             ordered.extend(shuffled)
-        order = np.argsort(np.concatenate(places), kind="stable")
+        order = np.argsort(np.concatenate(positions), kind="stable")
         return [ordered[i] for i in order]
 
 
@@ -130,7 +130,7 @@ class OrderedSampler(Sampler[Request]):
         if len(batches) < world_size:
             batches = [[group] for group in groups]
         if 0 < len(batches) < world_size:
-            # A rank without a batch would end its epoch while the others wait for it for ever.
+            # A rank without a batch would end its epoch, and the others would wait for it for ever.
             raise ValueError(
                 f"{len(rows)} rows make {len(batches)} batches, too few for {world_size} devices; use fewer devices or "
                 f"a smaller `batch_size` (={batch_size})."
@@ -166,7 +166,7 @@ class Neighbours:
         rows = np.flatnonzero(used)
         order = rows[np.lexsort((steps[rows], self.models[rows]))]
         before, after = order[:-1], order[1:]
-        # Stacks are of one shard, and so are the snapshots of a model.
+        # All snapshots of a model, like all models of a stack, are in one shard.
         adjacent = (self.models[before] == self.models[after]) & (shards[before] == shards[after])
         if not adjacent.any():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Labels as something to learn: bounded values of the table's label columns and the means of their cells."""
+"""Targets of training: bounded values of the table's label columns, and the means of their cells."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from weightspace.components.discovery import check_fields, near_match, refuse_un
 class Target:
     """A label to learn, in the label's unit.
 
-    Values are clipped to [low, high], and further to the training quantiles `quantile` and 1 - `quantile`, because a
-    few outliers would otherwise rule a squared loss. `trained_only` leaves out snapshots of step 0.
+    Values are clipped to [low, high], and further to the training quantiles `quantile` and 1 - `quantile`: a few
+    outliers would otherwise dominate a squared loss. `trained_only` leaves out snapshots of step 0.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Target:
     trained_only: bool = False
 
     @classmethod
-    def of(cls, asked: str | Mapping[str, Any] | Target) -> Target:
+    def of(cls, target: str | Mapping[str, Any] | Target) -> Target:
         """The target with this name, or with these fields."""
-        if isinstance(asked, Target):
-            return asked
-        fields = {"name": asked} if isinstance(asked, str) else asked
+        if isinstance(target, Target):
+            return target
+        fields = {"name": target} if isinstance(target, str) else target
         if not isinstance(fields, Mapping) or "name" not in fields:
-            raise ValueError(f"A target is a label's name or a dict with its `name`, not {asked!r}.")
+            raise ValueError(f"A target is a label's name or a dict with its `name`, not {target!r}.")
         refuse_unknown_fields(cls, fields)
         check_fields(cls, fields)
         return cls(**fields)
@@ -68,7 +68,7 @@ def read_labels(table: pa.Table, targets: Sequence[Target], train: np.ndarray) -
 
 def cell_codes(table: pa.Table) -> np.ndarray:
     """Integer code (rows) of the cell of each row: family, its config with its sizes, class of task, step."""
-    # Sizes of input and output belong to the task, whose parameters may vary inside a cell.
+    # Input and output sizes are left out: they follow from the task's parameters, which may vary inside a cell.
     configs = {text: _without_ends(text) for text in table.column("family_config").unique().to_pylist()}
     family, task, step = (table.column(name).to_pylist() for name in ("family", "task", "step"))
     config = [configs[text] for text in table.column("family_config").to_pylist()]

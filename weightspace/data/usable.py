@@ -1,4 +1,4 @@
-"""Which models of a zoo can be learned from: those whose numbers a float32 encoder can work with."""
+"""Usable models of a zoo: those whose numbers can be squared and summed in float32."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def bounded_stacks(zoo: Zoo, rows: np.ndarray) -> Iterator[Stack]:
         chunk = rows[start : start + CHUNK]
         shards = np.array([zoo.shard_of(int(row)) for row in chunk])
         for part in np.split(chunk, np.flatnonzero(np.diff(shards)) + 1):
-            most = 4 * MAX_PAIRS // pairs_of(zoo.family_of(int(part[0])))
-            yield from zoo.stacks(part.tolist(), max_models=max(1, min(most, MAX_STACKED)))
+            max_models = 4 * MAX_PAIRS // pairs_of(zoo.family_of(int(part[0])))
+            yield from zoo.stacks(part.tolist(), max_models=max(1, min(max_models, MAX_STACKED)))
 
 
 def unusable(zoo: Zoo, rows: np.ndarray, with_rollouts: bool = False) -> dict[int, str]:
-    """For each of these rows that cannot be used, a tensor of it with NaN, infinity or a square beyond float32.
+    """Row number -> name of a tensor with NaN, infinity or a square beyond float32, of each unusable row.
 
     Squares count because encoders measure weights in their root mean square.
     """
-    found: dict[int, str] = {}
+    problems: dict[int, str] = {}
     for stack in bounded_stacks(zoo, rows):
         tensors = {**stack.params, **stack.effective[1]}
         if with_rollouts:
             x, outputs = zoo.rollouts(stack.rows.tolist())
             tensors |= {"x of its rollouts": x, "outputs of its rollouts": outputs}
         for name, tensor in tensors.items():
-            for place in (~_is_usable(tensor)).nonzero().flatten().tolist():
-                found.setdefault(int(stack.rows[place]), name)
-    return found
+            for index in (~_is_usable(tensor)).nonzero().flatten().tolist():
+                problems.setdefault(int(stack.rows[index]), name)
+    return problems
 
 
 def _is_usable(tensor: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _is_usable(tensor: Tensor) -> Tensor:
 
 
 def named(zoo: Zoo, problems: Mapping[int, str]) -> str:
-    """Models by their ids, steps and what is wrong with them, the first few of them."""
+    """The first few models in words: id, step and unusable tensor."""
     table = zoo.table.select(["model_id", "step"])
     texts = []
     for row, name in islice(sorted(problems.items()), MAX_NAMED):
