@@ -1,4 +1,4 @@
-"""The dataset card of a zoo, by which Hugging Face datasets opens its table."""
+"""The dataset card of a zoo, from which Hugging Face datasets opens its table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DTYPES = {"double": "float64", "float": "float32"}
 
 
 def card(title: str, schema: pa.Schema, num_rows: int, table: Mapping[str, Any], head: Mapping[str, Any]) -> str:
-    """README.md of a zoo: YAML for `datasets.load_dataset`, then what the zoo is, for people."""
+    """README.md of a zoo: YAML for `datasets.load_dataset`, then a description for people."""
     features = "".join(
         f"  - name: {field.name}\n    dtype: {_DTYPES.get(str(field.type), str(field.type))}\n" for field in schema
     )

@@ -1,4 +1,4 @@
-"""Checksums that checkpoints and embeddings carry, by which damage is told when they are read."""
+"""Checksums inside checkpoints and embeddings, by which damage is detected on reading."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def sealed(archive: bytes) -> bytes:
 
 
 def refuse_damaged(path: object, archive: bytes) -> None:
-    """Raise ValueError where an archive differs from what `sealed` made; one without a comment is of an older version.
+    """Raise ValueError if the bytes of an archive do not fit its checksum; archives of older versions have none.
 
-    Only damage is told: whoever can change the file can change its checksum.
+    This detects damage, not forgery: the checksum can be changed along with the file.
     """
     if archive[-22:-18] == _END and archive[-2:] == b"\0\0":
         return
@@ -39,16 +39,16 @@ def refuse_damaged(path: object, archive: bytes) -> None:
 
 
 def embedding_digest(record: Mapping[str, Any], embeddings: Tensor) -> str:
-    """sha256 (hex) of embeddings (models, embedding_dim) and of what their file says of them, itself left out."""
-    said = {key: value for key, value in record.items() if key != "sha256"}
-    text = json.dumps([said, str(embeddings.dtype), list(embeddings.shape)], sort_keys=True)
+    """sha256 (hex) of embeddings (models, embedding_dim) and of their record without its `sha256`."""
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    text = json.dumps([content, str(embeddings.dtype), list(embeddings.shape)], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     digest.update(embeddings.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def refuse_damaged_embeddings(path: object, record: Mapping[str, Any], embeddings: Tensor) -> None:
-    """Raise ValueError where embeddings or what is said of them changed since they were written.
+    """Raise ValueError if embeddings or their record changed since they were written.
 
     Files of older versions have no checksum.
     """

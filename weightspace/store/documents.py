@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written: a mapping, of numbers JSON has, nested no deeper than any of ours."""
+"""JSON from files of unknown origin: a mapping, without NaN and infinity, of bounded nesting."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Any
 
 DEEPEST = 64
-"""No document of ours is nested half as deep; what works on a document may go down it by calling itself."""
+"""Bound on nesting, twice that of any document written here: functions recurse over documents."""
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-# Made once, because tables have a text in every row.
+# One decoder for all calls: tables have a JSON text in every row.
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
-    """The mapping that a text of JSON holds; ValueError says, as the end of a sentence, why it is none."""
+    """The mapping of a JSON text; the ValueError of other text completes a sentence that begins with its file."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        found = _DECODER.decode(text)
+        document = _DECODER.decode(text)
     except (ValueError, RecursionError):
         raise ValueError("is not JSON") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"holds JSON of type {type(found).__name__}, expected a mapping")
+    if not isinstance(document, dict):
+        raise ValueError(f"holds JSON of type {type(document).__name__}, expected a mapping")
     if text.count("{") + text.count("[") <= DEEPEST:
-        return found
-    level: list[Any] = [found]
+        return document
+    level: list[Any] = [document]
     for _ in range(DEEPEST):
         level = [item for outer in level for item in _inner(outer)]
         if not level:
-            return found
+            return document
     raise ValueError(f"is JSON nested more than {DEEPEST} deep")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping that a JSON file holds; ValueError names the file and says why it holds none."""
+    """The mapping of a JSON file; ValueError names the file and the reason."""
     if not path.is_file():
         raise ValueError(f"{path} is missing.")
     try:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written aside, flushed to the disk, renamed into place."""
+"""Atomic and durable files: written to a temporary name, flushed to the disk, renamed into place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _WRITER = r"[^/]+-[0-9]+-([0-9]+|dead)"
 _MADE = re.compile(rf"{_WRITER}|{TABLES}\w+|{PLAN}|{JOURNAL}|\.({PLAN}|{JOURNAL})\.{_WRITER}-[0-9]+")
-"""Names of everything that writers put into the staging folder, but the lock."""
+"""Names of everything that writers create in the staging folder, except the lock."""
 
 
 class NotWritten(OSError):
@@ -41,7 +41,7 @@ class DiskFull(NotWritten):
 
 @contextlib.contextmanager
 def naming(path: Path, num_bytes: int) -> Iterator[None]:
-    """Turn what the system says when `path` cannot be written into an error that names it and the way out."""
+    """Turn an OSError while writing `path` into an error that names the path and the way out."""
     try:
         yield
     except OSError as error:
@@ -69,7 +69,7 @@ def fsync_folder(folder: Path) -> None:
 
 @cache
 def _warn_not_flushed(reason: str) -> None:
-    # Once in a process: it holds for every folder.
+    # Cached, so logged once in a process: it holds for every folder.
     logger.warning(
         "The file system cannot flush folders (%s): after a power cut the last files may be missing; "
         "the same command makes them again.",
@@ -78,7 +78,7 @@ def _warn_not_flushed(reason: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make the content of a file that somebody else wrote durable."""
+    """Flush a file that another library wrote to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -86,7 +86,7 @@ def flush(path: Path) -> None:
 def write_flushed(path: Path, data: bytes) -> None:
     """Write a file anew and flush it to the disk; its mode follows the umask."""
     with naming(path, len(data)):
-        # So that a link of this name is not written through.
+        # A link of this name is removed, not followed.
         path.unlink(missing_ok=True)
     with naming(path, len(data)), path.open("xb") as file:
         file.write(data)
@@ -102,8 +102,8 @@ def publish(staged: Path, target: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write one file so that readers see the old content or the new one, never a part, also after a power cut."""
-    # Builders on other machines may have our process id.
+    """Write one file atomically: readers see the old content or the new one, also after a power cut."""
+    # Builders on other machines may have the same process id, so the name includes the machine.
     aside = path.with_name(f".{path.name}.{_writer_name(os.getpid())}-{threading.get_native_id()}")
     try:
         write_flushed(aside, data)
@@ -113,7 +113,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 class Staging:
-    """A private folder of one writer inside the zoo, on the same file system, gone when the writer is done or dead."""
+    """A temporary folder of one writer inside the zoo, on the same file system, removed when the writer ends."""
 
     def __init__(self, zoo: Path) -> None:
         self.path = zoo / STAGING / _writer_name(os.getpid())
@@ -131,7 +131,7 @@ class Staging:
 
 
 def clean_staging(zoo: Path) -> None:
-    """Remove what dead writers of this machine left behind; live writers and other machines keep theirs."""
+    """Remove the folders of dead writers of this machine; those of live ones and of other machines stay."""
     staging = zoo / STAGING
     if staging.is_symlink() or not staging.is_dir():
         return
@@ -142,7 +142,7 @@ def clean_staging(zoo: Path) -> None:
 
 
 def empty_staging(zoo: Path) -> None:
-    """Remove what writers made and a finished build has no more use for, but the lock: its holder removes it last."""
+    """Remove all files of writers after a finished build, except the lock, which its holder removes last."""
     staging = zoo / STAGING
     if staging.is_symlink() or not staging.is_dir():
         return
@@ -156,7 +156,7 @@ def empty_staging(zoo: Path) -> None:
 
 
 def _writer_name(pid: int) -> str:
-    """HOST-PID-START, where START (clock ticks since boot) tells a process from a later one with the same pid."""
+    """HOST-PID-START, where START (clock ticks since boot) distinguishes processes that had the same pid."""
     try:
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -165,7 +165,7 @@ def _writer_name(pid: int) -> str:
 
 
 def _host() -> str:
-    """Where process ids mean the same: this machine and, as containers may share its name, this space of ids."""
+    """Name of this machine and its pid namespace: containers may share the machine's name, but not process ids."""
     try:
         space = str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:

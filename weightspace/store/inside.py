@@ -1,4 +1,4 @@
-"""Paths inside a zoo folder: a reader is not led out of it by a link, a writer meets no link at all."""
+"""Links in a zoo folder: readers refuse those that lead out of it, writers refuse all."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ PARAMS, ROLLOUTS, SHARD_TABLE, SHARD_MANIFEST = (
 SHARD_NAME = re.compile(r"[0-9]{5}")
 KEY = re.compile(r"[A-Za-z0-9_.-]+")
 DTYPE = "float32"
-"""Of every tensor of a zoo."""
+"""Dtype of every tensor of a zoo."""
 
 
 class Damaged(ValueError):
-    """A file of a zoo does not hold what it should; `problem` ends a sentence that begins with its path."""
+    """A file of a zoo is damaged; `problem` completes a sentence that begins with its path."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} {problem}.")
@@ -50,7 +50,7 @@ def digest(value: Any) -> str:
 
 
 def pretty(value: Any) -> bytes:
-    """JSON for a file people open: sorted keys, indented, one newline at the end."""
+    """JSON for people to read: sorted keys, indented, one newline at the end."""
     return (json.dumps(value, sort_keys=True, allow_nan=False, indent=1) + "\n").encode()
 
 
@@ -74,5 +74,5 @@ def bytes_entry(data: bytes) -> dict[str, Any]:
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with its own digest, by which an edit of it is noticed."""
+    """The manifest with its digest, which detects edits."""
     return {**manifest, "digest": digest({k: v for k, v in manifest.items() if k != "digest"})}

@@ -1,8 +1,8 @@
-"""Who may work on a zoo folder at the same time, also from several machines on one file system.
+"""Locks of a zoo folder, shared or exclusive, also between machines on one file system.
 
-The lock is an advisory `flock` on `.staging/lock`: network file systems carry it to the other machines, and it goes
-with the process that holds it. No byte depends on it, since shards are put into place by one rename and builders of one
-plan write the same; it keeps a builder from tidying up, merging or labelling while others are at work.
+The lock is an advisory `flock` on `.staging/lock`: network file systems pass it on to other machines, and the system
+releases it when its process ends. No byte depends on it, since a shard appears by one rename and builders of one plan
+write the same bytes; it keeps a builder from cleaning up, merging or labelling while others work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weightspace.store.layout import CARD, MANIFEST, SHARDS, TABLE
 try:
     import fcntl
 except ImportError:
-    # Not POSIX: zoos can still be read there.
+    # Systems without POSIX locks can still read zoos.
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,13 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class Lock:
-    """A hold on a zoo folder, alone or shared with others that hold it so."""
+    """A lock of a zoo folder: shared, or exclusive."""
 
     def __init__(self, path: Path, shared: bool) -> None:
         self.path, self.shared, self._handle = path, shared, -1
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody holds it against us."""
+        """Take the lock if no other holder excludes it; returns whether it was taken."""
         if fcntl is None:
             raise NoLocks(errno.ENOSYS, "this system has none")
         try:
@@ -48,7 +48,7 @@ class Lock:
         except NotWritten as error:
             if error.errno != errno.ENOENT:
                 raise
-            # Whoever held it has tidied the folder away just now.
+            # The last holder removed the folder in between.
             return False
         if self._try(fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) and self._current():
             return True
@@ -57,14 +57,14 @@ class Lock:
         return False
 
     def try_alone(self) -> bool:
-        """Turn a shared hold into one alone, if nobody else holds the folder; if not, this hold is over."""
+        """Turn a shared lock into an exclusive one if there is no other holder; if there is, this lock is lost."""
         if not self._try(fcntl.LOCK_EX) or not self._current():
             return False
         self.shared = False
         return True
 
     def release(self) -> None:
-        """Let go; who was alone tidies the lock away, and the staging folder if nothing else is in it."""
+        """Release the lock; an exclusive holder also removes its file, and the staging folder if that is empty."""
         try:
             if not self.shared:
                 with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class Lock:
         return True
 
     def _current(self) -> bool:
-        """Whether the locked file is still the one at its path, not one that was tidied away."""
+        """Whether the locked file is still at its path, and not one that was removed."""
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
         return False
@@ -97,22 +97,22 @@ class NoLocks(OSError):
 
 
 class Unlocked(Lock):
-    """Stands for the lock where the file system has none: nobody is kept off, so nobody is known to be alone."""
+    """The lock of a file system without locks: it excludes nobody, and is never known to be exclusive."""
 
     def try_alone(self) -> bool:
-        """Never alone for certain."""
+        """False: other holders are not known."""
         return False
 
     def release(self) -> None:
-        """Nothing was held."""
+        """Do nothing."""
 
 
 @contextlib.contextmanager
 def locked(zoo: Path, *, shared: bool = False, patience: float = 5.0) -> Iterator[Lock]:
-    """Hold a zoo folder, alone or shared with others that hold it shared; waits up to `patience` seconds for it.
+    """Lock a zoo folder, exclusively or `shared`; waits up to `patience` seconds for it.
 
-    Raises ValueError if others keep it, or if a link is where its holder would write. Where the file system has no
-    locks, says so once and goes on without.
+    Raises ValueError if others keep it, or if a path that its holder would write to is a link. On a file system without
+    locks it logs a warning and continues.
     """
     staged = (f"{STAGING}/{name}" for name in (LOCK, PLAN, JOURNAL))
     refuse_links(zoo, STAGING, *staged, SHARDS, MANIFEST, TABLE, CARD)

@@ -1,4 +1,4 @@
-"""zoo.json as it is read: whole, of a known format, unedited, every field of its type, naming nothing outside."""
+"""Checks of zoo.json on reading: known format, unedited, every field of its type, no path outside the zoo."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FIELDS = {
     "num_models": int,
 }
 LARGEST_SIZE = 100_000
-"""No axis of a model is longer, and no model has more layers; a zoo that says so would only fill the memory."""
+"""Bound on sizes and layers of a model: a manifest that claims more would only fill the memory."""
 
 
 class DamagedManifest(ValueError):
-    """zoo.json is there but not as it was written."""
+    """zoo.json was changed since it was written."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -56,17 +56,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = documents.parse(file.read_bytes())
     except ValueError as error:
         raise DamagedManifest(f"{file} {error}.{way_out}") from None
-    found = manifest.get("format")
-    if type(found) is int and found > FORMAT:
-        raise ValueError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade weightspace.")
-    if type(found) is not int or found != FORMAT:
-        raise DamagedManifest(f"{file} has format {found!r}, expected {FORMAT}.{way_out}")
+    version = manifest.get("format")
+    if type(version) is int and version > FORMAT:
+        raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT}; upgrade weightspace.")
+    if type(version) is not int or version != FORMAT:
+        raise DamagedManifest(f"{file} has format {version!r}, expected {FORMAT}.{way_out}")
     check_manifest(manifest, str(file), way_out)
     return manifest
 
 
 def check_manifest(manifest: Any, file: str, way_out: str = "") -> None:
-    """Raise DamagedManifest if a manifest was edited, ValueError if one that was not says what no writer says."""
+    """Raise DamagedManifest if a manifest was edited, ValueError if the digest is right but the content invalid."""
     try:
         intact = sealed(manifest) == manifest
     except (ValueError, TypeError, RecursionError):
@@ -79,7 +79,7 @@ def check_manifest(manifest: Any, file: str, way_out: str = "") -> None:
 
 
 def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a manifest, most basic first."""
+    """Problems of a manifest, most basic first, each completing a sentence that begins with its path."""
     for name, kind in FIELDS.items():
         if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
             yield f"has no {kind.__name__} of `{name}`"
@@ -96,7 +96,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _head_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with what a manifest says of the zoo as a whole."""
+    """Problems of a manifest's entries about the zoo as a whole."""
     for name in ("method", "device"):
         if not isinstance(manifest["executor"].get(name), str):
             yield f"does not say the `{name}` of its `executor`"
@@ -125,7 +125,7 @@ def _head_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:
-    """What is wrong with the entry of a shard, most basic first; its name goes to those that were `seen`."""
+    """Problems of the entry of a shard, most basic first; its name is added to `seen`, for repeated names."""
     name = shard.get("name") if isinstance(shard, dict) else None
     if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
         yield f"names a shard {name!r}; a name has five digits"

@@ -41,17 +41,17 @@ class Stack:
 
     @property
     def effective(self) -> tuple[WeightSpec, Params]:
-        """What the models really use: its declaration and stacked params (models, ...)."""
+        """Declaration and stacked effective params (models, ...): those that the functions use."""
         return self.family.effective_spec, torch.func.vmap(self.family.effective)(self.params)
 
     @property
     def finite(self) -> Tensor:
-        """Whether all weights of a model are finite numbers (models,), bool; with others everything becomes NaN."""
+        """Whether all weights of a model are finite (models,), bool."""
         return finite(self.params)
 
 
 class Zoo:
-    """A finished zoo, opened for reading; weights are read when asked for."""
+    """A finished zoo, opened for reading; weights are read lazily."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
@@ -75,9 +75,9 @@ class Zoo:
         with self._with_way_out():
             path = promised(self.path, TABLE, self.manifest["files"][TABLE]["bytes"])
             table = read_table(path, self.manifest["labels"], [shard.part for shard in self.shards])
-            found, said = pc.count_distinct(table["model_id"]).as_py(), self.manifest["num_models"]
-            if found != said:
-                raise Damaged(path, f"has {found} models, {MANIFEST} says {said}")
+            num_models, expected = pc.count_distinct(table["model_id"]).as_py(), self.manifest["num_models"]
+            if num_models != expected:
+                raise Damaged(path, f"has {num_models} models, {MANIFEST} says {expected}")
         return table
 
     def shard_of(self, row: int) -> int:
@@ -163,6 +163,6 @@ def _by_shard(rows: list[int], ends: list[int]) -> Iterator[list[int]]:
 
 
 def open_zoo(path: str | Path) -> Zoo:
-    """Open a finished zoo folder; ValueError says what is wrong with it and the way out."""
+    """Open a finished zoo folder; ValueError names the problem and the way out."""
     path = Path(path)
     return Zoo(path, read_manifest(path))

@@ -1,7 +1,7 @@
-"""New tables for the shards of a finished zoo: all written aside first, then put into place.
+"""Replacement of the tables of a finished zoo: all are written to `.staging/` first, then renamed into place.
 
-While they are put into place the zoo has no zoo.json, so that nobody reads a mixture of old and new; a crash in between
-leaves a zoo that says it is unfinished, and everything needed to finish it in `.staging/`.
+During the renames the zoo has no zoo.json, so that a mixture of old and new tables is never read; a crash in between
+leaves an unfinished zoo, and everything needed to finish it in `.staging/`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from weightspace.store.writer import table_bytes
 
 
 def stage_table(zoo: Path, key: str, index: int, table: pa.Table) -> None:
-    """Write the new table of one shard aside, whole or not at all; `key` names what the tables belong to."""
+    """Write the new table of one shard atomically into the staging folder of the labelling `key`."""
     folder = _folder(zoo, key)
     refuse_links(zoo, f"{STAGING}/{folder.name}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,12 +40,12 @@ def stage_table(zoo: Path, key: str, index: int, table: pa.Table) -> None:
 
 
 def staged_tables(zoo: Path, key: str, num_shards: int) -> list[int]:
-    """The shards whose new tables have been written aside."""
+    """Indices of the shards whose new tables have been staged."""
     return [index for index in range(num_shards) if (_folder(zoo, key) / f"{shard_name(index)}.parquet").is_file()]
 
 
 def unfinished_labelling(zoo: Path) -> tuple[list[str], dict[str, Any]] | None:
-    """Labels and old manifest of a labelling that was stopped while tables were put into place, or None."""
+    """Labels and old manifest of a labelling that was stopped during the renames, or None."""
     journal = zoo / STAGING / JOURNAL
     if (zoo / MANIFEST).exists() or not journal.is_file():
         return None
@@ -59,10 +59,10 @@ def unfinished_labelling(zoo: Path) -> tuple[list[str], dict[str, Any]] | None:
 
 
 def publish_tables(zoo: Path, key: str, plan: str, labels: Sequence[str], manifest: Mapping[str, Any]) -> None:
-    """Put the tables of all shards into place, as parts of the plan with the digest `plan`; `finish` must follow.
+    """Rename the tables of all shards into place, as parts of the plan with the digest `plan`; `finish` must follow.
 
-    `manifest` is the zoo's old one, which is kept with the names of the labels until then. May be repeated after a
-    crash at any place.
+    `manifest` is the zoo's old one, which is kept in a journal with the names of the labels until then. After a crash
+    the call can be repeated.
     """
     refuse_links(zoo, MANIFEST, f"{STAGING}/{JOURNAL}", *(f"{SHARDS}/{shard['name']}" for shard in manifest["shards"]))
     journal = zoo / STAGING / JOURNAL

@@ -1,4 +1,4 @@
-"""The files of one shard, read only as what is declared: each tensor's name, dtype and shape, each column's type."""
+"""The files of one shard, checked on reading against the declaration: names, dtypes, shapes, column types."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _DTYPES = {
     "I32": "int32",
     "BOOL": "bool",
 }
-"""What safetensors calls the dtypes that somebody may have mistaken for ours."""
+"""Names of dtypes in safetensors -> in torch, for error messages."""
 
 
 class ShardFiles:
-    """One shard of a zoo, by its entry in the manifest; what its files hold is checked before it is handed out."""
+    """One shard of a zoo, by its entry in the manifest; content is checked before it is returned."""
 
     def __init__(self, zoo: Path, entry: Mapping[str, Any], labels: Collection[str]) -> None:
         self.zoo, self.entry, self.labels = zoo, entry, labels
@@ -41,7 +41,7 @@ class ShardFiles:
 
     @property
     def part(self) -> Part:
-        """What the shard's rows of a table must say."""
+        """The expected content of the shard's rows of a table."""
         return Part(int(self.entry["name"]), self.entry["rows"], self.entry["family"])
 
     def check(self) -> None:
@@ -81,11 +81,11 @@ class ShardFiles:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-                found = {
+                stored = {
                     key: (_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
                     for key, part in slices.items()
                 }
-                check_tensors(name, self.family, self.entry["rows"], found)
+                check_tensors(name, self.family, self.entry["rows"], stored)
                 if places is not None:
                     tensors = {key: _rows(part, places) for key, part in slices.items()}
         except (safetensors.SafetensorError, OSError) as error:
@@ -109,10 +109,10 @@ def _rows(stored: Any, places: Sequence[int]) -> Tensor:
 
 
 def check_tensors(
-    name: str, family: Family, num_rows: int, found: Mapping[str, tuple[str, tuple[int, ...]]]
+    name: str, family: Family, num_rows: int, tensors: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> None:
     """Raise ValueError unless the tensors of a file, by name, have the declared dtypes and shapes (rows, ...)."""
-    for key, (dtype, shape) in found.items():
+    for key, (dtype, shape) in tensors.items():
         if not KEY.fullmatch(key):
             raise ValueError(f"a tensor named {key!r}; names may only use letters, digits, '_', '.' and '-'")
         if dtype != DTYPE:
@@ -120,9 +120,9 @@ def check_tensors(
         if shape[:1] != (num_rows,):
             raise ValueError(f"'{key}' has shape {shape}, expected {num_rows} rows first")
     if name == PARAMS:
-        family.spec.check({key: torch.empty(shape, device="meta") for key, (_, shape) in found.items()}, stacked=True)
+        family.spec.check({key: torch.empty(shape, device="meta") for key, (_, shape) in tensors.items()}, stacked=True)
         return
-    shapes = {key: shape for key, (_, shape) in found.items()}
+    shapes = {key: shape for key, (_, shape) in tensors.items()}
     ends = {"x": family.input_size, "outputs": family.output_size}
     if set(shapes) != set(ends):
         raise ValueError(f"tensors {sorted(shapes)}, expected x and outputs")
@@ -135,12 +135,12 @@ def promised(zoo: Path, relative: str, num_bytes: int) -> Path:
     """The path of a promised file; Damaged if it is missing or not of its size, ValueError if outside the folder."""
     path = zoo / relative
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         raise Damaged(path, "is missing") from None
     refuse_outside(zoo, path)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Damaged(path, "is no file")
-    if found.st_size != num_bytes:
-        raise Damaged(path, f"has {found.st_size} bytes, {MANIFEST} says {num_bytes}")
+    if status.st_size != num_bytes:
+        raise Damaged(path, f"has {status.st_size} bytes, {MANIFEST} says {num_bytes}")
     return path

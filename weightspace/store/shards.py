@@ -1,4 +1,4 @@
-"""The shards of a zoo that is being built: which are there, what their own JSON says, which are damaged and go."""
+"""The shards of an unfinished zoo: their own JSON, which are present, which are damaged, and their removal."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ SHARD_FILES = (PARAMS, ROLLOUTS, SHARD_TABLE, SHARD_MANIFEST)
 
 
 class OtherPlan(ValueError):
-    """A shard that is there was made for another plan."""
+    """A shard was built for another plan."""
 
 
 def own_json(plan: str, family: Mapping[str, Any], rows: int, files: Mapping[str, Any]) -> dict[str, Any]:
-    """What the JSON of a shard says of itself and of its other files."""
+    """Content of the JSON of a shard: its plan, family and rows, and its other files."""
     return {"format": FORMAT, "plan": plan, "family": family, "rows": rows, "files": files}
 
 
 def read_entry(zoo: Path, index: int) -> tuple[str, dict[str, Any]]:
-    """The plan to which a shard says that it belongs, and its entry in the manifest; Damaged if it says neither."""
+    """The plan in a shard's JSON, and its entry for the manifest; Damaged if the JSON is not that of a shard."""
     folder = zoo / SHARDS / shard_name(index)
     path = folder / SHARD_MANIFEST
     if not path.is_file():
         raise Damaged(path, "is missing")
     try:
-        said = documents.parse(path.read_bytes())
-        plan, family, rows, files = (said[key] for key in ("plan", "family", "rows", "files"))
-        if said != own_json(plan, family, rows, files) or not isinstance(plan, str) or not isinstance(files, dict):
+        content = documents.parse(path.read_bytes())
+        plan, family, rows, files = (content[key] for key in ("plan", "family", "rows", "files"))
+        if content != own_json(plan, family, rows, files) or not isinstance(plan, str) or not isinstance(files, dict):
             raise ValueError("says what no shard says of itself")
     except KeyError as error:
         raise Damaged(path, f"does not say its {error}") from None
@@ -65,7 +65,7 @@ def read_entry(zoo: Path, index: int) -> tuple[str, dict[str, Any]]:
 
 
 def remove_shard(zoo: Path, index: int) -> None:
-    """Take a damaged shard away, if it is there, so that it can be built again; ValueError if it holds other files."""
+    """Remove a damaged shard, if present, so that it can be built again; ValueError if it holds other files."""
     target = zoo / SHARDS / shard_name(index)
     refuse_links(zoo, f"{SHARDS}/{target.name}")
     if not target.exists():
@@ -79,7 +79,7 @@ def remove_shard(zoo: Path, index: int) -> None:
 
 
 def made_by_builder(folder: Path) -> bool:
-    """Whether a folder holds a zoo, finished or not, and not somebody's other files of the same names."""
+    """Whether a folder is a zoo, finished or not, rather than other files of the same names."""
     if (folder / STAGING / PLAN).is_file() or any(folder.glob(f"{SHARDS}/[0-9]*/{SHARD_MANIFEST}")):
         return True
     try:
@@ -89,14 +89,14 @@ def made_by_builder(folder: Path) -> bool:
 
 
 def absent_shards(zoo: Path, num_shards: int) -> list[int]:
-    """Indices of the shards that are not there."""
+    """Indices of the missing shards."""
     folder = zoo / SHARDS
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
-    return [index for index in range(num_shards) if shard_name(index) not in there]
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    return [index for index in range(num_shards) if shard_name(index) not in present]
 
 
 def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> tuple[list[int], dict[int, str]]:
-    """Which of these shards are there whole, and what is wrong with the others that are there.
+    """Indices of the intact shards, and the problem of each damaged one; missing shards are in neither.
 
     Raises ValueError if one belongs to another plan than `plan`.
     """
@@ -112,18 +112,18 @@ def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> tuple[list[int]
 
 
 def shard_problem(zoo: Path, index: int, plan: str) -> str | None:
-    """What is wrong with a shard by its own JSON, every byte read, or None."""
+    """The problem of a shard by its own JSON, every byte read; None if it is intact."""
     folder = zoo / SHARDS / shard_name(index)
     try:
-        found, entry = read_entry(zoo, index)
-        if found != plan:
+        shard_plan, entry = read_entry(zoo, index)
+        if shard_plan != plan:
             raise OtherPlan(f"{folder} belongs to another plan, recipe or version. Use another folder for this build.")
         for name, expected in entry["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if file_entry(folder / name) != expected:
                 return f"{name} is not what was written"
-        # Bytes that are as its JSON says may still be those of another shard.
+        # Files that fit their JSON may still be those of another shard.
         ShardFiles(zoo, entry, ()).check()
     except Damaged as error:
         return f"{error.path.name} {error.problem}"

@@ -21,11 +21,11 @@ class NothingHeldOutError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Splitting:
-    """What a split holds out: the rows where `column` of models.parquet has the value `held_out`.
+    """The rows that a split holds out: those where `column` of models.parquet has the value `held_out`.
 
     Where `held_out` is None the split has folds, and each value of the column is held out in one of them. `seen_cells`
-    says whether training has models of the held-out models' cells (family x size x class of task x step). `way_out` is
-    what a recipe says to have such rows.
+    is true where training has models of the held-out models' cells (family x size x class of task x step). `way_out` is
+    the entry of a recipe that makes such rows.
     """
 
     column: str
@@ -71,9 +71,9 @@ SPLITS: Mapping[str, Splitting] = {
 class Division:
     """Masks (rows) of a zoo's table for one split, or one fold of it.
 
-    train: rows to fit on (models of the zoo's `train` that are not held out). val: rows to choose by, in the same way.
-    test: all rows that are held out, whatever `split` says of them, for none of them is fitted on or chosen by. Rows of
-    the zoo's `test` that are not held out take no part. All snapshots of a model are in the same mask.
+    train: rows to fit on (models of the zoo's `train` that are not held out). val: rows for model selection, likewise
+    of `val`. test: all rows that are held out, whatever their `split`, as none of them is used in fitting or selection.
+    Rows of the zoo's `test` that are not held out are unused. All snapshots of a model are in the same mask.
     """
 
     split: SplitName
@@ -82,7 +82,7 @@ class Division:
     val: np.ndarray
     test: np.ndarray
     models: str
-    """Names which model is in which mask: equal for zoos that hold the same models divided in the same way."""
+    """Digest of the models in each mask: equal for zoos of the same models divided in the same way."""
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ class Division:
 
     @property
     def record(self) -> dict[str, str | int | None]:
-        """What files of encoders and embeddings say of it; `recorded_split` reads it."""
+        """Split and fold for the files of encoders and embeddings; `recorded_split` reads them."""
         return {"split": self.split, "fold": self.fold}
 
 
@@ -101,7 +101,7 @@ def split_title(split: str, fold: int | None) -> str:
 
 
 def recorded_split(record: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The split and fold in the record of an encoder or of embeddings; files older than splits say nothing of them."""
+    """The split and fold in the record of an encoder or of embeddings; `in_distribution` in files without them."""
     split, fold = record.get("split", "in_distribution"), record.get("fold")
     if (
         split not in SPLITS
@@ -124,16 +124,16 @@ def divide(table: pa.Table, split: str, fold: int | None = None) -> Division:
 
     Only `in_distribution` may be without training or test rows: such a zoo can still be embedded, or learned from.
     """
-    known = folds(table, split)
+    known_folds = folds(table, split)
     rule = SPLITS[split]
-    if fold not in known:
-        if known == [None]:
+    if fold not in known_folds:
+        if known_folds == [None]:
             raise ValueError(f"The split {split} has no folds, but fold {fold} was asked for; leave the fold out.")
-        asked = "none was chosen" if fold is None else f"{fold} is not one of them"
-        raise ValueError(f"The split {split} has the folds {known}, and {asked}; choose one of them.")
-    told = _column(table, "split")
+        problem = "none was chosen" if fold is None else f"{fold} is not one of them"
+        raise ValueError(f"The split {split} has the folds {known_folds}, and {problem}; choose one of them.")
+    split_column = _column(table, "split")
     held_out = _column(table, rule.column) == (fold if rule.held_out is None else rule.held_out)
-    train, val = (told == "train") & ~held_out, (told == "val") & ~held_out
+    train, val = (split_column == "train") & ~held_out, (split_column == "val") & ~held_out
     models = _models(table, train=train, val=val, test=held_out)
     for part, mask in (("held out", held_out), ("left to train on", train)):
         if not mask.any() and rule.column != "split":
@@ -159,16 +159,16 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _models(table: pa.Table, **masks: np.ndarray) -> str:
-    """Name which model is in which mask (rows); a model whose snapshots are in different masks is refused."""
+    """Digest of the models in each mask (rows); a model whose snapshots are in different masks is refused."""
     ids = _column(table, "model_id")
     parts = np.full(len(ids), "", dtype=object)
     for part, mask in masks.items():
         parts[mask] = part
-    found: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for model, part in zip(ids, parts, strict=True):
-        if found.setdefault(model, part) != part:
+        if part_of.setdefault(model, part) != part:
             raise ValueError(
                 f"Snapshots of the model '{model}' are on different sides of a split, so that one would give away "
                 "the other; a model must be in one of them with all its snapshots. Is the table damaged?"
             )
-    return digest(found)
+    return digest(part_of)

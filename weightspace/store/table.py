@@ -1,4 +1,4 @@
-"""The table of a zoo: the columns that every zoo has, and the refusal of a table that does not hold what they say."""
+"""The table of a zoo: the columns that every zoo has, and the checks of a table against them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from weightspace.store.layout import KEY, MANIFEST, Damaged, canonical
 
 @dataclass(frozen=True)
 class Column:
-    """One column that every zoo has: its type, its unit, its meaning, and what its cells may hold."""
+    """One column that every zoo has: its type, its unit, its meaning, and its allowed values."""
 
     type: pa.DataType
     unit: str
     meaning: str
     values: tuple[str, ...] = ()
-    """Every value that may be there; empty where any may."""
+    """The allowed values; empty if all are."""
     nullable: bool = False
 
 
@@ -71,14 +71,14 @@ _DECLARED = {
 }
 
 COLUMNS = {name: (column.unit, column.meaning) for name, column in _DECLARED.items()}
-"""Unit and meaning of each column of models.parquet, labels aside: theirs stand in the manifest."""
+"""Unit and meaning of each column of models.parquet but labels, which the manifest describes."""
 SCHEMA = pa.schema([(name, column.type) for name, column in _DECLARED.items()])
-"""Name and type of each column of models.parquet, labels aside: they are numbers."""
+"""Name and type of each column of models.parquet but labels, which are numbers."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the rows of one shard must say: its index, their number, and of which family at which sizes they are."""
+    """Expected content of the rows of one shard: its index, their number, their family and its sizes."""
 
     shard: int
     rows: int
@@ -86,14 +86,14 @@ class Part:
 
 
 def read_table(path: Path, labels: Collection[str], parts: Sequence[Part]) -> pa.Table:
-    """The table of the shards `parts`, checked; Damaged says the first thing that is wrong."""
+    """The table of the shards `parts`, checked; Damaged names the first problem."""
     try:
-        # Before anything is read, because a few bytes can stand for billions of rows.
-        found = pq.read_metadata(path)
+        # Checked before reading: a few compressed bytes can expand to billions of rows.
+        metadata = pq.read_metadata(path)
         promised = sum(part.rows for part in parts)
-        if found.num_rows != promised:
-            raise ValueError(f"has {found.num_rows} rows, {MANIFEST} says {promised}")
-        check_schema(found.schema.to_arrow_schema(), labels)
+        if metadata.num_rows != promised:
+            raise ValueError(f"has {metadata.num_rows} rows, {MANIFEST} says {promised}")
+        check_schema(metadata.schema.to_arrow_schema(), labels)
         table = pq.read_table(path)
         table.validate(full=True)
         check_values(table, labels, parts)
@@ -105,7 +105,7 @@ def read_table(path: Path, labels: Collection[str], parts: Sequence[Part]) -> pa
 
 
 def check_schema(schema: pa.Schema, labels: Collection[str]) -> None:
-    """Raise ValueError, the end of a sentence, unless there is each column that a zoo has, and each of its type."""
+    """Raise ValueError, the end of a sentence, unless every expected column is present and of its type."""
     for name in schema.names:
         if not KEY.fullmatch(name):
             raise ValueError(f"has a column {name!r}; names may only use letters, digits, '_', '.' and '-'")
@@ -113,8 +113,8 @@ def check_schema(schema: pa.Schema, labels: Collection[str]) -> None:
             raise ValueError(f"has the column '{name}' {schema.names.count(name)} times, expected once")
     for name in (*SCHEMA.names, *labels):
         if name not in schema.names:
-            why = "every zoo has" if name in SCHEMA.names else f"{MANIFEST} says is a label"
-            raise ValueError(f"has no column '{name}', which {why}")
+            reason = "every zoo has" if name in SCHEMA.names else f"{MANIFEST} says is a label"
+            raise ValueError(f"has no column '{name}', which {reason}")
     for field in schema:
         if field.name in SCHEMA.names:
             fits, expected = field.type == SCHEMA.field(field.name).type, SCHEMA.field(field.name).type
@@ -127,7 +127,7 @@ def check_schema(schema: pa.Schema, labels: Collection[str]) -> None:
 
 
 def check_values(table: pa.Table, labels: Collection[str], parts: Sequence[Part]) -> None:
-    """Raise ValueError, the end of a sentence, unless the cells of a table hold what their columns say."""
+    """Raise ValueError, the end of a sentence, unless the cells of a table are valid in their columns."""
     for name, column in _DECLARED.items():
         if table[name].null_count and not column.nullable:
             raise ValueError(f"has no '{name}' in {table[name].null_count} rows")
@@ -140,11 +140,11 @@ def check_values(table: pa.Table, labels: Collection[str], parts: Sequence[Part]
     for name in labels:
         if pc.any(pc.invert(pc.is_finite(table[name]))).as_py():
             raise ValueError(f"has values of the label '{name}' that are not finite, expected numbers or null")
-    _check_places(table, parts)
+    _check_positions(table, parts)
 
 
-def _check_places(table: pa.Table, parts: Sequence[Part]) -> None:
-    """Rows must say the shard and the place where they are, and the family whose tensors stand there."""
+def _check_positions(table: pa.Table, parts: Sequence[Part]) -> None:
+    """Raise ValueError unless rows have the shard and row number of their position, and the family of the shard."""
     sizes = [part.rows for part in parts]
     shards = np.repeat([part.shard for part in parts], sizes)
     rows = np.concatenate([np.arange(0), *map(np.arange, sizes)])

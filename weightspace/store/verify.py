@@ -1,4 +1,4 @@
-"""Checking every promised byte of a zoo against its manifest, and that what the bytes hold can be used."""
+"""Verification of a zoo: every file against the manifest, and the content of intact files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from weightspace.store.writer import table_bytes
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is not as promised: a path inside the zoo, and what is wrong with it."""
+    """One fault of a zoo: a path inside it, and the problem."""
 
     path: str
     problem: str
 
 
 def verify(zoo: Path, progress: Callable[[str], None] | None = None) -> list[Fault]:
-    """Every fault of a zoo, in the order of its files; `progress` is told each shard's name before it is read."""
+    """Every fault of a zoo, in the order of its files; `progress` is called with a shard's name before it is read."""
     if not zoo.is_dir():
         raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
     try:
@@ -39,8 +39,8 @@ def verify(zoo: Path, progress: Callable[[str], None] | None = None) -> list[Fau
 
 
 def _faults(zoo: Zoo, progress: Callable[[str], None] | None) -> Iterator[Fault]:
-    whole = [fault for name, entry in zoo.manifest["files"].items() for fault in _file_faults(zoo.path, name, entry)]
-    yield from whole
+    faults = [fault for name, entry in zoo.manifest["files"].items() for fault in _file_faults(zoo.path, name, entry)]
+    yield from faults
     damaged = False
     for index, shard in enumerate(zoo.shards):
         if progress is not None:
@@ -48,7 +48,7 @@ def _faults(zoo: Zoo, progress: Callable[[str], None] | None) -> Iterator[Fault]
         for fault in _shard_faults(zoo, index):
             damaged = True
             yield fault
-    if not damaged and TABLE not in {fault.path for fault in whole}:
+    if not damaged and TABLE not in {fault.path for fault in faults}:
         yield from _table_faults(zoo)
     names = {shard.entry["name"] for shard in zoo.shards}
     if (zoo.path / SHARDS).is_dir():
@@ -63,7 +63,7 @@ def _shard_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
         yield Fault(shard.folder, "the shard is missing")
         return
     faults = [f for name, entry in files.items() for f in _file_faults(zoo.path, f"{shard.folder}/{name}", entry)]
-    # Only bytes that are as promised are worth a look at what they hold.
+    # The content is checked only where the bytes are intact.
     yield from faults or _content_faults(zoo, index)
     for extra in sorted(path.name for path in folder.iterdir() if path.name not in files):
         yield Fault(f"{shard.folder}/{extra}", f"is not in {MANIFEST}")
@@ -76,15 +76,15 @@ def _file_faults(zoo: Path, name: str, expected: Mapping[str, Any]) -> Iterator[
     elif not path.resolve().is_relative_to(zoo.resolve()):
         yield Fault(name, "is a link out of the zoo")
     else:
-        found = file_entry(path)
-        if found["bytes"] != expected["bytes"]:
-            yield Fault(name, f"has {found['bytes']} bytes, expected {expected['bytes']}")
-        elif found["sha256"] != expected["sha256"]:
-            yield Fault(name, f"has sha256 {found['sha256'][:12]}..., expected {expected['sha256'][:12]}...")
+        entry = file_entry(path)
+        if entry["bytes"] != expected["bytes"]:
+            yield Fault(name, f"has {entry['bytes']} bytes, expected {expected['bytes']}")
+        elif entry["sha256"] != expected["sha256"]:
+            yield Fault(name, f"has sha256 {entry['sha256'][:12]}..., expected {expected['sha256'][:12]}...")
 
 
 def _content_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
-    """What is wrong with a shard whose bytes are as promised."""
+    """Faults in the content of a shard whose bytes are intact."""
     shard = zoo.shards[index]
     try:
         plan, entry = read_entry(zoo.path, index)
@@ -92,23 +92,23 @@ def _content_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
             yield Fault(f"{shard.folder}/{SHARD_MANIFEST}", f"does not say of the shard what {MANIFEST} says")
         shard.check()
         table = shard.table()
-        # A model that is known to have diverged may have any weights.
-        known = pc.equal(table["status"], "diverged").to_pylist()
-        bad = [place for place in shard.not_finite() if not known[place]]
+        # Weights of a diverged model may be infinite or NaN.
+        has_diverged = pc.equal(table["status"], "diverged").to_pylist()
+        broken = [i for i in shard.not_finite() if not has_diverged[i]]
     except Damaged as error:
         yield Fault(error.path.relative_to(zoo.path).as_posix(), error.problem)
         return
     except ValueError as error:
         yield Fault(shard.folder, str(error))
         return
-    if bad:
-        row, name = zoo.shard_rows(index)[bad[0]], table["model_id"][bad[0]]
-        problem = f"holds weights that are not finite in {len(bad)} rows, first those of '{name}' in row {row}"
+    if broken:
+        row, name = zoo.shard_rows(index)[broken[0]], table["model_id"][broken[0]]
+        problem = f"holds weights that are not finite in {len(broken)} rows, first those of '{name}' in row {row}"
         yield Fault(f"{shard.folder}/{PARAMS}", problem)
 
 
 def _table_faults(zoo: Zoo) -> Iterator[Fault]:
-    """Where the table of the zoo is not its shards' tables one after another; a bounded part is read at a time."""
+    """Differences between the zoo's table and its concatenated shards' tables; memory is bounded."""
     num_models = 0
     try:
         with pq.ParquetFile(zoo.path / TABLE) as file:
@@ -146,6 +146,6 @@ class _Rows:
         return rows
 
 
-def _same(found: pa.Table, promised: pa.Table) -> bool:
-    # Tables with NaN are never equal, but have the same bytes.
-    return found.equals(promised) or table_bytes(found) == table_bytes(promised)
+def _same(table: pa.Table, promised: pa.Table) -> bool:
+    # Tables with NaN never compare equal, so their bytes are compared.
+    return table.equals(promised) or table_bytes(table) == table_bytes(promised)

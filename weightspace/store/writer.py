@@ -47,7 +47,7 @@ ROWS_PER_GROUP = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class ShardContent:
-    """What one shard holds: rows of one family at one size."""
+    """Content of one shard: rows of one family at one size."""
 
     family: Family
     params: Params
@@ -58,12 +58,12 @@ class ShardContent:
     """`x` (rows, sequences, time, input) and `outputs` (rows, sequences, time, output), or None."""
 
     def files(self, index: int) -> dict[str, bytes]:
-        """The bytes of the files by name, of the shard with this index; what could not be read back is refused."""
+        """File name -> bytes, of the shard with this index; content that readers would refuse is refused."""
         num_rows = self.table.num_rows
         tensors = {PARAMS: self.params, **({} if self.rollouts is None else {ROLLOUTS: self.rollouts})}
         for name, held in tensors.items():
-            found = {k: (str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in held.items()}
-            check_tensors(name, self.family, num_rows, found)
+            described = {k: (str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in held.items()}
+            check_tensors(name, self.family, num_rows, described)
         try:
             check_schema(self.table.schema, ())
             check_values(self.table, (), [Part(index, num_rows, _described(self.family))])
@@ -77,9 +77,9 @@ def _described(family: Family) -> dict[str, Any]:
 
 
 def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None:
-    """Put one shard into place, whole or not at all; `plan` is the digest of the plan it belongs to.
+    """Write one shard atomically; `plan` is the digest of the plan it belongs to.
 
-    A shard of the same name that is already there is left as it is.
+    An existing shard of the same name is not replaced.
     """
     target = zoo / SHARDS / shard_name(index)
     refuse_links(zoo, f"{SHARDS}/{target.name}")
@@ -93,7 +93,7 @@ def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None
             write_flushed(folder / name, data)
         fsync_folder(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Who comes second has the same bytes.
+        # Losing the race is harmless: the other writer wrote the same bytes.
         with contextlib.suppress(FileExistsError), _not_empty_exists():
             os.rename(folder, target)
         fsync_folder(target.parent)
@@ -102,7 +102,7 @@ def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None
 
 @contextlib.contextmanager
 def _not_empty_exists() -> Iterator[None]:
-    """Renaming onto a folder fails with one of two error numbers; make it the one with a class of its own."""
+    """Turn ENOTEMPTY, one of two errors of renaming onto a folder, into FileExistsError, the other."""
     try:
         yield
     except OSError as error:
@@ -114,8 +114,8 @@ def _not_empty_exists() -> Iterator[None]:
 def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> dict[str, Any]:
     """Merge the shards' tables, write the card and, last of all, the manifest, which is returned.
 
-    `head` is the manifest's own content (`generator`, `executor`, `recipe`, `families`, `labels`, `plan`). Raises
-    ValueError if a shard is missing or damaged.
+    `head` is the part of the manifest that does not describe files: `generator`, `executor`, `recipe`, `families`,
+    `labels`, `plan`. Raises ValueError if a shard is missing or damaged.
     """
     if num_shards < 1:
         raise ValueError(f"{zoo} would have no shards, and a zoo has at least one.")
@@ -175,9 +175,9 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """Parquet bytes of a shard's table, the same however its columns lie in memory."""
+    """Parquet bytes of a shard's table, independent of the memory layout of its columns."""
     sink = pa.BufferOutputStream()
-    # Zstandard, and dictionaries of numbers, take thrice the time for as many bytes: a shard has few rows.
+    # Zstandard, and dictionaries of numbers, take three times as long for as many bytes: a shard has few rows.
     repeated = [field.name for field in table.schema if pa.types.is_string(field.type)]
     pq.write_table(table.combine_chunks(), sink, compression="snappy", use_dictionary=repeated)
     content: bytes = sink.getvalue().to_pybytes()
