@@ -31,8 +31,8 @@ Move = Callable[[Params], Params]
 
 def check_families(name: str | None = None) -> list[Row]:
     """Rows of `family_rows` for every example of every family, or of the family of this name."""
-    chosen = _choose("family", families.available(), name)
-    return [row for family in chosen.values() for example in family.examples() for row in family_rows(example)]
+    kinds = _choose("family", families.available(), name)
+    return [row for family in kinds.values() for example in family.examples() for row in family_rows(example)]
 
 
 def family_rows(family: Family) -> list[Row]:
@@ -50,8 +50,8 @@ def family_rows(family: Family) -> list[Row]:
 
 def check_encoders(name: str | None = None) -> list[Row]:
     """Rows of `encoder_rows` for every encoder, or for the encoder of this name."""
-    chosen = _choose("encoder", encoders.available(), name)
-    return [row for label, encoder in chosen.items() for row in encoder_rows(label, _untrained(encoder))]
+    kinds = _choose("encoder", encoders.available(), name)
+    return [row for label, encoder in kinds.items() for row in encoder_rows(label, _untrained(encoder))]
 
 
 def encoder_rows(label: str, encoder: encoders.Encoder) -> list[Row]:
@@ -138,10 +138,10 @@ def _flipped(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
                     yield move, _act_alone(spec, gauge_name, replace(gauge, kind="sign", charges=alone), params)
 
 
-def _choose(what: str, known: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+def _choose(kind: str, known: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     if name is None:
         return known
-    refuse_unknown_name(what, name, sorted(known))
+    refuse_unknown_name(kind, name, sorted(known))
     return {name: known[name]}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Charge = int | tuple[int, ...]
-"""By which power of its factor a gauge moves something; by row where rows of a channel axis differ."""
+"""Power of a gauge's factor; one per row where the rows of a channel axis differ."""
 
 NODE_KINDS = ("input", "hidden", "output", "factor")
 ROW_ROLES = ("drive", "gate", "timescale", "gain", "other")
@@ -15,7 +15,7 @@ SLOTS = 2
 """Rows of one role that may share a connection; the first has slot 0."""
 NONLINEARITIES = ("identity", "tanh", "relu", "gated", "product", "spike")
 VOCABULARY = 2
-"""Version of the words above: encoders have weights for each of them, so checkpoints of another version do not fit."""
+"""Version of the words above: encoders have weights per word, so checkpoints of another version do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Axis:
     permutable: bool = False
     layer: int = 0
     nonlinearity: str = "identity"
-    """What the units of this axis apply to their summed input (one of `NONLINEARITIES`)."""
+    """Function of a unit's summed input (one of `NONLINEARITIES`)."""
     names: tuple[str, ...] = ()
     """Names of the rows of a channel axis, in order (`("r", "z", "n")` of a GRU)."""
 
@@ -43,16 +43,16 @@ class TensorSpec:
     axes: tuple[str, ...]
     role: Literal["trained", "fixed", "mask"] = "trained"
     domain: Literal["real", "positive", "at_least_1", "even"] = "real"
-    """Values that are allowed; "even": any, and the function does not change with the sign of any single entry."""
+    """Allowed values; "even": all, and the function does not depend on the sign of any single entry."""
     use: Literal["map", "coefficient"] = "map"
-    """Whether inputs are multiplied by it and summed, or it is a number of each pair that enters in another way: only
+    """"map": inputs are multiplied by the tensor and summed; "coefficient": the number of a pair enters otherwise. Only
     a map has spectra, ranks and a scale of its outputs."""
     row_roles: tuple[str, ...] = ("drive",)
     """One of `ROW_ROLES` per row of the channel axis, or a single one where there is none."""
     mask: str | None = None
-    """Name of the mask tensor (same axes) that says which entries exist."""
+    """Name of the mask tensor (same axes), which is 1 where an entry exists."""
     diagonal: bool = False
-    """Whether this vector is the diagonal of a recurrent matrix: it joins each unit to itself and to no other."""
+    """True for a vector that is the diagonal of a recurrent matrix: it joins each unit to itself alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class Gauge:
     or a tuple of integers, one per row of the tensor's channel axis. Tensors not named have charge 0 throughout.
     `state_charges[state]` is the integer charge of that state. For signs only the parity of a charge matters.
 
-    Example, a LSTM's signs: rows i, f, g, o of `weight_hh` (gate, hidden, hidden) read h, which flips with its unit,
-    and only g writes with that sign: charges (0, (0, 0, 1, 0), 1).
+    Example, the signs of an LSTM: all rows i, f, g, o of `weight_hh` (gate, hidden, hidden) read h, which flips with
+    its unit, and row g alone writes with that sign: charges (0, (0, 0, 1, 0), 1).
     """
 
     axis: str
@@ -74,7 +74,7 @@ class Gauge:
 
 
 def check_tensor(axes: Mapping[str, Axis], name: str, tensor: TensorSpec) -> None:
-    """Raise ValueError unless a tensor's axes are declared and some reader takes a tensor with such axes."""
+    """Raise ValueError unless a tensor's axes are declared and readable: one to three node axes, channels first."""
     for axis in tensor.axes:
         if axis not in axes:
             raise ValueError(f"Axis '{axis}' of '{name}' is not declared; declared are {sorted(axes)}.")
@@ -101,7 +101,7 @@ def check_tensor(axes: Mapping[str, Axis], name: str, tensor: TensorSpec) -> Non
 
 
 def check_gauge(tensors: Mapping[str, TensorSpec], name: str, gauge: Gauge) -> None:
-    """Raise ValueError unless a gauge gives one charge per axis of every tensor that it names."""
+    """Raise ValueError unless a gauge has one charge per axis of every tensor that it names."""
     for tensor, charges in gauge.charges.items():
         if len(charges) != len(tensors[tensor].axes):
             raise ValueError(
@@ -111,14 +111,14 @@ def check_gauge(tensors: Mapping[str, TensorSpec], name: str, gauge: Gauge) -> N
 
 
 def slots_of(axes: Mapping[str, Axis], tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
-    """Per tensor but masks, each row's number among the rows of its role on the same connection."""
+    """Tensor (without masks) -> slot of each row: its number among the rows of its role on the same connection."""
     taken: dict[tuple[tuple[str, ...], str], int] = {}
     slots = {}
     for name, tensor in tensors.items():
         if tensor.role == "mask":
             continue
         nodes = tuple(axis for axis in tensor.axes if axes[axis].kind != "channel")
-        # A diagonal lies on connections of the matrix whose diagonal it is.
+        # A diagonal shares the connections of a recurrent matrix on its axis.
         nodes = nodes * 2 if tensor.diagonal else nodes
         numbers = []
         for role in tensor.row_roles:

@@ -1,4 +1,4 @@
-"""Elements of a symmetry group, permutations of axes and factors of gauges, and how they act on tensors and states."""
+"""Elements of a symmetry group (permutations of axes, factors of gauges) and their action on tensors and states."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def act_on_tensor(
 def act_on_state(
     gauges: Mapping[str, Gauge], element: GroupElement, name: str, axes: Mapping[str, int], state: Tensor
 ) -> Tensor:
-    """One state (..., state) moved by one element along each of its axes, which are given with their sizes."""
+    """One state (..., state) moved by one element along each of its axes (name -> size)."""
     state = state.unflatten(-1, tuple(axes.values()))
     for dim, axis in enumerate(axes, start=-len(axes)):
         for gauge_name, gauge in gauges.items():

@@ -1,4 +1,4 @@
-"""Channel rows of tensors, the one way in which graphs, features, summaries, objectives and labels read weights."""
+"""Channel rows of tensors: graphs, features, summaries, objectives and labels read weights through them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RowSpec:
 
     @property
     def channel(self) -> int:
-        """Place of its role and slot among the channels of an edge or node."""
+        """Channel of its role and slot on an edge or node."""
         return channel_of(self.role, self.slot)
 
     @property
@@ -41,12 +41,12 @@ class RowSpec:
 
     @property
     def is_square(self) -> bool:
-        """Whether it is a matrix that joins a set of units to itself."""
+        """True for a matrix that joins a set of units to itself."""
         return len(self.nodes) == 2 and self.nodes[0] == self.nodes[1]
 
     @property
     def conjugated(self) -> bool:
-        """Whether signs act on this square matrix as M -> S M S, so that traces of its powers stay."""
+        """True for a square matrix M on which signs act as S M S, which keeps the traces of its powers."""
         return self.is_square and self.signs[0] == self.signs[1]
 
 
@@ -66,7 +66,7 @@ class Row(RowSpec):
 
 
 def channel_of(role: str, slot: int) -> int:
-    """Place of a role and slot among the channels of an edge or node."""
+    """Channel of a role and slot on an edge or node."""
     return slot * len(ROW_ROLES) + ROW_ROLES.index(role)
 
 

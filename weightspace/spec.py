@@ -1,4 +1,4 @@
-"""The declaration of a weight space: named axes, their symmetry group, and the group's action on params."""
+"""The declaration of a weight space: named axes and tensors, their symmetry group, its action on params."""
 
 from __future__ import annotations
 
@@ -164,14 +164,14 @@ class WeightSpec:
 
     @property
     def numbers_per_step(self) -> int:
-        """About how many sums one step of one sequence has: of a map, its outputs; of coefficients, one per pair."""
+        """Approximate number of sums in one step of one sequence: outputs of maps, pairs of coefficients."""
         total = 0
         for name, (to, *sources) in self.connections():
             sizes = [self.axes[source].size for source in sources]
-            each = prod(sizes) if self.tensors[name].use == "coefficient" else 1
-            # A product of two units is summed over one of them first.
-            each = 1 + max(sizes) if each == 1 and len(sizes) > 1 else each
-            total += self.num_rows(name) * self.axes[to].size * each
+            sums_per_output = prod(sizes) if self.tensors[name].use == "coefficient" else 1
+            # Products of two units are summed over one unit first.
+            sums_per_output = 1 + max(sizes) if sums_per_output == 1 and len(sizes) > 1 else sums_per_output
+            total += self.num_rows(name) * self.axes[to].size * sums_per_output
         return total
 
     def check(self, params: Mapping[str, Tensor], *, stacked: bool) -> None:
@@ -180,16 +180,16 @@ class WeightSpec:
         if missing or extra:
             raise ValueError(f"Params do not fit the declaration: missing {missing}, unexpected {extra}.")
         for name, tensor in params.items():
-            found = tuple(tensor.shape[1:] if stacked else tensor.shape)
+            sizes = tuple(tensor.shape[1:] if stacked else tensor.shape)
             expected = self.shape(name)
-            if len(found) != len(expected):
-                raise ValueError(f"'{name}' has shape {found}, expected {expected} for axes {self.tensors[name].axes}.")
-            for axis, size, declared in zip(self.tensors[name].axes, found, expected, strict=True):
+            if len(sizes) != len(expected):
+                raise ValueError(f"'{name}' has shape {sizes}, expected {expected} for axes {self.tensors[name].axes}.")
+            for axis, size, declared in zip(self.tensors[name].axes, sizes, expected, strict=True):
                 if size != declared:
                     raise ValueError(f"Axis '{axis}' of '{name}' has size {size}, but the declaration says {declared}.")
 
     def random_params(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Params:
-        """Random params of one model, valid in every tensor's domain, at a scale where the function is lively."""
+        """Random params of one model in every tensor's domain, at a scale where outputs neither vanish nor saturate."""
         params = {}
         for name, tensor in self.tensors.items():
             shape = self.shape(name)
@@ -210,7 +210,7 @@ class WeightSpec:
         return GroupElement(*({k: v[0] for k, v in part.items()} for part in (stack.permutations, stack.gauges)))
 
     def identity(self, dtype: torch.dtype = torch.float64) -> GroupElement:
-        """The element that moves nothing."""
+        """The identity of the group."""
         permutations = {a: torch.arange(self.axes[a].size) for a in self.permutable}
         sizes = {f"{k}@{g.axis}": self.axes[g.axis].size for k, g in self.gauges.items()}
         return GroupElement(permutations, {k: torch.ones(size, dtype=dtype) for k, size in sizes.items()})
