@@ -38,7 +38,8 @@ ROOMS = {
     "objectives": READING | {"data", "encoders"},
     "exchange": ZOO,
     "training": TRAINING | {"exchange"},
-    "checks": READING | {"encoders"},
+    "violations": {"spec"},
+    "checks": READING | {"encoders", "violations"},
     "watched": {"cli"},
     "cli": TRAINING | {"training", "exchange", "checks", "quickstart"},
 }

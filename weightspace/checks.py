@@ -18,15 +18,15 @@ from weightspace.families import Family
 from weightspace.rollout import generator, rollout
 from weightspace.rollout.agreement import disagreements
 from weightspace.rows import flip_even
-from weightspace.spec import Charge, Gauge, GroupElement, Params, WeightSpec
+from weightspace.spec import GroupElement, Params, WeightSpec
 from weightspace.store import Stack
+from weightspace.violations import Move, act_alone, wrong_charges
 
 FUNCTION_TOLERANCE = 1e-9
 ROLLOUT_TOLERANCE = 1e-10
 EMBEDDING_TOLERANCE = 1e-5
 VIOLATION_THRESHOLD = 1e-3
 Row = dict[str, Any]
-Move = Callable[[Params], Params]
 
 
 def check_families(name: str | None = None) -> list[Row]:
@@ -88,9 +88,8 @@ def _encoder_rows(encoder: encoders.Encoder, family: Family) -> Iterator[Row]:
     stack = _random_stack(family, torch.float32)
     encoder.fit_standardisation([stack])
     invariant = (*_signs_of_even(family.spec, stack.params), *_encoder_moves(encoder, family, stack.params))
-    moves = [(True, move, moved) for move, moved in invariant]
-    seen = (*_replaced(family, stack.params), *_flipped(family.spec, stack.params))
-    moves += [(False, move, moved) for move, moved in seen]
+    moves = [(True, *one) for one in invariant]
+    moves += [(False, *one) for one in (*_replaced(family, stack.params), *_flipped(family.spec, stack.params))]
     for tensor, (to, *sources) in family.spec.connections():
         if to in sources:
             moved = _roll(tensor, -2 - len(sources), stack.params)
@@ -110,18 +109,18 @@ def _encoder_moves(encoder: encoders.Encoder, family: Family, params: Params) ->
         yield "declared permutations", spec.act_stacked(GroupElement(element.permutations, still), params)
     in_place = {a: torch.arange(p.shape[1]).expand_as(p) for a, p in element.permutations.items()}
     for name, factor in element.gauges.items():
-        unseen = factor.sign() if "sign" in encoder.symmetry else torch.ones_like(factor)
-        unseen = unseen * factor.abs() if "scale" in encoder.symmetry else unseen
-        if not unseen.eq(1).all():
-            yield f"gauge {name}", spec.act_stacked(GroupElement(in_place, {**still, name: unseen}), params)
+        seen = factor.sign() if "sign" in encoder.symmetry else torch.ones_like(factor)
+        seen = seen * factor.abs() if "scale" in encoder.symmetry else seen
+        if not seen.eq(1).all():
+            yield f"gauge {name}", spec.act_stacked(GroupElement(in_place, {**still, name: seen}), params)
 
 
 def _replaced(family: Family, params: Params) -> Iterator[tuple[str, Params]]:
     """Params with one tensor taken from other models: an encoder that does not change has not read it."""
-    others = _random_stack(family, torch.float32, purpose="check/others").params
+    replacements = _random_stack(family, torch.float32, purpose="check/others").params
     for name, tensor in family.spec.tensors.items():
         if tensor.role != "mask":
-            yield f"another {name}", {**params, name: others[name]}
+            yield f"another {name}", {**params, name: replacements[name]}
 
 
 def _flipped(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
@@ -135,7 +134,7 @@ def _flipped(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
                 if any(power % 2 for power in rows):
                     alone = {name: tuple(charge if i == dim else 0 for i in range(len(charges)))}
                     move = f"half of gauge {gauge_name}, on axis {dim} of {name} alone,"
-                    yield move, _act_alone(spec, gauge_name, replace(gauge, kind="sign", charges=alone), params)
+                    yield move, act_alone(spec, gauge_name, replace(gauge, kind="sign", charges=alone), params)
 
 
 def _choose(kind: str, known: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
@@ -195,8 +194,8 @@ def _declared_moves(family: Family) -> Iterator[Row]:
     }
     moves["all together"] = element
     moved = {move: spec.act_stacked(element, params) for move, element in moves.items()}
-    for move, other in (*moved.items(), *_signs_of_even(spec, params)):
-        yield _row(move, True, torch.float64, _function_change(family, params, other), FUNCTION_TOLERANCE)
+    for move, moved_params in (*moved.items(), *_signs_of_even(spec, params)):
+        yield _row(move, True, torch.float64, _function_change(family, params, moved_params), FUNCTION_TOLERANCE)
 
 
 def _signs_of_even(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
@@ -208,7 +207,7 @@ def _signs_of_even(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Para
 
 def _violations(family: Family) -> Iterator[Row]:
     params = _random_stack(family, torch.float64).params
-    for move, broken in (*_lone_permutations(family.spec), *_wrong_charges(family.spec)):
+    for move, broken in (*_lone_permutations(family.spec), *wrong_charges(family.spec)):
         error = _function_change(family, params, broken(params))
         yield _row(move, False, torch.float64, error, VIOLATION_THRESHOLD)
 
@@ -223,40 +222,6 @@ def _lone_permutations(spec: WeightSpec) -> Iterator[tuple[str, Move]]:
 
 def _roll(name: str, dim: int, params: Params) -> Params:
     return {**params, name: params[name].roll(1, dims=dim + 1)}
-
-
-def _wrong_charges(spec: WeightSpec) -> Iterator[tuple[str, Move]]:
-    """Act with one charge of one gauge flipped, or taken from another gate row."""
-    for gauge_name, gauge in spec.gauges.items():
-        for name, tensor in spec.tensors.items():
-            charges = gauge.charges.get(name, (0,) * len(tensor.axes))
-            if gauge.kind == "sign" and tensor.domain == "even":
-                continue
-            for dim in (d for d, axis in enumerate(tensor.axes) if axis == gauge.axis):
-                for wrong in _wrong(charges[dim], gauge.kind, spec.num_rows(name)):
-                    broken = {**gauge.charges, name: (*charges[:dim], wrong, *charges[dim + 1 :])}
-                    move = f"gauge {gauge_name} with charge {wrong} on axis {dim} of {name}"
-                    yield move, partial(_act_alone, spec, gauge_name, replace(gauge, charges=broken))
-
-
-def _wrong(charge: Charge, kind: str, rows: int) -> list[Charge]:
-    def flip(value: int) -> int:
-        return 1 - value % 2 if kind == "sign" else (-value if value else 1)
-
-    if rows == 1:
-        return [flip(charge if isinstance(charge, int) else charge[0])]
-    by_row = charge if isinstance(charge, tuple) else (charge,) * rows
-    flipped = [(*by_row[:i], flip(c), *by_row[i + 1 :]) for i, c in enumerate(by_row)]
-    taken = [(*by_row[:i], b, *by_row[i + 1 :]) for i, a in enumerate(by_row) for b in by_row if a != b]
-    return list(dict.fromkeys([*flipped, *taken]))
-
-
-def _act_alone(spec: WeightSpec, name: str, gauge: Gauge, params: Params) -> Params:
-    models, size = next(iter(params.values())).shape[0], spec.axes[gauge.axis].size
-    # The first unit always moves, or a draw of signs that are all +1 would break nothing.
-    factor = torch.ones(models, size, dtype=torch.float64)
-    factor[:, 0] = {"sign": -1.0, "positive": 2.0, "nonzero": -2.0}[gauge.kind]
-    return replace(spec, gauges={name: gauge}).act_stacked(GroupElement({}, {f"{name}@{gauge.axis}": factor}), params)
 
 
 def _rollouts(family: Family) -> Iterator[Row]:
