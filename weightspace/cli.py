@@ -61,10 +61,10 @@ def embed(
         checkpoint: best.ckpt or last.ckpt of a run.
         out: File to write (safetensors: `embedding` in the row order of models.parquet, or in that of file names).
         zoo: Zoo folder.
-        state_dicts: Folder of NAME.safetensors, each with a NAME.json that says which torch.nn layer it is of.
+        state_dicts: Folder of NAME.safetensors, each with a NAME.json that names its torch.nn layer.
         batch_size: Models at a time.
         device: cpu or cuda.
-        name: What tables call these embeddings, ENCODER-OBJECTIVE unless given.
+        name: Name of the embeddings in tables, ENCODER-OBJECTIVE by default.
     """
     from weightspace.training import embed as embedding
 
@@ -121,7 +121,7 @@ def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apa
         zoo: Zoo folder.
         out: Folder to write; an earlier export there is replaced.
         push: Dataset repository (OWNER/NAME) to upload the folder to, after `hf auth login`.
-        license: What others may do with it, as an identifier of the Hub.
+        license: Licence of the dataset, as an identifier of the Hub.
         private: Whether a repository that `push` makes is private.
     """
     from weightspace.exchange import hub
@@ -166,8 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _limited_imports() -> Iterator[None]:
     """Limit imports by the parser to `ALLOWED_IMPORTS` and enabled packages; restore the earlier limits at the end."""
     settings = _process_settings()
-    kept = ("import_path_verdicts", "import_paths_enforced")
-    before: dict[str, Any] = {name: settings[name] for name in kept if name in settings}
+    limits = ("import_path_verdicts", "import_paths_enforced")
+    before: dict[str, Any] = {name: settings[name] for name in limits if name in settings}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *plugins.allowed()])
     try:
         yield
@@ -226,10 +226,10 @@ def _hint(message: str) -> str:
         return f"{message[: denied.end()]}, so it was not imported. {plugins.way_out(denied[1])}"
     known = sorted(set(_names()))
     for word in re.findall(r"(?:string: |Option '|class_path '|arguments: --)([\w.]+)", message):
-        asked = word.rpartition(".")[2]
-        near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
-        if near and near[0] != asked:
-            return f"{message}\n  Did you mean '{near[0]}'?"
+        name = word.rpartition(".")[2]
+        matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        if matches and matches[0] != name:
+            return f"{message}\n  Did you mean '{matches[0]}'?"
     return message
 
 

@@ -112,7 +112,7 @@ def check_gauge(tensors: Mapping[str, TensorSpec], name: str, gauge: Gauge) -> N
 
 def slots_of(axes: Mapping[str, Axis], tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
     """Tensor (without masks) -> slot of each row: its number among the rows of its role on the same connection."""
-    taken: dict[tuple[tuple[str, ...], str], int] = {}
+    counts: dict[tuple[tuple[str, ...], str], int] = {}
     slots = {}
     for name, tensor in tensors.items():
         if tensor.role == "mask":
@@ -122,7 +122,7 @@ def slots_of(axes: Mapping[str, Axis], tensors: Mapping[str, TensorSpec]) -> dic
         nodes = nodes * 2 if tensor.diagonal else nodes
         numbers = []
         for role in tensor.row_roles:
-            numbers.append(taken.get((nodes, role), 0))
-            taken[nodes, role] = numbers[-1] + 1
+            numbers.append(counts.get((nodes, role), 0))
+            counts[nodes, role] = numbers[-1] + 1
         slots[name] = tuple(numbers)
     return slots

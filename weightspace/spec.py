@@ -176,9 +176,9 @@ class WeightSpec:
 
     def check(self, params: Mapping[str, Tensor], *, stacked: bool) -> None:
         """Raise ValueError unless `params` has exactly the declared tensors in the declared sizes."""
-        missing, extra = sorted(set(self.tensors) - set(params)), sorted(set(params) - set(self.tensors))
-        if missing or extra:
-            raise ValueError(f"Params do not fit the declaration: missing {missing}, unexpected {extra}.")
+        missing, unexpected = sorted(set(self.tensors) - set(params)), sorted(set(params) - set(self.tensors))
+        if missing or unexpected:
+            raise ValueError(f"Params do not fit the declaration: missing {missing}, unexpected {unexpected}.")
         for name, tensor in params.items():
             sizes = tuple(tensor.shape[1:] if stacked else tensor.shape)
             expected = self.shape(name)

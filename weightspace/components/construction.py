@@ -29,7 +29,7 @@ def of_today(value: Any) -> Any:
 
 
 class Constructed:
-    """Mixin whose instances know their constructor's arguments, defaults included."""
+    """Mixin that records the arguments of the constructor, defaults included."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -60,7 +60,7 @@ def _recorded(init: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as numbers, text, lists and dicts, as a config file would hold it."""
+    """A value as numbers, text, lists and dicts, the types of a config file."""
     if isinstance(value, Constructed):
         return value.construction
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -48,9 +48,9 @@ def take_option(argv: Sequence[str]) -> list[str]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=HELP)
     parser.add_argument(OPTION, action="append", default=[])
-    options, rest = parser.parse_known_args(list(argv))
+    options, remaining = parser.parse_known_args(list(argv))
     allow(*(package for value in options.allow_import for package in value.split(",")))
-    return rest
+    return remaining
 
 
 def way_out(path: str) -> str:

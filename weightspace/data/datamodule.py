@@ -76,12 +76,12 @@ class ZooDataModule(pl.LightningDataModule):
         """Row numbers of a part of the division, without rows of other statuses and unusable ones."""
         return np.flatnonzero(self._used & getattr(self.division, part))
 
-    def refuse_other_than(self, known: tuple[str, int | None]) -> None:
+    def refuse_other_than(self, trained: tuple[str, int | None]) -> None:
         """Raise ValueError unless the rows are divided for this split and fold, those of an encoder's training."""
-        if recorded_split(self.division.record) != known:
-            options = f"--data.split {known[0]}" + (f" --data.fold {known[1]}" if known[1] is not None else "")
+        if recorded_split(self.division.record) != trained:
+            options = f"--data.split {trained[0]}" + (f" --data.fold {trained[1]}" if trained[1] is not None else "")
             raise ValueError(
-                f"The encoder was trained for {split_title(*known)}, but the rows are divided for "
+                f"The encoder was trained for {split_title(*trained)}, but the rows are divided for "
                 f"{self.division.name}, whose held-out rows it may have seen; give `{options}`, or train another."
             )
 
@@ -143,8 +143,8 @@ class ZooDataModule(pl.LightningDataModule):
     def training(self) -> Training:
         """The data that the objective fits its scales on."""
         labels, rows = self._served().labels, self.rows("train")
-        used = np.concatenate([rows, self.rows("val")])
-        texts = self.zoo.table.column("family_config").take(used).unique().to_pylist()
+        train_and_val = np.concatenate([rows, self.rows("val")])
+        texts = self.zoo.table.column("family_config").take(train_and_val).unique().to_pylist()
         configs = [json.loads(text) for text in texts]
         return Training(
             targets=torch.from_numpy(labels.values[rows]),

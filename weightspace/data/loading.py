@@ -48,7 +48,7 @@ class ZooBatches(Dataset[Batch]):
         """The batch of a request, transformed with the draws of its key."""
         loaded = [self._cache.load(group) for group in request.groups]
         stacks = self._transformed([stack for stack, _ in loaded], request.key)
-        near = self.neighbours.draw(request) if self.neighbours else []
+        neighbours = self.neighbours.draw(request) if self.neighbours else []
         rows = torch.tensor([row for group in request.groups for row in group])
         return Batch(
             stacks=stacks,
@@ -59,7 +59,7 @@ class ZooBatches(Dataset[Batch]):
             output_kinds=[self._layouts[group[0]][0] for group in request.groups],
             classes_per_head=[self._layouts[group[0]][1] for group in request.groups],
             neighbours=self._transformed(
-                [self._cache.load(group)[0] for group in near], derive_key(request.key, "near")
+                [self._cache.load(group)[0] for group in neighbours], derive_key(request.key, "near")
             ),
             models=torch.from_numpy(self.neighbours.models)[rows] if self.neighbours else None,
             key=request.key,
@@ -76,13 +76,13 @@ class _Cache:
     """Cache of whole shards up to a bound; other shards are read from their mapped files each time."""
 
     def __init__(self, zoo: Zoo, shards: np.ndarray, with_rollouts: bool, cache_bytes: int) -> None:
-        self.zoo, self.shards, self.with_rollouts, self.left = zoo, shards, with_rollouts, cache_bytes
+        self.zoo, self.shards, self.with_rollouts, self.bytes_left = zoo, shards, with_rollouts, cache_bytes
         self._kept: dict[int, tuple[Stack, tuple[Tensor, Tensor] | None, int]] = {}
 
     def load(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
         """Stack and rollouts of rows of one shard."""
         shard = int(self.shards[rows[0]])
-        if shard not in self._kept and self.left > 0:
+        if shard not in self._kept and self.bytes_left > 0:
             self._keep(shard)
         if shard not in self._kept:
             return self._read(rows)
@@ -104,11 +104,11 @@ class _Cache:
         stack, rollouts = self._read(members.tolist())
         tensors = [*stack.params.values(), *(rollouts or ())]
         size = sum(tensor.nbytes for tensor in tensors)
-        if size <= self.left:
-            self.left -= size
+        if size <= self.bytes_left:
+            self.bytes_left -= size
             self._kept[shard] = (stack, rollouts, int(members[0]))
         else:
-            self.left = 0
+            self.bytes_left = 0
 
 
 def _output_layouts(zoo: Zoo) -> list[tuple[str, int | None]]:

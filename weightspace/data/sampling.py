@@ -180,10 +180,10 @@ class Neighbours:
     def draw(self, request: Request) -> list[tuple[int, ...]]:
         """Per group one neighbour of each row: the one before or after by a fair coin, the other where there is one."""
         generator = np.random.default_rng(derive_key(request.key, "neighbours"))
-        drawn = []
+        neighbours = []
         for group in request.groups:
             rows = np.array(group)
             side = generator.integers(2, size=len(rows))
             first, second = self.sides[rows, side], self.sides[rows, 1 - side]
-            drawn.append(tuple(np.where(first != rows, first, second).tolist()))
-        return drawn
+            neighbours.append(tuple(np.where(first != rows, first, second).tolist()))
+        return neighbours

@@ -97,19 +97,21 @@ def _column(table: pa.Table, target: Target) -> np.ndarray:
 
 
 def _bounded(values: np.ndarray, target: Target, train: np.ndarray) -> np.ndarray:
-    known = values[train & ~np.isnan(values)]
-    if len(known) < 2:
-        raise ValueError(f"Target '{target.name}' has {len(known)} values among the training rows; 2 are needed.")
-    known = np.clip(known, target.low, target.high)
-    low, high = np.quantile(known, [target.quantile, 1 - target.quantile])
+    training_values = values[train & ~np.isnan(values)]
+    if len(training_values) < 2:
+        raise ValueError(
+            f"Target '{target.name}' has {len(training_values)} values among the training rows; 2 are needed."
+        )
+    training_values = np.clip(training_values, target.low, target.high)
+    low, high = np.quantile(training_values, [target.quantile, 1 - target.quantile])
     clipped: np.ndarray = np.clip(values, low, high)
     return clipped
 
 
 def _means(values: np.ndarray, cells: np.ndarray, train: np.ndarray) -> np.ndarray:
-    used = train & ~np.isnan(values)
-    counts = np.bincount(cells[used], minlength=cells.max() + 1)
-    sums = np.bincount(cells[used], weights=values[used], minlength=cells.max() + 1)
+    training = train & ~np.isnan(values)
+    counts = np.bincount(cells[training], minlength=cells.max() + 1)
+    sums = np.bincount(cells[training], weights=values[training], minlength=cells.max() + 1)
     means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     by_row: np.ndarray = means[cells]
     return by_row

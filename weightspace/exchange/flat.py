@@ -78,12 +78,12 @@ def _groups(zoo: Zoo) -> Iterator[RowGroup]:
         bytes_per_row = 4 * sum(int(np.prod(spec.shape(name), dtype=np.int64)) for name in spec.tensors)
         remaining = zoo.shard_rows(index)
         while remaining:
-            room = min(ROWS_PER_GROUP - rows, (BYTES_PER_GROUP - size) // bytes_per_row)
-            if room < 1 and rows:
+            rows_left = min(ROWS_PER_GROUP - rows, (BYTES_PER_GROUP - size) // bytes_per_row)
+            if rows_left < 1 and rows:
                 yield RowGroup(group, size)
                 group, rows, size = [], 0, 0
                 continue
-            part, remaining = remaining[: max(room, 1)], remaining[max(room, 1) :]
+            part, remaining = remaining[: max(rows_left, 1)], remaining[max(rows_left, 1) :]
             group.append(part)
             rows, size = rows + len(part), size + len(part) * bytes_per_row
     if group:
@@ -130,8 +130,8 @@ def model_of(row: Mapping[str, Any]) -> tuple[Family, Params]:
         raise ValueError(f"The row lacks {missing}; load the configuration 'weights' of the dataset.")
     names, shapes, flat = _lists(row)
     sizes = [math.prod(shape) for shape in shapes]
-    fits = len(shapes) == len(names) and sum(sizes) == len(flat)
-    if not fits or any(size < 1 for shape in shapes for size in shape):
+    is_consistent = len(shapes) == len(names) and sum(sizes) == len(flat)
+    if not is_consistent or any(size < 1 for shape in shapes for size in shape):
         raise ValueError(
             f"{len(names)} names, shapes {str(shapes)[:200]} and {len(flat)} weights do not fit together."
         )

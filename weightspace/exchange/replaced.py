@@ -29,13 +29,13 @@ def record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} has no {RECORD}: not an export; make one with `weightspace export`.")
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        known = isinstance(content["zoo"]["digest"], str) and all(
+        is_record = isinstance(content["zoo"]["digest"], str) and all(
             FILES.fullmatch(name) and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
             for name, entry in content["files"].items()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        known = False
-    if not known:
+        is_record = False
+    if not is_record:
         raise ValueError(f"{path} is not what `weightspace export` writes; export the zoo to a new folder.")
     return content
 
@@ -82,8 +82,8 @@ class Replacing:
     """
 
     def __init__(self, out: Path) -> None:
-        self.out, self.aside = out, out.with_name(f".{out.name}.export")
-        self.new, self._earlier = self.aside / "new", self.aside / "earlier"
+        self.out, self.hidden = out, out.with_name(f".{out.name}.export")
+        self.new, self._earlier = self.hidden / "new", self.hidden / "earlier"
 
     def publish(self) -> None:
         """Rename the new folder, which is flushed, to `out`."""
@@ -91,7 +91,7 @@ class Replacing:
         with store.naming(self.out, 0):
             if self.out.is_dir() and any(self.out.iterdir()):
                 os.rename(self.out, self._earlier)
-                store.fsync_folder(self.aside)
+                store.fsync_folder(self.hidden)
             os.rename(self.new, self.out)
         store.fsync_folder(self.out.parent)
 
@@ -111,14 +111,14 @@ class Replacing:
 def replacing(out: Path) -> Iterator[Replacing]:
     """Replace a folder: at the end `out` is the earlier one or the new one, and the hidden folder is gone."""
     work = Replacing(out)
-    if work.aside.is_symlink():
-        raise ValueError(f"{work.aside} is a link, which is refused: an export writes there. Remove it.")
-    with store.naming(work.aside, 0):
-        work.aside.mkdir(parents=True, exist_ok=True)
+    if work.hidden.is_symlink():
+        raise ValueError(f"{work.hidden} is a link, which is refused: an export writes there. Remove it.")
+    with store.naming(work.hidden, 0):
+        work.hidden.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(store.locked(work.aside))
+                stack.enter_context(store.locked(work.hidden))
             except FileNotFoundError:
                 raise ValueError(f"Another export to {out} has just ended; run the same command again.") from None
             work.tidy()
@@ -128,7 +128,7 @@ def replacing(out: Path) -> Iterator[Replacing]:
                 work.tidy()
     finally:
         with contextlib.suppress(OSError):
-            work.aside.rmdir()
+            work.hidden.rmdir()
 
 
 def _remove(folder: Path) -> None:

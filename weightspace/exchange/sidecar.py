@@ -61,13 +61,13 @@ def convertible() -> dict[str, type[Layered]]:
     return kinds
 
 
-def kind_of(name: Any, what: str) -> type[Layered]:
+def kind_of(name: Any, owner: str) -> type[Layered]:
     """The family of a class of torch.nn; ValueError where there is none."""
-    known = convertible()
-    if not isinstance(name, str) or name not in known:
-        near = near_match(name, known) if isinstance(name, str) else ""
-        raise ValueError(f"{what} is a {_short(name)}; only torch.nn's {sorted(known)} have a family.{near}")
-    return known[name]
+    kinds = convertible()
+    if not isinstance(name, str) or name not in kinds:
+        hint = near_match(name, kinds) if isinstance(name, str) else ""
+        raise ValueError(f"{owner} is a {_short(name)}; only torch.nn's {sorted(kinds)} have a family.{hint}")
+    return kinds[name]
 
 
 def read_sidecar(file: Path, path: Path) -> Sidecar:

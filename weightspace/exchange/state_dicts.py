@@ -170,18 +170,18 @@ def _part(
     tensors = plain({key: file.get_tensor(name) for key, name in inside.items()})
     refuse_computed(f"'{module}' of {path}" if module else str(path), expected, tensors)
     missing = sorted(dotted + key for key in set(expected) - set(tensors))
-    extra = sorted(dotted + key for key in set(tensors) - set(expected))
+    unexpected = sorted(dotted + key for key in set(tensors) - set(expected))
     if len(missing) == len(expected):
         # No tensor of the module was found: its name is wrong, so the message lists the names in the file.
-        extra = extra or sorted(keys)
+        unexpected = unexpected or sorted(keys)
     for mark, option in MARKS.items():
-        if any(mark in name for name in extra):
+        if any(mark in name for name in unexpected):
             raise ValueError(
-                f"{path} holds {extra[:5]}, which only a layer with `{option}` has; it has no place in a family."
+                f"{path} holds {unexpected[:5]}, which only a layer with `{option}` has; it has no place in a family."
             )
-    if missing or extra:
+    if missing or unexpected:
         raise ValueError(
-            f"{path} is not what its {SIDECAR[1:]} says: missing {missing[:5]}, unexpected {extra[:5]}. There "
+            f"{path} is not what its {SIDECAR[1:]} says: missing {missing[:5]}, unexpected {unexpected[:5]}. There "
             "`recurrent` and `readout` are the names of the two modules."
         )
     for key, shape in expected.items():
@@ -190,10 +190,10 @@ def _part(
     return tensors
 
 
-def _check_dtypes(what: str, tensors: Mapping[str, Tensor]) -> None:
+def _check_dtypes(owner: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless the tensors have values, in one floating dtype."""
     if any(tensor.is_meta for tensor in tensors.values()):
-        raise ValueError(f"{what} is on the device meta, where tensors have no values; load it on cpu first.")
+        raise ValueError(f"{owner} is on the device meta, where tensors have no values; load it on cpu first.")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-        raise ValueError(f"{what} holds tensors of {sorted(map(str, dtypes))}; expected one of {DTYPES} for all.")
+        raise ValueError(f"{owner} holds tensors of {sorted(map(str, dtypes))}; expected one of {DTYPES} for all.")

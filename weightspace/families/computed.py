@@ -48,17 +48,17 @@ def weights_of(module: nn.Module, expected: Collection[str]) -> dict[str, Tensor
     return weights
 
 
-def refuse_computed(what: str, expected: Collection[str], tensors: Collection[str]) -> None:
+def refuse_computed(owner: str, expected: Collection[str], tensors: Collection[str]) -> None:
     """Raise ValueError if an expected tensor is missing, but tensors from which it seems to be computed are not."""
     for name in sorted(set(expected) - set(tensors)):
         sources = [key for key in tensors if re.search(rf"(^|\.){re.escape(name)}(_(?!reverse|l\d)|\.)", key)]
         if sources:
-            raise ValueError(_message(what, name, sources))
+            raise ValueError(_message(owner, name, sources))
 
 
-def _message(what: str, name: str, sources: Collection[str]) -> str:
+def _message(owner: str, name: str, sources: Collection[str]) -> str:
     return (
-        f"'{name}' of {what} is computed from {sorted(sources)[:5]} in a way that is not known here; "
+        f"'{name}' of {owner} is computed from {sorted(sources)[:5]} in a way that is not known here; "
         f"{REMOVE.format(name=name)}."
     )
 

@@ -18,7 +18,7 @@ class Elman(Layered):
     """Stacked Elman layers with a linear read-out (Elman, Finding structure in time, Cognitive Science 1990).
 
     h_l' = f(W_ih_l x_l + W_hh_l h_l + b_l), x_0 the input and x_l = h_{l-1}' above; y = W_ho h_L + b_o; f tanh or relu.
-    The two biases of torch.nn.RNN act only through their sum, which is what `bias` holds.
+    The two biases of torch.nn.RNN act only through their sum, `bias`.
     """
 
     nonlinearity: Literal["tanh", "relu"] = "tanh"

@@ -39,14 +39,14 @@ class ParaGRU(Family):
             "weight_ho": TensorSpec(axes=("output", "hidden")),
             "bias_o": TensorSpec(axes=("output",)),
         }
-        candidate, others = (0, 0, 1), (1, 1, 0)
+        candidate, gates = (0, 0, 1), (1, 1, 0)
         sign = Gauge(
             axis="hidden",
             kind="sign",
             # A diagonal is read and written by one unit: the two signs of its n row cancel.
             charges={
                 "weight_ih": (0, candidate, 0),
-                "weight_hh": (0, others),
+                "weight_hh": (0, gates),
                 "bias": (0, candidate),
                 "weight_ho": (0, 1),
             },

@@ -42,14 +42,14 @@ class ParaLSTM(Family):
             "weight_ho": TensorSpec(axes=("output", "hidden")),
             "bias_o": TensorSpec(axes=("output",)),
         }
-        candidate, others = (0, 1, 0), (1, 0, 1)
+        candidate, gates = (0, 1, 0), (1, 0, 1)
         sign = Gauge(
             axis="hidden",
             kind="sign",
             # A diagonal is read and written by one unit: the two signs of its z row cancel.
             charges={
                 "weight_ih": (0, candidate, 0),
-                "weight_hh": (0, others),
+                "weight_hh": (0, gates),
                 "peephole": (0, 1),
                 "bias": (0, candidate),
                 "weight_ho": (0, 1),

@@ -45,7 +45,7 @@ def rollout(
         raise ValueError(f"{type(family).__name__} needs the noise {sorted(missing)}, one draw per model and step.")
     if start is None:
         start = x.new_zeros(x.shape[0], x.shape[2], 0)
-    chosen = methods.named(method)
-    if chosen.why_not(family, x) is not None:
-        chosen = methods.named("stacked")
-    return chosen.run(family, params, x, start, noise or {}, state)
+    runner = methods.named(method)
+    if runner.why_not(family, x) is not None:
+        runner = methods.named("stacked")
+    return runner.run(family, params, x, start, noise or {}, state)

@@ -59,12 +59,12 @@ class _Graph(Generic[T]):
         gc.collect()
         copies = mapped(arguments, lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format))
         self._inputs = tensors_in(copies)
-        aside = torch.cuda.Stream(self._inputs[0].device)
-        aside.wait_stream(torch.cuda.current_stream(self._inputs[0].device))
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream(self._inputs[0].device)
+        stream.wait_stream(torch.cuda.current_stream(self._inputs[0].device))
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 function(*copies)
-        torch.cuda.current_stream(self._inputs[0].device).wait_stream(aside)
+        torch.cuda.current_stream(self._inputs[0].device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._result = function(*copies)

@@ -45,8 +45,8 @@ def answered(
 
     NaN where an output at a step that counts is not finite. See `rollout` for shapes.
     """
-    nats, right, asked, nonfinite = native_verdicts(family, params, x, start, noise, criterion).unbind(1)
-    return right / asked + nonfinite, nats / x.shape[2] + nonfinite
+    nats, right, questions, nonfinite = native_verdicts(family, params, x, start, noise, criterion).unbind(1)
+    return right / questions + nonfinite, nats / x.shape[2] + nonfinite
 
 
 @torch.no_grad()

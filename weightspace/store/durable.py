@@ -104,12 +104,12 @@ def publish(staged: Path, target: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Write one file atomically: readers see the old content or the new one, also after a power cut."""
     # Builders on other machines may have the same process id, so the name includes the machine.
-    aside = path.with_name(f".{path.name}.{_writer_name(os.getpid())}-{threading.get_native_id()}")
+    temporary = path.with_name(f".{path.name}.{_writer_name(os.getpid())}-{threading.get_native_id()}")
     try:
-        write_flushed(aside, data)
-        publish(aside, path)
+        write_flushed(temporary, data)
+        publish(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 class Staging:
@@ -136,8 +136,8 @@ def clean_staging(zoo: Path) -> None:
     if staging.is_symlink() or not staging.is_dir():
         return
     for folder in staging.iterdir():
-        host, _, rest = folder.name.rpartition("-")[0].rpartition("-")
-        if host == _host() and rest.isdigit() and folder.name != _writer_name(int(rest)):
+        host, _, pid = folder.name.rpartition("-")[0].rpartition("-")
+        if host == _host() and pid.isdigit() and folder.name != _writer_name(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

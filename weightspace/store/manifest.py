@@ -145,22 +145,22 @@ def shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:
 
 
 def _size_problems(name: str, shard: Mapping[str, Any]) -> Iterator[str]:
-    room = shard["files"][PARAMS]["bytes"] // 4
-    if not _count(shard.get("rows")) or not 0 < shard["rows"] <= room:
+    num_weights = shard["files"][PARAMS]["bytes"] // 4
+    if not _count(shard.get("rows")) or not 0 < shard["rows"] <= num_weights:
         yield f"says that shard {name} has {shard.get('rows')!r} rows, for which its {PARAMS} has no room"
     for field, value in shard["family"]["config"].items():
-        if type(value) is int and value > min(room, LARGEST_SIZE):
+        if type(value) is int and value > min(num_weights, LARGEST_SIZE):
             yield f"says `{field}` (={value}) of shard {name}, for which its {PARAMS} has no room"
 
 
-def _file_problems(where: str, files: Any, needed: set[str], optional: set[str]) -> Iterator[str]:
+def _file_problems(owner: str, files: Any, needed: set[str], optional: set[str]) -> Iterator[str]:
     if not isinstance(files, dict) or not needed <= set(files) <= needed | optional:
         named = sorted(files) if isinstance(files, dict) else files
-        yield f"names as files of {where} {named!r}, expected {sorted(needed)}"
+        yield f"names as files of {owner} {named!r}, expected {sorted(needed)}"
         return
     for name, entry in files.items():
         if not isinstance(entry, dict) or not _count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
-            yield f"does not say the bytes and the sha256 of {name} of {where}"
+            yield f"does not say the bytes and the sha256 of {name} of {owner}"
 
 
 def _count(value: Any) -> bool:

@@ -55,27 +55,27 @@ class ShardFiles:
         """The shard's part of the table."""
         return read_table(self._promised(SHARD_TABLE), self.labels, [self.part])
 
-    def params(self, places: Sequence[int]) -> Params:
-        """Raw params (places, ...) of the models at these places of the shard."""
-        return self._read(PARAMS, places)
+    def params(self, indices: Sequence[int]) -> Params:
+        """Raw params (models, ...) of the rows of these indices in the shard."""
+        return self._read(PARAMS, indices)
 
-    def rollouts(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs (places, sequences, time, input) and outputs (places, sequences, time, output)."""
+    def rollouts(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs (models, sequences, time, input) and outputs (models, sequences, time, output) of these rows."""
         if ROLLOUTS not in self.entry["files"]:
             raise ValueError(f"Shard {self.entry['name']} of {self.zoo} was built without `rollouts`.")
-        stored = self._read(ROLLOUTS, places)
+        stored = self._read(ROLLOUTS, indices)
         return stored["x"], stored["outputs"]
 
     def not_finite(self) -> list[int]:
-        """The places of the models whose weights are not all finite numbers, read a few at a time."""
+        """Indices of the rows whose weights are not all finite; a few models are read at a time."""
         parts = [range(first, min(first + 256, self.entry["rows"])) for first in range(0, self.entry["rows"], 256)]
         return [part[i] for part in parts for i in (~finite(self.params(part))).nonzero()[:, 0].tolist()]
 
     def _promised(self, name: str) -> Path:
         return promised(self.zoo, f"{self.folder}/{name}", self.entry["files"][name]["bytes"])
 
-    def _read(self, name: str, places: Sequence[int] | None) -> dict[str, Tensor]:
-        """The tensors of a file at some places; the file is mapped, so that only these are read, none if None."""
+    def _read(self, name: str, indices: Sequence[int] | None) -> dict[str, Tensor]:
+        """Rows of the tensors of a mapped file: only these are read; of None, no tensor."""
         path = self._promised(name)
         tensors = {}
         try:
@@ -86,8 +86,8 @@ class ShardFiles:
                     for key, part in slices.items()
                 }
                 check_tensors(name, self.family, self.entry["rows"], stored)
-                if places is not None:
-                    tensors = {key: _rows(part, places) for key, part in slices.items()}
+                if indices is not None:
+                    tensors = {key: _rows(part, indices) for key, part in slices.items()}
         except (safetensors.SafetensorError, OSError) as error:
             raise Damaged(path, f"cannot be read: {' '.join(str(error).split())}") from None
         except ValueError as error:
@@ -100,12 +100,12 @@ def finite(params: Params) -> Tensor:
     return torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in params.values()]).all(0)
 
 
-def _rows(stored: Any, places: Sequence[int]) -> Tensor:
-    first, last = min(places), max(places) + 1
+def _rows(stored: Any, indices: Sequence[int]) -> Tensor:
+    first, last = min(indices), max(indices) + 1
     rows: Tensor = stored[first:last]
-    if list(places) == list(range(first, last)):
+    if list(indices) == list(range(first, last)):
         return rows
-    return rows[torch.tensor(places) - first]
+    return rows[torch.tensor(indices) - first]
 
 
 def check_tensors(

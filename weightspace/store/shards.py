@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from weightspace.store import documents
 from weightspace.store.durable import PLAN, STAGING, Staging, fsync_folder
@@ -26,6 +26,13 @@ from weightspace.store.manifest import shard_problems
 from weightspace.store.shard_files import ShardFiles
 
 SHARD_FILES = (PARAMS, ROLLOUTS, SHARD_TABLE, SHARD_MANIFEST)
+
+
+class ShardStates(NamedTuple):
+    """Indices of intact shards, and the problem of each damaged one; missing shards are in neither."""
+
+    intact: list[int]
+    problems: dict[int, str]
 
 
 class OtherPlan(ValueError):
@@ -95,20 +102,20 @@ def absent_shards(zoo: Path, num_shards: int) -> list[int]:
     return [index for index in range(num_shards) if shard_name(index) not in present]
 
 
-def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> tuple[list[int], dict[int, str]]:
-    """Indices of the intact shards, and the problem of each damaged one; missing shards are in neither.
+def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> ShardStates:
+    """The states of these shards, every byte read.
 
     Raises ValueError if one belongs to another plan than `plan`.
     """
-    good, bad = [], {}
+    intact, problems = [], {}
     for index in indices:
         if (zoo / SHARDS / shard_name(index)).exists():
             problem = shard_problem(zoo, index, plan)
             if problem is None:
-                good.append(index)
+                intact.append(index)
             else:
-                bad[index] = problem
-    return good, bad
+                problems[index] = problem
+    return ShardStates(intact, problems)
 
 
 def shard_problem(zoo: Path, index: int, plan: str) -> str | None:

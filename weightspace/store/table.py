@@ -117,12 +117,12 @@ def check_schema(schema: pa.Schema, labels: Collection[str]) -> None:
             raise ValueError(f"has no column '{name}', which {reason}")
     for field in schema:
         if field.name in SCHEMA.names:
-            fits, expected = field.type == SCHEMA.field(field.name).type, SCHEMA.field(field.name).type
+            is_valid, expected = field.type == SCHEMA.field(field.name).type, SCHEMA.field(field.name).type
         elif field.name in labels:
-            fits, expected = _is_number(field.type), "numbers"
+            is_valid, expected = _is_number(field.type), "numbers"
         else:
-            fits, expected = _is_number(field.type) or field.type in (pa.string(), pa.bool_()), "numbers or text"
-        if not fits:
+            is_valid, expected = _is_number(field.type) or field.type in (pa.string(), pa.bool_()), "numbers or text"
+        if not is_valid:
             raise ValueError(f"holds {field.type} in the column '{field.name}', expected {expected}")
 
 
@@ -149,9 +149,9 @@ def _check_positions(table: pa.Table, parts: Sequence[Part]) -> None:
     shards = np.repeat([part.shard for part in parts], sizes)
     rows = np.concatenate([np.arange(0), *map(np.arange, sizes)])
     for name, expected in (("shard", shards), ("row", rows)):
-        wrong = np.flatnonzero(table[name].to_numpy() != expected)
-        if len(wrong):
-            row = int(wrong[0])
+        misplaced = np.flatnonzero(table[name].to_numpy() != expected)
+        if len(misplaced):
+            row = int(misplaced[0])
             raise ValueError(f"says `{name}` {table[name][row]} in row {row}, expected {expected[row]}")
     families = {part.shard: part.family for part in parts}
     keys = ["shard", "family", "family_config"]

@@ -61,15 +61,16 @@ class ShardContent:
         """File name -> bytes, of the shard with this index; content that readers would refuse is refused."""
         num_rows = self.table.num_rows
         tensors = {PARAMS: self.params, **({} if self.rollouts is None else {ROLLOUTS: self.rollouts})}
-        for name, held in tensors.items():
-            described = {k: (str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in held.items()}
+        for name, stored in tensors.items():
+            described = {k: (str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in stored.items()}
             check_tensors(name, self.family, num_rows, described)
         try:
             check_schema(self.table.schema, ())
             check_values(self.table, (), [Part(index, num_rows, _described(self.family))])
         except ValueError as error:
             raise ValueError(f"The table of shard {shard_name(index)} {error}.") from None
-        return {name: _tensor_bytes(held) for name, held in tensors.items()} | {SHARD_TABLE: table_bytes(self.table)}
+        files = {name: _tensor_bytes(stored) for name, stored in tensors.items()}
+        return files | {SHARD_TABLE: table_bytes(self.table)}
 
 
 def _described(family: Family) -> dict[str, Any]:
@@ -120,10 +121,10 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
     if num_shards < 1:
         raise ValueError(f"{zoo} would have no shards, and a zoo has at least one.")
     refuse_links(zoo, *(f"{SHARDS}/{shard_name(index)}" for index in range(num_shards)), TABLE, CARD, MANIFEST)
-    good, bad = good_shards(zoo, range(num_shards), head["plan"])
-    if len(good) < num_shards:
-        missing = {i: "is missing" for i in range(num_shards) if i not in good and i not in bad}
-        index, problem = min({**bad, **missing}.items())
+    intact, problems = good_shards(zoo, range(num_shards), head["plan"])
+    if len(intact) < num_shards:
+        absent = {i: "is missing" for i in range(num_shards) if i not in intact and i not in problems}
+        index, problem = min({**problems, **absent}.items())
         raise ValueError(f"Shard {shard_name(index)}: {problem}. Run the same build again to replace it.")
     shards = [read_entry(zoo, index)[1] for index in range(num_shards)]
     with Staging(zoo) as staging:
@@ -159,14 +160,14 @@ def _merge_tables(paths: Sequence[Path], target: Path) -> tuple[pa.Schema, int]:
 
 
 def _bounded(paths: Sequence[Path]) -> Iterator[list[pa.Table]]:
-    waiting: list[pa.Table] = []
+    tables: list[pa.Table] = []
     for path in paths:
-        waiting.append(pq.read_table(path, memory_map=False))
-        if sum(table.num_rows for table in waiting) >= ROWS_PER_GROUP:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
+        tables.append(pq.read_table(path, memory_map=False))
+        if sum(table.num_rows for table in tables) >= ROWS_PER_GROUP:
+            yield tables
+            tables = []
+    if tables:
+        yield tables
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

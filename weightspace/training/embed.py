@@ -69,7 +69,7 @@ def embed_state_dicts(
 ) -> Path:
     """Write the embeddings (files, embedding_dim) float32 of a folder of state dicts, in the order of their names.
 
-    The names stand under `state_dicts` in the metadata, whose `zoo` is null. Encoders read float32, so weights of
+    The metadata lists the names under `state_dicts`; its `zoo` is null. Encoders read float32, so weights of
     another dtype are rounded to it.
     """
     batch_limits(batch_size, 1, np.ones(0))
@@ -85,17 +85,17 @@ def embed_state_dicts(
 
 def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
     """Stacks of at most `max_models` state dicts of one family and size; their rows are indices of paths."""
-    waiting: dict[Family, list[tuple[int, Params]]] = {}
+    incomplete: dict[Family, list[tuple[int, Params]]] = {}
     for row, path in enumerate(tqdm(paths, desc="embed", unit="model", disable=not sys.stderr.isatty())):
         family, stored = state_dicts.read(path)
         params = {key: tensor.float() for key, tensor in stored.items()}
         for key, tensor in params.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"'{key}' of {path} is not finite in float32; take the file away, or mend it.")
-        waiting.setdefault(family, []).append((row, params))
-        if len(waiting[family]) == batch_limits(max_models, 1, np.array([pairs_of(family)]))[1][0]:
-            yield _stack_of(family, waiting.pop(family))
-    yield from (_stack_of(family, models) for family, models in waiting.items())
+        incomplete.setdefault(family, []).append((row, params))
+        if len(incomplete[family]) == batch_limits(max_models, 1, np.array([pairs_of(family)]))[1][0]:
+            yield _stack_of(family, incomplete.pop(family))
+    yield from (_stack_of(family, models) for family, models in incomplete.items())
 
 
 def _stack_of(family: Family, models: Sequence[tuple[int, Params]]) -> Stack:
@@ -152,7 +152,7 @@ def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
 
 
 def write_embeddings(path: Path, embeddings: Tensor, metadata: Mapping[str, Any]) -> None:
-    """Write `embedding` with one metadata key, `weightspace`, that holds sorted JSON; whole or not at all.
+    """Write `embedding` atomically, with one metadata key, `weightspace`, of sorted JSON.
 
     The entry `sha256` is the checksum of the embeddings and all other entries.
     """

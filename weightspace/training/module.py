@@ -198,14 +198,15 @@ class EmbeddingModule(pl.LightningModule):
         """Raise Diverged where a mean loss of the epoch or a tensor of the module is not finite."""
         metrics = self.trainer.callback_metrics
         losses = {name: metrics[name] for name in ("train/loss", "val/loss") if name in metrics}
-        wrong = [f"{name} is {value:.3g}" for name, value in losses.items() if not torch.isfinite(value)]
-        wrong += [f"'{name}' is not finite" for name, value in self.state_dict().items() if not value.isfinite().all()]
-        if not wrong:
+        problems = [f"{name} is {value:.3g}" for name, value in losses.items() if not torch.isfinite(value)]
+        state = self.state_dict()
+        problems += [f"'{name}' is not finite" for name, value in state.items() if not value.isfinite().all()]
+        if not problems:
             return
-        kept = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        last_good = f"{kept} is the last epoch before" if kept else "no epoch before was kept as a checkpoint"
+        path = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        last_good = f"{path} is the last epoch before" if path else "no epoch before was kept as a checkpoint"
         raise Diverged(
-            f"Training diverged in epoch {self.trainer.current_epoch}: {wrong[0]}; {last_good}. Train with a lower "
+            f"Training diverged in epoch {self.trainer.current_epoch}: {problems[0]}; {last_good}. Train with a lower "
             f"`learning_rate` (={self.learning_rate:g}), or with `gradient_clip_val`."
         )
 
