@@ -8,7 +8,7 @@ import math
 import re
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ import torch
 from probes.evaluation import evaluate
 from probes.feature_sets import Embedding, baselines
 from probes.problem import read_rows, refuse_unposed
-from probes.report import choose_targets, refuse_unknown, render, write
+from probes.report import choose_targets, refuse_wrong_splits, render, write
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.targets import Target as Learned
 from weightspace.store import Division, divisions, open_zoo
-from weightspace.training.embed import embed_rows, embed_stacks, load
+from weightspace.training.embed import embed_rows, embed_stacks
 from weightspace.training.module import EmbeddingModule, fit
+from weightspace.training.restoring import load
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _refuse_unusable(
     """Raise ValueError for what would only fail after training."""
     if not splits:
         raise ValueError("`splits` is empty; name at least one.")
-    refuse_unknown(splits)
+    refuse_wrong_splits(splits)
     if seeds < 1:
         raise ValueError(f"`seeds` (={seeds}) must be at least 1.")
     if cpu_minutes is not None and not 0 < cpu_minutes < math.inf:
@@ -150,13 +151,8 @@ def _refuse_unusable(
     if len(set(encoders)) < len(encoders) or not encoders:
         raise ValueError(f"`encoders` (={list(encoders)}) must name at least one encoder, and each once.")
     for name in encoders:
-        _refuse_unknown("encoder", name, encoder_files.available())
-    _refuse_unknown("objective", objective, objective_files.available())
-
-
-def _refuse_unknown(what: str, name: str, known: Mapping[str, Any]) -> None:
-    if name not in known:
-        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{near_match(name, known)}")
+        refuse_unknown_name("encoder", name, sorted(encoder_files.available()))
+    refuse_unknown_name("objective", objective, sorted(objective_files.available()))
 
 
 def make(encoder: str, objective: str, targets: Sequence[Target], seed: int) -> EmbeddingModule:
@@ -242,7 +238,7 @@ def _peak_memory_mb() -> float:
 
 def _averaged(rows: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> list[dict[str, Any]]:
     """Rows with values and interval ends averaged over seeds, costs beside the rows of the embedding itself."""
-    alike: dict[tuple, list[dict[str, Any]]] = {}
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for one in rows:
         # Seeds share a name here: `embedding:NAME#1 - statistics` and `embedding:NAME - statistics` are one row.
         row = one | {"features": re.sub(r"#\d+", "", one["features"])}

@@ -35,13 +35,16 @@ class Resamples:
             pairs = ((np.repeat(true, count), np.repeat(predicted, count)) for count in counts)
             return np.array([_tau(*pair) for pair in pairs])
         if metric == "accuracy":
-            return np.divide(*self._sums(true == predicted, np.ones(len(true))))
+            shares: np.ndarray = np.divide(*self._sums(true == predicted, np.ones(len(true))))
+            return shares
         if metric == "r2_within_cell":
             error, squares = self._sums((true - predicted) ** 2 * self.question.seen, true**2)
         else:
             (error,) = self._sums((true - predicted) ** 2)
             squares = self._squares(true)
-        return 1 - np.divide(error, squares, out=np.full(len(squares), np.nan), where=squares > 1e-12 * squares[0])
+        varies = squares > 1e-12 * squares[0]
+        unexplained: np.ndarray = np.divide(error, squares, out=np.full(len(squares), np.nan), where=varies)
+        return 1 - unexplained
 
     def undefined(self, metric: str, predicted: np.ndarray) -> str:
         """Why a metric of predicted (num_test) has no value on the sample, in words."""
@@ -81,7 +84,8 @@ class Resamples:
                 for total, pairs in ((concordant, order * guess), (apart, order**2), (told_apart, guess**2)):
                     total += np.sum((counts[:, block] @ pairs) * counts, axis=1)
         ordered = np.sqrt(apart * np.maximum(told_apart, 1))
-        return np.divide(concordant, ordered, out=np.full(len(ordered), np.nan), where=apart > 0)
+        tau: np.ndarray = np.divide(concordant, ordered, out=np.full(len(ordered), np.nan), where=apart > 0)
+        return tau
 
     def _sums(self, *terms: np.ndarray) -> list[np.ndarray]:
         """Sum each term (num_test) over each resample (1 + count)."""

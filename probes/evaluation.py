@@ -78,8 +78,6 @@ def divided(zoo_table: pa.Table, splits: Sequence[str] = ()) -> dict[str, list[D
     return found
 
 
-# Small problems gain nothing from more threads, and lose minutes where other processes want the same cores.
-@threadpool_limits.wrap(limits=1)
 def evaluate(
     zoo_table: pa.Table,
     feature_sets: Sequence[FeatureSet],
@@ -95,11 +93,13 @@ def evaluate(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Expected features with different names, found {names}.")
     rows, evaluation = read_rows(zoo_table), Evaluation()
-    for split, parts in divided(zoo_table, splits).items():
-        if isinstance(parts, str):
-            evaluation.splits[split] = {"skipped": parts}
-        else:
-            _evaluate_split(evaluation, rows, parts, feature_sets, targets, seed)
+    # Small problems gain nothing from more threads, and lose minutes where other processes want the same cores.
+    with threadpool_limits(limits=1):
+        for split, parts in divided(zoo_table, splits).items():
+            if isinstance(parts, str):
+                evaluation.splits[split] = {"skipped": parts}
+            else:
+                _evaluate_split(evaluation, rows, parts, feature_sets, targets, seed)
     if not evaluation.rows:
         raise ValueError(f"No target can be probed: {unposed(evaluation.excluded)}")
     return evaluation

@@ -77,7 +77,8 @@ class Design:
             stages = list(_trees(max(BOOSTING_ITERATIONS)).fit(self.x[fit], y[fit]).staged_predict(self.x[held]))
             errors += [np.sum((y[held] - stages[count - 1]) ** 2) for count in BOOSTING_ITERATIONS]
         best = _trees(BOOSTING_ITERATIONS[int(np.argmin(errors))])
-        return best.fit(self.x, y).predict(self.scaler.transform(values))
+        predicted: np.ndarray = best.fit(self.x, y).predict(self.scaler.transform(values))
+        return predicted
 
     def logistic(self, y: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Classes (test rows) by logistic regression for classes y (rows)."""
@@ -87,7 +88,8 @@ class Design:
         with warnings.catch_warnings():
             # A weak penalty stops before it converges, which is one more choice that cross-validation judges.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            return search.fit(self.x, y).predict(self.scaler.transform(values))
+            predicted: np.ndarray = search.fit(self.x, y).predict(self.scaler.transform(values))
+            return predicted
 
 
 def _trees(count: int) -> HistGradientBoostingRegressor:

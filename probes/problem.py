@@ -132,12 +132,14 @@ class Question:
     @property
     def model(self) -> np.ndarray:
         """The code of each test row's model (num_test)."""
-        return self.problems[0].rows.model[self.test]
+        codes: np.ndarray = self.problems[0].rows.model[self.test]
+        return codes
 
     @property
     def cell(self) -> np.ndarray:
         """The code of each test row's cell (num_test)."""
-        return self.problems[0].rows.cell[self.test]
+        codes: np.ndarray = self.problems[0].rows.cell[self.test]
+        return codes
 
     def truth(self, metric: str) -> np.ndarray:
         """What a metric compares predictions with (num_test)."""
@@ -170,7 +172,8 @@ def pose(rows: Rows, target: Target, division: Division) -> Problem:
 
 def diverged(rows: Rows) -> np.ndarray:
     """Mask (rows) of the snapshots of models that had diverged, which no probe uses."""
-    return rows.column("status") == "diverged"
+    mask: np.ndarray = rows.column("status") == "diverged"
+    return mask
 
 
 def _labels(table: pa.Table, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from probes.evaluation import Evaluation, Prediction, divided, evaluate, metrics
 from probes.feature_sets import Embedding, FeatureSet, baselines, read_embeddings
 from probes.problem import Question, Rows, diverged, read_rows
 from probes.targets import Target, default_targets, named_target
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.store import SPLITS, Division, Zoo, open_zoo, split_title, write_durably
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow")
@@ -48,7 +48,7 @@ def run(
     """
     opened = open_zoo(zoo)
     learned = read_embeddings(embeddings, opened)
-    refuse_unknown(splits)
+    refuse_wrong_splits(splits)
     _refuse_unused(learned, divided(opened.table, splits))
     Path(out).mkdir(parents=True, exist_ok=True)
     chosen = choose_targets(opened, targets)
@@ -76,11 +76,10 @@ def write(out: Path, name: str, document: Mapping[str, Any], page: str) -> None:
     write_durably(out / name, json.dumps(document, sort_keys=True, allow_nan=False, indent=1).encode())
 
 
-def refuse_unknown(splits: Sequence[str]) -> None:
+def refuse_wrong_splits(splits: Sequence[str]) -> None:
     """Raise ValueError for the name of a split that does not exist, or that is given twice."""
     for split in splits:
-        if split not in SPLITS:
-            raise ValueError(f"No split is called '{split}'; there are {', '.join(SPLITS)}.{near_match(split, SPLITS)}")
+        refuse_unknown_name("split", split, SPLITS)
     if len(set(splits)) < len(splits):
         raise ValueError(f"`splits` (={list(splits)}) must name each split once.")
 

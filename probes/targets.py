@@ -18,7 +18,8 @@ def _log(values: np.ndarray, low: float, high: float) -> np.ndarray:
         raise ValueError(
             f"'log' needs positive labels, but {np.sum(values <= 0)} of {len(values)} are not; use 'clip'."
         )
-    return np.log(values)
+    logarithms: np.ndarray = np.log(values)
+    return logarithms
 
 
 # Pure functions of labels (rows) and the target's bounds.

@@ -21,7 +21,7 @@ TRAINING = READING | {"data", "encoders", "objectives"}
 ROOMS = {
     "terminal": set(),
     "child": set(),
-    "recipes": set(),
+    "recipes": {"components"},
     "components": {"terminal"},
     "declaration": set(),
     "group": {"declaration"},

@@ -1,7 +1,8 @@
-"""Symmetry proved numerically: declared moves leave functions and embeddings alone, everything else does not."""
+"""Symmetry proved numerically: declared moves keep functions and embeddings, all others change them."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weightspace import encoders, families
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.families import Family
 from weightspace.rollout import generator, rollout
 from weightspace.rollout.agreement import disagreements
@@ -29,13 +30,13 @@ Move = Callable[[Params], Params]
 
 
 def check_families(name: str | None = None) -> list[Row]:
-    """Rows for every example of every family (or of the one named): see `family_rows`."""
+    """Rows of `family_rows` for every example of every family, or of the family of this name."""
     chosen = _choose("family", families.available(), name)
     return [row for family in chosen.values() for example in family.examples() for row in family_rows(example)]
 
 
 def family_rows(family: Family) -> list[Row]:
-    """Check one family, yours or ours. Errors are relative to the spread of what is compared.
+    """Check one family. Errors are relative to the standard deviation of the outputs or embeddings compared.
 
     Declared moves must leave outputs unchanged, moves that break the declaration must be seen, both in float64; stacked
     and native rollouts must equal sequential ones, forward and gradient, and native tangents those of forward mode; and
@@ -48,23 +49,48 @@ def family_rows(family: Family) -> list[Row]:
 
 
 def check_encoders(name: str | None = None) -> list[Row]:
-    """Rows for every encoder: invariant to the symmetry it states, and sensitive to all that changes the function."""
+    """Rows of `encoder_rows` for every encoder, or for the encoder of this name."""
     chosen = _choose("encoder", encoders.available(), name)
     return [row for label, encoder in chosen.items() for row in encoder_rows(label, _untrained(encoder))]
 
 
 def encoder_rows(label: str, encoder: encoders.Encoder) -> list[Row]:
-    """Check one untrained encoder on the examples of every family, in float32."""
+    """Check one untrained encoder on the examples of every family, in float32.
+
+    Embeddings must be invariant to the symmetry that it states, and sensitive to all that changes the function.
+    """
     examples = [example for kind in families.available().values() for example in kind.examples()]
     return [{"name": label, **row} for family in examples for row in _encoder_rows(encoder, family)]
+
+
+def assert_family(family: Family) -> None:
+    """Raise AssertionError with a line for each failed row of `family_rows`."""
+    _assert_passed(family_rows(family))
+
+
+def assert_encoder(encoder: encoders.Encoder) -> None:
+    """Raise AssertionError with a line for each failed row of `encoder_rows`, which run on a copy of the encoder."""
+    _assert_passed(encoder_rows(type(encoder).__name__, copy.deepcopy(encoder)))
+
+
+def _assert_passed(rows: list[Row]) -> None:
+    failed = [row for row in rows if not row["passed"]]
+    if failed:
+        lines = [
+            f"  {row['name']}: {row['move']}: expected {'no change' if row['declared'] else 'a change'}, "
+            f"relative change is {'not finite' if row['error'] is None else format(row['error'], '.2g')}"
+            for row in failed
+        ]
+        raise AssertionError("\n".join([f"{len(failed)} of {len(rows)} checks failed:", *lines]))
 
 
 def _encoder_rows(encoder: encoders.Encoder, family: Family) -> Iterator[Row]:
     stack = _random_stack(family, torch.float32)
     encoder.fit_standardisation([stack])
     invariant = (*_signs_of_even(family.spec, stack.params), *_encoder_moves(encoder, family, stack.params))
-    moves = [(True, *one) for one in invariant]
-    moves += [(False, *one) for one in (*_replaced(family, stack.params), *_flipped(family.spec, stack.params))]
+    moves = [(True, move, moved) for move, moved in invariant]
+    seen = (*_replaced(family, stack.params), *_flipped(family.spec, stack.params))
+    moves += [(False, move, moved) for move, moved in seen]
     for tensor, (to, *sources) in family.spec.connections():
         if to in sources:
             moved = _roll(tensor, -2 - len(sources), stack.params)
@@ -76,7 +102,7 @@ def _encoder_rows(encoder: encoders.Encoder, family: Family) -> Iterator[Row]:
 
 
 def _encoder_moves(encoder: encoders.Encoder, family: Family, params: Params) -> Iterator[tuple[str, Params]]:
-    """The moves that an encoder says it does not see; of a gauge, the signs, the sizes or both of its factors."""
+    """Moves under the encoder's stated symmetry; of a gauge, the signs, the sizes or both of its factors."""
     spec = family.spec
     element = spec.random_elements(next(iter(params.values())).shape[0], generator(0, "check", "encoder"))
     still = {k: torch.ones_like(v) for k, v in element.gauges.items()}
@@ -84,15 +110,14 @@ def _encoder_moves(encoder: encoders.Encoder, family: Family, params: Params) ->
         yield "declared permutations", spec.act_stacked(GroupElement(element.permutations, still), params)
     in_place = {a: torch.arange(p.shape[1]).expand_as(p) for a, p in element.permutations.items()}
     for name, factor in element.gauges.items():
-        seen = factor.sign() if "sign" in encoder.symmetry else torch.ones_like(factor)
-        seen = seen * factor.abs() if "scale" in encoder.symmetry else seen
-        kind = spec.gauges[name.partition("@")[0]].kind
-        if {"sign": ("sign",), "positive": ("scale",), "nonzero": ("sign", "scale")}[kind] and not seen.eq(1).all():
-            yield f"gauge {name}", spec.act_stacked(GroupElement(in_place, {**still, name: seen}), params)
+        unseen = factor.sign() if "sign" in encoder.symmetry else torch.ones_like(factor)
+        unseen = unseen * factor.abs() if "scale" in encoder.symmetry else unseen
+        if not unseen.eq(1).all():
+            yield f"gauge {name}", spec.act_stacked(GroupElement(in_place, {**still, name: unseen}), params)
 
 
 def _replaced(family: Family, params: Params) -> Iterator[tuple[str, Params]]:
-    """One tensor taken from other models: a tensor that makes no difference is not read."""
+    """Params with one tensor taken from other models: an encoder that does not change has not read it."""
     others = _random_stack(family, torch.float32, purpose="check/others").params
     for name, tensor in family.spec.tensors.items():
         if tensor.role != "mask":
@@ -100,15 +125,15 @@ def _replaced(family: Family, params: Params) -> Iterator[tuple[str, Params]]:
 
 
 def _flipped(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
-    """Half of a gauge move: a sign that only all tensors of a gauge together may carry, on one of them alone."""
+    """Signs of a nonzero gauge on one tensor alone, where only signs on all of its tensors keep the function."""
     for gauge_name, gauge in spec.gauges.items():
         if gauge.kind != "nonzero":
             continue
         for name, charges in gauge.charges.items():
             for dim, charge in enumerate(charges if spec.tensors[name].domain != "even" else ()):
                 rows = charge if isinstance(charge, tuple) else (charge,)
-                if any(one % 2 for one in rows):
-                    alone = {name: tuple(charge if place == dim else 0 for place in range(len(charges)))}
+                if any(power % 2 for power in rows):
+                    alone = {name: tuple(charge if i == dim else 0 for i in range(len(charges)))}
                     move = f"half of gauge {gauge_name}, on axis {dim} of {name} alone,"
                     yield move, _act_alone(spec, gauge_name, replace(gauge, kind="sign", charges=alone), params)
 
@@ -116,8 +141,7 @@ def _flipped(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
 def _choose(what: str, known: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     if name is None:
         return known
-    if name not in known:
-        raise ValueError(f"No {what} is called '{name}'; there are {sorted(known)}.{near_match(name, known)}")
+    refuse_unknown_name(what, name, sorted(known))
     return {name: known[name]}
 
 
@@ -176,7 +200,7 @@ def _declared_moves(family: Family) -> Iterator[Row]:
 
 
 def _signs_of_even(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
-    """Signs of random entries flipped in the tensors of which only the sizes count."""
+    """Params with the signs of random entries of even tensors flipped."""
     names = [name for name, tensor in spec.tensors.items() if tensor.domain == "even"]
     if names:
         yield f"flip signs of entries of {', '.join(names)}", flip_even(spec, params, generator(2, "check", "signs"))
@@ -236,7 +260,7 @@ def _act_alone(spec: WeightSpec, name: str, gauge: Gauge, params: Params) -> Par
 
 
 def _rollouts(family: Family) -> Iterator[Row]:
-    """All ways to run a family against the sequential one, which steps exactly as the family says."""
+    """Every rollout method against the sequential one, which calls the family's `step` once per time step."""
     params = _random_stack(family, torch.float64).params
     x, noise = _inputs(family, next(iter(params.values())).shape[0])
     for move, error in disagreements(family, params, x, noise):

@@ -77,7 +77,7 @@ def _fit(configs: dict[str, Path], runs: Path, zoo: Path) -> None:
         (runs / name / FINISHED).touch()
 
 
-def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
+def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen[bytes]:
     run = runs / name
     run.mkdir(parents=True, exist_ok=True)
     options = ["--config", str(config), "--data.zoo", str(zoo), "--trainer.default_root_dir", str(run)]
@@ -90,7 +90,7 @@ def _start(config: Path, runs: Path, zoo: Path, name: str) -> subprocess.Popen:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=messages, stderr=messages)
 
 
-def _watch(processes: dict[str, subprocess.Popen], runs: Path) -> None:
+def _watch(processes: dict[str, subprocess.Popen[bytes]], runs: Path) -> None:
     """Wait for all, telling now and then how far each is; raise with the last words of one that fails."""
     told, open_processes = time.monotonic(), dict(processes)
     while open_processes:

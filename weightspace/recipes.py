@@ -1,16 +1,19 @@
-"""Where the recipes that come with the package lie."""
+"""Paths of the recipes that come with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PLACES = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+from weightspace.components.discovery import refuse_unknown_name
+
+FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
 
 def recipe(name: str) -> Path:
     """Path of a recipe such as `zoo/quickstart.yaml`, in an installed package or in a source tree."""
-    for place in PLACES:
-        if (place / name).is_file():
-            return place / name
-    known = sorted({path.relative_to(place).as_posix() for place in PLACES for path in place.rglob("*.yaml")})
-    raise ValueError(f"No recipe is called '{name}'; there are {known}.")
+    files: dict[str, Path] = {}
+    for folder in FOLDERS:
+        for path in folder.rglob("*.yaml"):
+            files.setdefault(path.relative_to(folder).as_posix(), path)
+    refuse_unknown_name("recipe", name, sorted(files))
+    return files[name]

@@ -184,8 +184,9 @@ def _build(options: Namespace) -> int:
 
 def _engine(options: Namespace) -> Engine:
     run_shards = importlib.import_module(ENGINES[options.engine]).run_shards
+    engine: Engine = run_shards
     if options.address is None:
-        return run_shards
+        return engine
     if options.engine != "ray":
         raise ValueError(f"`--address {options.address}` has no effect on `--engine {options.engine}`; leave it out.")
     return functools.partial(run_shards, address=options.address)

@@ -11,6 +11,7 @@ import torch
 
 import weightspace
 from weightspace.components import plugins
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.rollout import Method, native
 from zoo_builder import labels
 from zoo_builder.planning.plan import Plan
@@ -39,8 +40,7 @@ def chosen_method(device: str, method: str | None = None) -> str:
 
 def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     """What the bytes of a zoo depend on."""
-    if method not in ROLLOUTS:
-        raise ValueError(f"No method is called '{method}'; there are {list(ROLLOUTS)}.")
+    refuse_unknown_name("method", method, ROLLOUTS)
     refuse_missing_device(device)
     executor = {
         "method": method,

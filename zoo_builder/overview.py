@@ -14,16 +14,16 @@ from typing import Any
 import pyarrow.compute as pc
 
 from weightspace import families
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.families import Family
 from weightspace.rollout import native
 from weightspace.store import Zoo, open_zoo
-from weightspace.terminal import shown
 from zoo_builder import labels, learning, studies, tasks
 
 _CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[^()]*(?:\([^()]*\)[^()]*)*)\)|\bas in ([^;]*?\b(?:19|20)\d\d)")
 
 KINDS = ("families", "tasks", "labels", "learners", "studies")
+_SINGULAR = {"families": "family", "studies": "study"}
 
 
 def listing(kind: str, name: str | None = None) -> list[dict[str, Any]]:
@@ -41,7 +41,8 @@ def listing(kind: str, name: str | None = None) -> list[dict[str, Any]]:
     }
     found = available[kind]()
     if name is not None:
-        found = {name: _named(found, kind, name)}
+        refuse_unknown_name(_SINGULAR.get(kind, kind.removesuffix("s")), name, sorted(found))
+        found = {name: found[name]}
     rows = [{"name": name, **_described(found[name])} for name in sorted(found)]
     if kind == "families":
         for row in rows:
@@ -49,12 +50,6 @@ def listing(kind: str, name: str | None = None) -> list[dict[str, Any]]:
     if kind == "studies":
         rows = [row | _of_study(studies.available()[row["name"]]) for row in rows]
     return rows
-
-
-def _named(found: Mapping[str, type], kind: str, name: str) -> type:
-    if name not in found:
-        raise ValueError(f"No {shown(name)} is among the {kind} {sorted(found)}.{near_match(name, found)}")
-    return found[name]
 
 
 def _of_study(study: type[studies.Study]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What `weightspace check` sees: native rollouts that are wrong, and tensors that an encoder does not read."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -148,3 +149,29 @@ def test_checking_encoders_gives_the_same_rows_again(monkeypatch):
     assert checks.check_encoders() == checks.check_encoders()
     assert failed(checks.check_encoders()) == set()
     assert encoders.available()
+
+
+def test_assertions_list_the_rows_that_failed_and_leave_the_encoder_as_it_was(monkeypatch):
+    monkeypatch.setattr(families, "available", lambda: {"CPRNN": CPRNN})
+    encoder = checks._untrained(Absolute).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    rows = checks.encoder_rows("Absolute", copy.deepcopy(encoder))
+    with pytest.raises(AssertionError) as failure:
+        checks.assert_encoder(encoder)
+    title, *lines = str(failure.value).splitlines()
+    assert title == f"{len(lines)} of {len(rows)} checks failed:"
+    assert len(lines) == sum(not row["passed"] for row in rows)
+    assert {line.split(": ")[1] for line in lines} == failed(rows)
+    assert all("Absolute: " in line and "expected a change, relative change is " in line for line in lines)
+    assert encoder.training
+    torch.testing.assert_close(encoder.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_family_that_breaks_its_declaration_is_named_with_the_move():
+    class Shifted(Elman):
+        def step(self, params, state, x, noise):
+            return {name: value + 0.1 for name, value in super().step(params, state, x, noise).items()}
+
+    checks.assert_family(FAMILY)
+    with pytest.raises(AssertionError, match=r"(?s)checks failed:\n  Shifted\(.*gauge sign.*expected no change"):
+        checks.assert_family(Shifted(input_size=2, hidden_size=3, output_size=2))

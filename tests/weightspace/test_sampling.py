@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, Request, derive_key
+from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, Request
+from weightspace.rollout.streams import derive_key
 
 ROWS = np.arange(0, 400, 2)
 SHARDS = ROWS // 50

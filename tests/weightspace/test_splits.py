@@ -125,7 +125,7 @@ def test_each_declared_split_is_a_division_and_each_fold_is_held_out_once(zoo):
 @pytest.mark.parametrize(
     ("split", "fold", "message"),
     [
-        ("new_tasks", None, "No split is called 'new_tasks'; there are in_distribution, new_task"),
+        ("new_tasks", None, "No split is called 'new_tasks'; there are .*Did you mean 'new_task'"),
         ("new_task", 1, "new_task has no folds, but fold 1 was asked for"),
         ("new_family", None, r"has the folds \[0, 1\], and none was chosen"),
         ("new_family", 5, r"has the folds \[0, 1\], and 5 is not one of them"),

@@ -176,7 +176,7 @@ BAD_INPUT = [
     (["--models", "0"], "`models` (=0) must be at least 1"),
     (["--threads", "0"], "`threads` (=0) must be at least 1"),
     (["--repeats", "0"], "`repeats` (=0) must be at least 1"),
-    (["--methods", "nativ"], "There is no method ['nativ']; there are ['native', "),
+    (["--methods", "nativ"], "No method is called 'nativ'; there are ['native', "),
     (["--fields", "rank=3"], "None of ['LSTM'] has the field 'rank'"),
     (["--fields", "rank"], "`fields` has 'rank'; give NAME=VALUE"),
     (["--jax"], "JAX is not installed, which its rivals need: `pip install jax`"),

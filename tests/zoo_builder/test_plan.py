@@ -198,7 +198,7 @@ BAD = [
     ({"tasks": [{"class": "DelayedRecall", "num_steps": {"uniform": [1, 5]}}]}, r"cannot differ .* \['delay'\] can"),
     (
         {"tasks": [{"class": "DelayedRecall", "delay": {"unifrom": [1, 5]}}]},
-        r"no spread is called 'unifrom'.*'uniform'",
+        r"No spread of .* is called 'unifrom'.*'uniform'",
     ),
     ({"tasks": [{"class": "DelayedRecall", "delay": {"integers": [5, 1]}}]}, r"low at most high"),
     ({"tasks": [{"class": "DelayedRecall", "delay": {"integers": [1.5, 2]}}]}, r"whole numbers"),

@@ -43,12 +43,8 @@ def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mappin
     """The instance of class `name` with these fields; an unknown name or field is refused with the near match."""
     if not isinstance(name, str) or not isinstance(fields, Mapping):
         raise ValueError(f"A {kind} is the name of a class with a mapping of options, found {shown((name, fields))}.")
-    if name not in found:
-        raise ValueError(
-            f"No {kind} is called {shown(name)}; there are {sorted(found)}.{near_match(name, found)} "
-            f"({plugins.OPTION} PKG adds those of your own package.)"
-        )
-    refuse_unknown(found[name], fields)
+    refuse_unknown_name(kind, name, sorted(found), f" ({plugins.OPTION} PKG adds those of your own package.)")
+    refuse_unknown_fields(found[name], fields)
     missing = [
         p.name
         for p in inspect.signature(found[name]).parameters.values()
@@ -60,13 +56,25 @@ def load_from(found: Mapping[str, type[T]], kind: str, name: str, fields: Mappin
     return found[name](**fields)
 
 
-def refuse_unknown(kind: type, fields: Iterable[str]) -> None:
+def refuse_unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
+    """Raise ValueError, with the near match and the hint, unless `name` is among the known names of this kind."""
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"No {kind} is called {shown(name)}; there are {names}.{near_match(str(name), names)}{hint}")
+
+
+def refuse_unknown_options(owner: str, options: Iterable[object], known: Iterable[str], noun: str = "option") -> None:
+    """Raise ValueError, with the near match, for an option of `owner` that is not among the known ones."""
+    names = list(known)
+    for option in options:
+        if option not in names:
+            near = near_match(str(option), names)
+            raise ValueError(f"{owner} has no {noun} {shown(option)}; it has {names}.{near}")
+
+
+def refuse_unknown_fields(kind: type, fields: Iterable[str]) -> None:
     """Raise ValueError, with the near match, for a field that the constructor of `kind` does not take."""
-    known = list(inspect.signature(kind).parameters)
-    for key in fields:
-        if key not in known:
-            near = near_match(str(key), known)
-            raise ValueError(f"{kind.__name__} has no option {shown(key)}; it has {known}.{near}")
+    refuse_unknown_options(kind.__name__, fields, inspect.signature(kind).parameters)
 
 
 def check_fields(kind: type, fields: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from weightspace.spec import GroupElement
 from weightspace.store import Stack
 
 
-class Augmentation(Constructed, BaseTransform):
+class Augmentation(Constructed, BaseTransform):  # type: ignore[misc]  # torch_geometric ships no types
     """A random transform of stacks; calling one returns a new stack and leaves the old one as it was.
 
     Draws come from a generator of its own, which `reseed` sets anew for each batch.

@@ -10,12 +10,13 @@ from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.data.augment import Augmentation
-from weightspace.data.batch import Training
+from weightspace.data.batch import Batch, Training
 from weightspace.data.loading import ZooBatches
 from weightspace.data.memory import pairs_of
 from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, batch_limits
@@ -56,8 +57,7 @@ class ZooDataModule(pl.LightningDataModule):
         super().__init__()
         batch_limits(batch_size, groups_per_batch, np.ones(0))
         for status in statuses:
-            if status not in STATUSES:
-                raise ValueError(f"No status is called '{status}'; there are {STATUSES}.{near_match(status, STATUSES)}")
+            refuse_unknown_name("status", status, STATUSES)
         self.zoo: Zoo = open_zoo(Path(zoo))
         self.batch_size, self.groups_per_batch, self.seed = batch_size, groups_per_batch, seed
         self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers
@@ -154,7 +154,7 @@ class ZooDataModule(pl.LightningDataModule):
             stacks=self.training_stacks(),
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of training rows in the order of (seed, epoch)."""
         rows = self.rows("train")
         sampler = EpochSampler(
@@ -169,19 +169,19 @@ class ZooDataModule(pl.LightningDataModule):
         )
         return self._loader(self._served().augmented(self.augment), sampler)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Batch]:
         """Validation rows in ascending order."""
         return self._ordered(self.rows("val"))
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """Test rows in ascending order."""
         return self._ordered(self.rows("test"))
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """Every row of the zoo in ascending order, whatever its split and status."""
         return self._ordered(np.arange(self.zoo.table.num_rows))
 
-    def _ordered(self, rows: np.ndarray) -> DataLoader:
+    def _ordered(self, rows: np.ndarray) -> DataLoader[Batch]:
         sampler = OrderedSampler(
             rows,
             self._shards[rows],
@@ -192,7 +192,7 @@ class ZooDataModule(pl.LightningDataModule):
         )
         return self._loader(self._served(), sampler)
 
-    def _loader(self, source: ZooBatches, sampler: EpochSampler | OrderedSampler) -> DataLoader:
+    def _loader(self, source: ZooBatches, sampler: EpochSampler | OrderedSampler) -> DataLoader[Batch]:
         # A sampler of whole batches, given by keyword, is what Lightning neither replaces in `predict` nor repeats.
         return DataLoader(
             dataset=source,
@@ -214,9 +214,10 @@ class ZooDataModule(pl.LightningDataModule):
         return self._source
 
 
-def _codes(table, rows: np.ndarray) -> np.ndarray:
+def _codes(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     """Cohort code (rows): models of one family config and one task class."""
     columns = [table.column(name).to_pylist() for name in ("family", "family_config", "task")]
-    numbers: dict[tuple, int] = {}
+    numbers: dict[tuple[str, ...], int] = {}
     codes = [numbers.setdefault(key, len(numbers)) for key in zip(*columns, strict=True)]
-    return np.array(codes, dtype=np.int64)[rows]
+    codes_of_rows: np.ndarray = np.array(codes, dtype=np.int64)[rows]
+    return codes_of_rows

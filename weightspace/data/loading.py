@@ -11,12 +11,13 @@ from torch.utils.data import Dataset
 
 from weightspace.data.augment import Augmentation
 from weightspace.data.batch import Batch
-from weightspace.data.sampling import Neighbours, Request, derive_key
+from weightspace.data.sampling import Neighbours, Request
 from weightspace.data.targets import Labels
+from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, Zoo
 
 
-class ZooBatches(Dataset):
+class ZooBatches(Dataset[Batch]):
     """Loads the batch of a request; shards are decoded once and kept while `cache_bytes` allows."""
 
     def __init__(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from weightspace.rollout.streams import derive_key
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,6 @@ class Request:
 
     groups: tuple[tuple[int, ...], ...]
     key: int = 0
-
-
-def derive_key(*parts: int | str) -> int:
-    """A 63-bit key for the stream of random draws that these parts name."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 MAX_PAIRS = 2**20

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from weightspace.components.discovery import check_fields, near_match, refuse_unknown
+from weightspace.components.discovery import check_fields, near_match, refuse_unknown_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Target:
         fields = {"name": asked} if isinstance(asked, str) else asked
         if not isinstance(fields, Mapping) or "name" not in fields:
             raise ValueError(f"A target is a label's name or a dict with its `name`, not {asked!r}.")
-        refuse_unknown(cls, fields)
+        refuse_unknown_fields(cls, fields)
         check_fields(cls, fields)
         return cls(**fields)
 
@@ -72,7 +72,7 @@ def cell_codes(table: pa.Table) -> np.ndarray:
     configs = {text: _without_ends(text) for text in table.column("family_config").unique().to_pylist()}
     family, task, step = (table.column(name).to_pylist() for name in ("family", "task", "step"))
     config = [configs[text] for text in table.column("family_config").to_pylist()]
-    numbers: dict[tuple, int] = {}
+    numbers: dict[tuple[Any, ...], int] = {}
     keys = zip(family, config, task, step, strict=True)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
@@ -89,7 +89,7 @@ def _column(table: pa.Table, target: Target) -> np.ndarray:
     column = table.column(target.name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise ValueError(f"'{target.name}' holds {column.type}, but a target must be a number; choose a label column.")
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+    values: np.ndarray = column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
     values[~np.isfinite(values)] = np.nan
     if target.trained_only:
         values[table.column("step").to_numpy() == 0] = np.nan
@@ -102,12 +102,14 @@ def _bounded(values: np.ndarray, target: Target, train: np.ndarray) -> np.ndarra
         raise ValueError(f"Target '{target.name}' has {len(known)} values among the training rows; 2 are needed.")
     known = np.clip(known, target.low, target.high)
     low, high = np.quantile(known, [target.quantile, 1 - target.quantile])
-    return np.clip(values, low, high)
+    clipped: np.ndarray = np.clip(values, low, high)
+    return clipped
 
 
 def _means(values: np.ndarray, cells: np.ndarray, train: np.ndarray) -> np.ndarray:
     used = train & ~np.isnan(values)
     counts = np.bincount(cells[used], minlength=cells.max() + 1)
     sums = np.bincount(cells[used], weights=values[used], minlength=cells.max() + 1)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    return means[cells]
+    means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    by_row: np.ndarray = means[cells]
+    return by_row

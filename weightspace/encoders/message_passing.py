@@ -134,7 +134,7 @@ class MessagePassing(Encoder):
         """First edge states: weights of both directions, which channels are there, and the connection's type."""
         roles = len(ROW_ROLES)
         weight = self.edge_in.weight.split(roles, dim=1)
-        e = forward[..., :roles] @ weight[0].T + backward[..., :roles] @ weight[1].T
+        e: Tensor = forward[..., :roles] @ weight[0].T + backward[..., :roles] @ weight[1].T
         # Terms from the declaration alone are the same for all models: no models axis.
         fixed = present[..., :roles] @ weight[2].T + opposite[..., :roles] @ weight[3].T + self.edge_in.bias
         e = e + fixed + self._types(*types)
@@ -144,7 +144,8 @@ class MessagePassing(Encoder):
         return e
 
     def _types(self, edge_type: Tensor, edge_type_reverse: Tensor) -> Tensor:
-        return self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
+        types: Tensor = self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
+        return types
 
     def _nodes(self, values: Tensor, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
         """First node states: biases by role, identity of ordered nodes, kind, layer and nonlinearity."""
@@ -161,7 +162,8 @@ class MessagePassing(Encoder):
         if values.shape[-1] > slot:
             more = self.node_more.split(slot, dim=1)
             x = x + values[..., slot:] @ more[0].T + roles[:, slot:] @ more[1].T
-        return x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
+        x_declared: Tensor = x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
+        return x_declared
 
     def _embed(self, topology: Topology, e: Tensor, x: Tensor, kind: Tensor, edge_type: Tensor) -> Tensor:
         kinds = F.one_hot(kind, len(NODE_KINDS)).to(x.dtype)
@@ -170,7 +172,8 @@ class MessagePassing(Encoder):
             e, x = layer(topology, e, x, kinds)
         values = [topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)]
         values.append(topology.pool_edges(torch.cat([e, e.square()], dim=-1), types))
-        return self.head(torch.cat(values, dim=-1))
+        embedding: Tensor = self.head(torch.cat(values, dim=-1))
+        return embedding
 
 
 class Layer(nn.Module):

@@ -143,17 +143,21 @@ class Sparse(Topology):
         return e
 
     def mean(self, e: Tensor) -> Tensor:
-        return self._mean(e, self.target, dim_size=self.size)
+        means: Tensor = self._mean(e, self.target, dim_size=self.size)
+        return means
 
     def maximum(self, e: Tensor) -> Tensor:
-        return self._max(e, self.target, dim_size=self.size)
+        maxima: Tensor = self._max(e, self.target, dim_size=self.size)
+        return maxima
 
     def total(self, e: Tensor, sources: Tensor) -> Tensor:
-        return scatter(e * sources[self.source][:, None], self.target, dim_size=self.size)
+        sums: Tensor = scatter(e * sources[self.source][:, None], self.target, dim_size=self.size)
+        return sums
 
     def diagonal(self, e: Tensor) -> Tensor:
         loop = (self.source == self.target).to(e.dtype)[:, None]
-        return scatter(e * loop, self.target, dim_size=self.size)
+        loops: Tensor = scatter(e * loop, self.target, dim_size=self.size)
+        return loops
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         index = torch.stack([self.target, self.source])
@@ -171,7 +175,8 @@ class Sparse(Topology):
     def _pool(self, values: Tensor, classes: Tensor, graph: Tensor) -> Tensor:
         total = scatter(classes[:, :, None] * values[:, None], graph, dim_size=self.graphs)
         count = scatter(classes, graph, dim_size=self.graphs).clamp(min=1)
-        return (total / count[:, :, None]).flatten(1)
+        means: Tensor = total / count[:, :, None]
+        return means.flatten(1)
 
     def to_nodes(self, g: Tensor) -> Tensor:
         return g[self.graph]

@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+
+# HTTPError is the one of the HTTP library that this release builds on: no other import names it in all of them.
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in an `__all__`
 from tqdm import tqdm
 
 from weightspace import __version__, store

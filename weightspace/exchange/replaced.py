@@ -28,16 +28,16 @@ def record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: not an export; make one with `weightspace export`.")
     try:
-        said = json.loads(path.read_bytes())
-        known = isinstance(said["zoo"]["digest"], str) and all(
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        known = isinstance(content["zoo"]["digest"], str) and all(
             FILES.fullmatch(name) and type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
-            for name, entry in said["files"].items()
+            for name, entry in content["files"].items()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
         raise ValueError(f"{path} is not what `weightspace export` writes; export the zoo to a new folder.")
-    return said
+    return content
 
 
 def refuse_foreign(out: Path) -> None:

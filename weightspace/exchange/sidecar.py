@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any
 
 from weightspace import families
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import near_match, refuse_unknown_options
 from weightspace.families.layered import UNREPRESENTED, Layered, refuse_unrepresented
 
 EXAMPLE = json.dumps({"class": "LSTM", "input_size": 3, "hidden_size": 8, "readout": "head", "output_size": 1})
@@ -77,9 +77,8 @@ def read_sidecar(file: Path, path: Path) -> Sidecar:
     kind = kind_of(name, str(path))
     hints = {**_types(Layout), **_types(Ignored), **_types(kind)}
     hints.pop("has_readout")
+    refuse_unknown_options(str(file), [key for key in said if key not in UNREPRESENTED], sorted(hints))
     for key, value in said.items():
-        if key not in hints and key not in UNREPRESENTED:
-            raise ValueError(f"{file} has no option {_short(key)}; it has {sorted(hints)}.{near_match(key, hints)}")
         _refuse_type(file, key, value, hints.get(key))
     try:
         refuse_unrepresented(kind, said)

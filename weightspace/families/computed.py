@@ -68,11 +68,13 @@ def _normed(g: Tensor, v: Tensor) -> Tensor | None:
     if v.dim() != 2 or not (v.is_floating_point() and g.is_floating_point()):
         return None
     if g.dim() == 0:
-        return v * (g / torch.linalg.vector_norm(v))
+        norm: Tensor = torch.linalg.vector_norm(v)
+        return v * (g / norm)
     axes = [axis for axis in range(2) if g.dim() == 2 and g.shape[axis] == 1]
     if not axes or tuple(g.shape) not in ((v.shape[0], 1), (1, v.shape[1])):
         return None
-    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+    norm = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    return v * (g / norm)
 
 
 def _pruned(orig: Tensor, mask: Tensor) -> Tensor | None:

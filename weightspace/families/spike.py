@@ -27,7 +27,7 @@ def spike(x: Tensor, slope: float) -> Tensor:
     Every derivative, forward and reverse, is the surrogate 1 / (1 + slope |x|)^2 of a fast sigmoid in place of the true
     one, which is 0 wherever it exists.
     """
-    result: Tensor = _Spike.apply(x, slope)
+    result: Tensor = _Spike.apply(x, slope)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -94,9 +94,9 @@ class Emulation(Objective):
             metrics["agreement"] = (agreement.mean(), len(agreement))
         return loss, metrics
 
-    def _alike(self, batch: Batch) -> dict[tuple, list[int]]:
+    def _alike(self, batch: Batch) -> dict[tuple[Any, ...], list[int]]:
         """Stacks whose rollouts have the same sizes, kind and heads, which the emulator runs together."""
-        alike: dict[tuple, list[int]] = defaultdict(list)
+        alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         heads = batch.classes_per_head or [None] * len(batch.rollouts)
         for i, ((x, outputs), *layout) in enumerate(zip(batch.rollouts, batch.output_kinds, heads, strict=True)):
             alike[(*x.shape[1:], outputs.shape[-1], *layout)].append(i)
@@ -115,7 +115,8 @@ class Emulation(Objective):
         read = F.linear(x, self.read.weight[:, :size], self.read.bias) + self.project(e)[:, None, None]
         h, _ = self.emulator(read.flatten(0, 1).transpose(0, 1))
         outputs = F.linear(h, self.write.weight[:output_size], self.write.bias[:output_size])
-        return outputs.transpose(0, 1).unflatten(0, (models, sequences))
+        by_model: Tensor = outputs.transpose(0, 1).unflatten(0, (models, sequences))
+        return by_model
 
 
 def _by_head(outputs: Tensor, classes: int | None) -> Tensor:
@@ -126,7 +127,8 @@ def _by_head(outputs: Tensor, classes: int | None) -> Tensor:
             f"The zoo stores {outputs.shape[-1]} outputs and says that each head has {classes} classes, which does not "
             "divide them; run `zoo-builder verify` on it, or build it again."
         )
-    return outputs.unflatten(-1, (-1, classes))
+    by_head: Tensor = outputs.unflatten(-1, (-1, classes))
+    return by_head
 
 
 def _divergence(outputs: Tensor, emulated: Tensor) -> Tensor:

@@ -30,22 +30,22 @@ def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: int = 
     return [c0, c1, c2, c3]
 
 
-def derive(seed: int, model_id: str, purpose: str) -> int:
-    """The 63-bit integer key of one stream."""
-    digest = hashlib.sha256(f"{seed}/{model_id}/{purpose}".encode()).digest()
+def derive_key(*parts: int | str) -> int:
+    """A 63-bit key of the random stream that these parts identify, such as (seed, model id, purpose)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, model_id: str, purpose: str) -> torch.Generator:
     """A torch generator of one stream, for draws made once per model (such as initial params)."""
-    return torch.Generator().manual_seed(derive(seed, model_id, purpose))
+    return torch.Generator().manual_seed(derive_key(seed, model_id, purpose))
 
 
 class Streams:
     """One random stream per model, advanced together; every draw leads with the models axis."""
 
     def __init__(self, seed: int, model_ids: Sequence[str], purpose: str, device: torch.device | str = "cpu") -> None:
-        keys = torch.tensor([derive(seed, model_id, purpose) for model_id in model_ids], dtype=torch.int64)
+        keys = torch.tensor([derive_key(seed, model_id, purpose) for model_id in model_ids], dtype=torch.int64)
         self.seed, self.model_ids, self.purpose = seed, tuple(model_ids), purpose
         self.device = torch.device(device)
         self._key = ((keys & _MASK).to(device)[:, None], (keys >> 32).to(device)[:, None])
@@ -66,7 +66,7 @@ class Streams:
         return words.reshape(len(self), *shape)
 
     def _words(self, count: int) -> Tensor:
-        """The next words (models, count), whoever computes them."""
+        """The next words (models, count), from C where that is available, else from torch."""
         if self.device.type == "cpu":
             from weightspace.rollout.native.philox import draws_here, native_words
 

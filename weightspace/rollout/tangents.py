@@ -132,7 +132,8 @@ def _push(
     def step(flat: Tensor) -> Tensor:
         return flatten(family, family.step(params, unflatten(family, flat), x, noise))
 
-    return torch.func.vmap(lambda direction: torch.func.jvp(step, (state,), (direction,))[1])(directions)
+    tangents: Tensor = torch.func.vmap(lambda direction: torch.func.jvp(step, (state,), (direction,))[1])(directions)
+    return tangents
 
 
 def _jacobians_at(family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor]) -> Tensor:

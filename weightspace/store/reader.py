@@ -61,7 +61,8 @@ class Zoo:
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the manifest, which changes with any promised byte."""
-        return self.manifest["digest"]
+        digest: str = self.manifest["digest"]
+        return digest
 
     @property
     def num_rows(self) -> int:

@@ -102,7 +102,7 @@ def finite(params: Params) -> Tensor:
 
 def _rows(stored: Any, places: Sequence[int]) -> Tensor:
     first, last = min(places), max(places) + 1
-    rows = stored[first:last]
+    rows: Tensor = stored[first:last]
     if list(places) == list(range(first, last)):
         return rows
     return rows[torch.tensor(places) - first]

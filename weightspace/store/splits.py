@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.store.layout import digest
 
 SplitName = Literal["in_distribution", "new_task", "new_size", "new_family"]
@@ -113,8 +114,7 @@ def recorded_split(record: Mapping[str, Any]) -> tuple[str, int | None]:
 
 def folds(table: pa.Table, split: str) -> list[int | None]:
     """The folds of a split of the zoo with this table, ascending; [None] for a split without folds."""
-    if split not in SPLITS:
-        raise ValueError(f"No split is called '{split}'; there are {', '.join(SPLITS)}.")
+    refuse_unknown_name("split", split, SPLITS)
     rule = SPLITS[split]
     return [None] if rule.held_out is not None else sorted(set(_column(table, rule.column)))
 

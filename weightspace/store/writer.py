@@ -180,4 +180,5 @@ def table_bytes(table: pa.Table) -> bytes:
     # Zstandard, and dictionaries of numbers, take thrice the time for as many bytes: a shard has few rows.
     repeated = [field.name for field in table.schema if pa.types.is_string(field.type)]
     pq.write_table(table.combine_chunks(), sink, compression="snappy", use_dictionary=repeated)
-    return sink.getvalue().to_pybytes()
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

@@ -176,7 +176,8 @@ def refuse_barebones(options: Mapping[str, Any]) -> None:
 
 def _is_default(logger: Any) -> bool:
     """Whether a logger's config is the one that is taken when none is asked for."""
-    return getattr(logger, "class_path", "") == LOGGER["class_path"] and logger.init_args.save_dir == RUNS
+    class_path: str = getattr(logger, "class_path", "")
+    return class_path == LOGGER["class_path"] and bool(logger.init_args.save_dir == RUNS)
 
 
 def _default(name: str, options: Mapping[str, Any]) -> Any:

@@ -144,7 +144,8 @@ def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
     encoder.eval()
     try:
         with torch.inference_mode(), room_for(stacks):
-            return encoder(stacks)
+            embedding: Tensor = encoder(stacks)
+            return embedding
     finally:
         encoder.train(was_training)
 

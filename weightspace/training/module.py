@@ -17,9 +17,10 @@ from weightspace.components.construction import plain
 from weightspace.data.batch import Batch
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.memory import room_for
-from weightspace.data.sampling import EpochSampler, derive_key
+from weightspace.data.sampling import EpochSampler
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Objective
+from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, recorded_split
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
@@ -155,6 +156,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def _run(self, batch: Batch, stage: str) -> Tensor:
         with room_for(batch.stacks):
+            loss: Tensor
             loss, metrics = self.objective(self.encoder, batch)
         shared: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
         self.log(f"{stage}/loss", loss, batch_size=len(batch), prog_bar=True, **shared)
@@ -171,7 +173,8 @@ class EmbeddingModule(pl.LightningModule):
 
         def share(step: int) -> float:
             # Of the rate that is asked for now, which a callback may have changed since the optimizer was made.
-            return self._factor(step) * self.learning_rate / optimizer.param_groups[0]["initial_lr"]
+            initial: float = optimizer.param_groups[0]["initial_lr"]
+            return self._factor(step) * self.learning_rate / initial
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

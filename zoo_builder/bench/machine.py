@@ -65,4 +65,5 @@ def peak(clock: Callable[[], float] = time.thread_time) -> float | None:
     loop.run.restype = ctypes.c_float
     start = clock()
     loop.run(ctypes.c_int64(PEAK_TURNS))
-    return loop.operations() * PEAK_TURNS / (clock() - start)
+    speed: float = loop.operations() * PEAK_TURNS / (clock() - start)
+    return speed

@@ -174,7 +174,8 @@ class Loop(Method):
         layer, readout = self._family.to_torch(params)  # type: ignore[attr-defined]
 
         def outputs() -> Tensor:
-            return readout(layer(self._data.x[model])[0])
+            values: Tensor = readout(layer(self._data.x[model])[0])
+            return values
 
         own = {**dict(layer.named_parameters()), **{f"readout.{k}": v for k, v in readout.named_parameters()}}
         return own, outputs

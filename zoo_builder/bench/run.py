@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from weightspace import child
 from weightspace.components import plugins
+from weightspace.components.discovery import refuse_unknown_name
 from zoo_builder.bench.case import Case, flops
 from zoo_builder.bench.machine import machine, peak
 
@@ -58,9 +59,10 @@ def bench(
     cores could do. `peak_memory_mb` is what updates need above what lies there between them (params, moments, inputs;
     for `loop`, which keeps them, gradients) and above the gradients of the models of one stack.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise ValueError(f"There is no method {unknown[:1]}; there are {list(METHODS)}.")
+    if not methods:
+        raise ValueError(f"`methods` is empty; name at least one of {list(METHODS)}.")
+    for method in methods:
+        refuse_unknown_name("method", method, METHODS)
     for name, number in (("threads", threads), ("repeats", repeats)):
         if number < 1:
             raise ValueError(f"`{name}` (={number}) must be at least 1.")
@@ -116,7 +118,7 @@ class _Process:
         if not line:
             status = self.process.wait()
             raise ValueError(f"The process of `{self.method}` ended with status {status}; see above.")
-        told = json.loads(line)
+        told: dict[str, Any] = json.loads(line)
         if "error" in told:
             raise ValueError(f"`{self.method}` failed: {told['error']}")
         return told

@@ -13,8 +13,8 @@ from weightspace.families import Family
 from weightspace.rollout import Method, Streams
 from weightspace.rollout.captured import mapped
 from weightspace.rollout.forward import answered, is_measured_natively, is_native, last_outputs, last_states
+from weightspace.rollout.results import Measured
 from weightspace.rollout.tangents import (
-    Measured,
     flatten,
     jacobians,
     joined,

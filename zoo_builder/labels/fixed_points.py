@@ -93,7 +93,8 @@ def _is_stable(driven: Driven, points: Tensor) -> Tensor:
     x, noise = _silence(driven, points)
     jacobians, finite = finite_only(driven.jacobians_at(points, x, noise).flatten(0, 1))
     radius = eigenvalues(jacobians).abs().amax(-1)
-    return ((radius < 1) & finite).unflatten(0, points.shape[:2])
+    stable: Tensor = ((radius < 1) & finite).unflatten(0, points.shape[:2])
+    return stable
 
 
 def _silence(driven: Driven, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -49,7 +49,8 @@ def log_gradients(driven: Driven) -> Tensor:
     v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
     def pulled(params: Params, state: Tensor, v: Tensor) -> Tensor:
-        return torch.func.vjp(lambda flat: driven.flat_readout(params, flat), state)[1](v)[0]
+        cotangent: Tensor = torch.func.vjp(lambda flat: driven.flat_readout(params, flat), state)[1](v)[0]
+        return cotangent
 
     gradient = torch.func.vmap(pulled)(driven.params, before[:, last].contiguous(), v)
     found = [torch.linalg.vector_norm(gradient, dim=-1)]

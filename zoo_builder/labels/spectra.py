@@ -16,7 +16,8 @@ SIDE_BY_SIDE = 24
 def effective_rank(weights: Tensor) -> Tensor:
     """exp of the entropy of weights (..., n) >= 0 normalised to sum 1 (Roy and Vetterli 2007); NaN if all are 0."""
     share = weights / weights.sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1).exp()
+    rank: Tensor = torch.special.entr(share).sum(-1).exp()
+    return rank
 
 
 def stable_rank(squares: Tensor) -> Tensor:
@@ -81,7 +82,8 @@ def singular_values(matrices: Tensor, method: Method) -> Tensor:
         from weightspace.rollout.native.matrices import native_singular_values
 
         return native_singular_values(matrices)
-    return torch.linalg.svdvals(matrices)
+    values: Tensor = torch.linalg.svdvals(matrices)
+    return values
 
 
 def spectral_radius(matrices: Tensor, method: Method = "stacked") -> Tensor:
@@ -101,7 +103,8 @@ def eigenvalues(matrices: Tensor) -> Tensor:
 
     For matrices without symmetry GPUs have no routine that takes many small ones at once.
     """
-    return torch.linalg.eigvals(matrices.cpu()).to(matrices.device)
+    values: Tensor = torch.linalg.eigvals(matrices.cpu()).to(matrices.device)
+    return values
 
 
 def finite_only(matrices: Tensor) -> tuple[Tensor, Tensor]:

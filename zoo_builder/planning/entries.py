@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from weightspace.components.discovery import refuse_unknown
+from weightspace.components.discovery import refuse_unknown_fields
 from weightspace.terminal import shown
 from zoo_builder.planning.spread import Spread, parse_spread
 
@@ -24,7 +24,7 @@ def refuse_missing(name: str, kind: type, fields: Mapping[str, Any], where: str)
     """Raise ValueError where `fields` has an option that `kind` does not know, or lacks one without a default."""
     parameters = inspect.signature(kind).parameters
     # First, for a misspelt option is also a missing one.
-    refuse_unknown(kind, fields)
+    refuse_unknown_fields(kind, fields)
     missing = [p.name for p in parameters.values() if p.default is inspect.Parameter.empty and p.name not in fields]
     if missing:
         raise ValueError(f"{name} under `{where}` needs {', '.join(f'`{key}`' for key in missing)}.")

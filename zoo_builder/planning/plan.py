@@ -11,7 +11,7 @@ from typing import Any
 from weightspace import families
 from weightspace.families import Family
 from weightspace.rollout import Streams
-from weightspace.rollout.streams import derive
+from weightspace.rollout.streams import derive_key
 from zoo_builder import labels, learning, tasks
 from zoo_builder.learning import Learner
 from zoo_builder.members import Members
@@ -195,14 +195,14 @@ def _splits(recipe: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[
     for split in ("test", "val"):
         wanted = recipe["splits"][split]
         number = wanted if isinstance(wanted, int) else round(wanted * total)
-        lucky = sorted(names, key=lambda name: derive(seed, name, f"plan/{split}"))[: number % len(names)]
+        lucky = sorted(names, key=lambda name: derive_key(seed, name, f"plan/{split}"))[: number % len(names)]
         counts[split] = {name: number // len(names) + (name in lucky) for name in names}
     result = {}
     for name in names:
         test, val = counts["test"][name], counts["val"][name]
         if test + val >= size:
             raise ValueError(f"`splits` leave no training models in a cohort of {size}: {test} test and {val} val.")
-        order = sorted(range(size), key=lambda i: derive(seed, f"{name}-{i:04d}", "plan/split"))
+        order = sorted(range(size), key=lambda i: derive_key(seed, f"{name}-{i:04d}", "plan/split"))
         rank = {model: place for place, model in enumerate(order)}
         result[name] = tuple(
             "test" if rank[i] < test else "val" if rank[i] < test + val else "train" for i in range(size)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_options
 from weightspace.terminal import shown
 from zoo_builder.planning.plain import read_yaml, refuse_odd
 
@@ -35,7 +35,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None,
     refuse_odd({"seed": seed}, "--seed")
     refuse_odd(data, "The recipe")
     known = [*REQUIRED, *DEFAULTS]
-    refuse_unknown("The recipe", data, known)
+    refuse_unknown_keys("The recipe", data, known)
     missing = [key for key in REQUIRED if key not in data]
     if missing:
         raise ValueError(f"The recipe lacks {', '.join(f'`{key}`' for key in missing)}.")
@@ -64,18 +64,16 @@ def learning_entries(recipe: Mapping[str, Any]) -> list[Any]:
     return entries
 
 
-def refuse_unknown(where: str, found: Any, known: list[str]) -> None:
+def refuse_unknown_keys(where: str, found: Any, known: list[str]) -> None:
     """Raise ValueError unless `found` is a mapping with known keys only."""
     if not isinstance(found, Mapping):
         raise ValueError(f"{where} must be a mapping with keys {known}, found {shown(found)}.")
-    for key in found:
-        if key not in known:
-            raise ValueError(f"{where} has no key {shown(key)}; it has {known}.{near_match(str(key), known)}")
+    refuse_unknown_options(where, found, known, "key")
 
 
 def _filled(where: str, found: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     found = {} if found is None else found
-    refuse_unknown(f"`{where}`", found, list(defaults))
+    refuse_unknown_keys(f"`{where}`", found, list(defaults))
     return {**defaults, **found}
 
 
@@ -83,7 +81,7 @@ def _for_device(where: str, found: Any, device: str) -> Any:
     """The number of a device, where a mapping gives one for each; anything else is for all."""
     if not isinstance(found, Mapping):
         return found
-    refuse_unknown(f"`{where}`", found, DEVICES)
+    refuse_unknown_keys(f"`{where}`", found, DEVICES)
     if device not in found:
         raise ValueError(f"`{where}` has no number for {device}; add `{device}`, or give one number for all.")
     return found[device]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.components.discovery import near_match
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.rollout import Streams
 from weightspace.terminal import shown
 
@@ -87,9 +87,7 @@ def parse_spread(where: str, value: Any) -> Spread:
     if len(value) != 1:
         raise ValueError(f"{where} has {shown(list(value))}; a spread is exactly one of {kinds}.")
     kind, bounds = next(iter(value.items()))
-    if kind not in kinds:
-        near = near_match(str(kind), kinds)
-        raise ValueError(f"{where}: no spread is called {shown(kind)}; there are {kinds}.{near}")
+    refuse_unknown_name(f"spread of {where}", kind, kinds)
     if not isinstance(bounds, list):
         raise ValueError(f"{where}: '{kind}' takes a list of numbers, found {shown(bounds)}.")
     _refuse_odd_numbers(where, kind, bounds)

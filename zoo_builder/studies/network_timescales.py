@@ -29,7 +29,8 @@ def network_timescales(family: Family, params: Params, streams: Streams, method:
     bits = (streams.uniform(BURN_IN + STEPS, TRIALS) < chance).to(torch.float32)
     states = rollout(family, params, bits[..., None], method=method).states["h"][:, BURN_IN:]
     correlations = autocorrelations(states.double())
-    return fitted(correlations.flatten(0, 1)).unflatten(0, correlations.shape[:2])
+    timescales: Tensor = fitted(correlations.flatten(0, 1)).unflatten(0, correlations.shape[:2])
+    return timescales
 
 
 def autocorrelations(states: Tensor) -> Tensor:
@@ -51,7 +52,8 @@ def _autocovariances(states: Tensor) -> Tensor:
     series = (states - states.mean(0)).flatten(1).T.contiguous()
     power = torch.fft.rfft(series, size).abs().square().unflatten(0, states.shape[1:]).mean(0)
     sums = torch.fft.irfft(power, size)[:, : LARGEST_LAG + 1]
-    return sums / (num_steps - torch.arange(LARGEST_LAG + 1))
+    means: Tensor = sums / (num_steps - torch.arange(LARGEST_LAG + 1))
+    return means
 
 
 def fitted(correlations: Tensor) -> Tensor:

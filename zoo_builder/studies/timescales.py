@@ -209,7 +209,8 @@ def _column(zoo: Zoo, name: str, rows: list[int]) -> Tensor:
 
 
 def _ids(zoo: Zoo, stack: Stack) -> list[str]:
-    return zoo.table["model_id"].take(stack.rows.tolist()).to_pylist()
+    ids: list[str] = zoo.table["model_id"].take(stack.rows.tolist()).to_pylist()
+    return ids
 
 
 def _method(zoo: Zoo) -> Method:

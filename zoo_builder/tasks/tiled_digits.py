@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout import Streams
-from weightspace.rollout.streams import derive
+from weightspace.rollout.streams import derive_key
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
 
@@ -118,7 +118,7 @@ def _images(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
-    order = sorted(range(len(pixels)), key=lambda i: derive(0, f"image-{i}", "TiledDigits/split"))
+    order = sorted(range(len(pixels)), key=lambda i: derive_key(0, f"image-{i}", "TiledDigits/split"))
     num_test = round(TEST_SHARE * len(order))
     # Those to test on stay shuffled, because a model is tested on neighbours.
     chosen = order[:num_test] if split == "test" else sorted(order[num_test:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightspace.components.discovery import concrete_subclasses, near_match
+from weightspace.components.discovery import concrete_subclasses, refuse_unknown_name
 from weightspace.rollout.methods.base import RolloutMethod
 
 __all__ = ["Method", "RolloutMethod", "available", "named"]
@@ -21,8 +21,5 @@ def named(method: Method | RolloutMethod) -> RolloutMethod:
     if isinstance(method, RolloutMethod):
         return method
     known = available()
-    if method not in known:
-        raise ValueError(
-            f"No rollout method is called '{method}'; there are {sorted(known)}.{near_match(method, known)}"
-        )
+    refuse_unknown_name("rollout method", method, sorted(known))
     return known[method]()

@@ -80,7 +80,8 @@ def native_jacobians(family: Family, params: Params, x: Tensor, state: State, no
     call = _call(family, params, x, noise, [state[name] for name in family.spec.states])
     call.outputs = x.new_empty(*x.shape[:3], size * size)
     _run(jacobian_engine(family, x.dtype, lanes_for(x.shape[2])), call)
-    return call.outputs.unflatten(-1, (size, size))
+    jacobians: Tensor = call.outputs.unflatten(-1, (size, size))
+    return jacobians
 
 
 def _room(family: Family, x: Tensor) -> State:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weightspace.families import Family
-from weightspace.rollout.native.engine.encoded import Call, Wanted, engine, lanes_for, traced
+from weightspace.rollout.native.engine.encoded import Wanted, engine, lanes_for, traced
+from weightspace.rollout.native.engine.job import Call
 from weightspace.rollout.results import Rollout
 from weightspace.spec import Params, State
 
@@ -26,7 +27,8 @@ def run_native(
     inputs = [noise[name] for name in spec.noise] + [x]
     initial = [state[name] for name in spec.states]
     sizes = (len(tensors), len(inputs))
-    outputs, *states = _Native.apply(family, sizes, *tensors, *inputs, *initial)
+    # torch gives `apply` no types.
+    outputs, *states = _Native.apply(family, sizes, *tensors, *inputs, *initial)  # type: ignore[no-untyped-call]
     visited = dict(zip(spec.states, states, strict=True))
     return Rollout(outputs, visited, {name: value[:, -1] for name, value in visited.items()})
 
