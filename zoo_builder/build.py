@@ -166,11 +166,7 @@ def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
             {"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families
         ],
         "tasks": {
-            name: {
-                "output_kind": task.output_kind,
-                "definition": " ".join((type(task).__doc__ or "").split()),
-                **({} if task.classes_per_head is None else {"classes_per_head": task.classes_per_head}),
-            }
+            name: {**task.io.to_json(), "definition": " ".join((type(task).__doc__ or "").split())}
             for name, task in sorted(tasks.items())
         },
         "labels": {

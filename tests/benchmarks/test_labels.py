@@ -48,7 +48,7 @@ def seconds(monkeypatch):
 
         return run
 
-    for name, part in (PARTS | {"_table": "table"}).items():
+    for name, part in (PARTS | {"table_of": "table"}).items():
         monkeypatch.setattr(shard, name, timed(getattr(shard, name), part))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

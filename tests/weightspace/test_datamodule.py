@@ -11,10 +11,13 @@ from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.targets import Target
 from weightspace.store import open_zoo
 
+NORMAL = {"output_kind": "categorical", "input_kind": "values", "input_range": [-3, 3]}
+TASKS = {"DelayedRecall": NORMAL, "TiledDigits": NORMAL}
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("data") / "zoo", models=20, shards_per_family=2)
+    return write_zoo(tmp_path_factory.mktemp("data") / "zoo", models=20, shards_per_family=2, tasks=TASKS)
 
 
 def served(path, *targets, with_rollouts=False, **options):
@@ -50,12 +53,34 @@ def test_batches_hold_the_zoos_weights_labels_and_rollouts_in_the_order_of_their
         rows = stack.rows.tolist()
         stored, expected = zoo.stack(rows), zoo.rollouts(rows)
         assert stack.family == stored.family
+        assert stack.io == stored.io == stack.to("cpu").io
+        assert (stack.io.input_kind, stack.io.input_range, stack.io.output_kind) == ("values", (-3.0, 3.0), kind)
         assert all(torch.equal(stack.params[name], stored.params[name]) for name in stored.params)
         assert torch.equal(x, expected[0])
         assert torch.equal(outputs, expected[1])
         assert kind == "categorical"
     bounded = np.clip(trace, *np.quantile(trace[data.rows("train")], [0.005, 0.995]))
     np.testing.assert_allclose(batch.targets[:, 1], bounded[batch.rows], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cache_mb", [0, 512])
+def test_every_stack_of_a_batch_says_what_its_tasks_inputs_and_outputs_are(path, cache_mb):
+    (batch, *_) = served(path, cache_mb=cache_mb).train_dataloader()
+    assert len({stack.family.input_size for stack in batch.stacks}) > 1
+    for stack in batch.stacks:
+        assert (stack.io.input_kind, stack.io.input_range, stack.io.classes_per_head) == ("values", (-3.0, 3.0), None)
+        assert (stack.io.input_size, stack.io.output_kind) == (stack.family.input_size, "categorical")
+
+
+def test_stacks_do_not_say_what_inputs_are_where_the_manifest_does_not_or_models_are_of_several_tasks(tmp_path):
+    older = {name: {"output_kind": "categorical"} for name in TASKS}
+    zoos = [
+        write_zoo(tmp_path / "older", models=5, rollouts=False, tasks=older),
+        write_zoo(tmp_path / "none", models=5, rollouts=False),
+        write_zoo(tmp_path / "others", models=5, rollouts=False, tasks={"Copy": TASKS["TiledDigits"]}),
+        write_zoo(tmp_path / "several", models=5, rollouts=False, tasks=TASKS, held_out=True),
+    ]
+    assert [stack.io for zoo in zoos for stack in open_zoo(zoo).stacks()] == [None] * 12
 
 
 def test_a_cache_that_is_full_changes_nothing_but_speed(path):

@@ -190,6 +190,16 @@ MANIFESTS = [
         lambda m: m.update(tasks={"Copy": {"output_kind": "categorical", "classes_per_head": 0.5}}),
         "says of 'Copy' that a head has 0.5 classes, expected 2 or more",
     ),
+    (
+        lambda m: m.update(tasks={"Copy": {"output_kind": "categorical", "input_kind": "text"}}),
+        "says `input_kind` 'text' of the task 'Copy', expected one of one_hot, values",
+    ),
+    (
+        lambda m: m.update(
+            tasks={"Copy": {"output_kind": "categorical", "input_kind": "values", "input_range": [1.0, 0.0]}}
+        ),
+        "says `input_range` [1.0, 0.0] of the task 'Copy', expected two numbers, low and high",
+    ),
     (lambda m: m["recipe"].update(title=["t"]), "has ['t'] as the title of its `recipe`"),
     (lambda m: m.update(labels={"label": {**LABEL, "measured_with": 1}}), "what the label 'label'"),
     (lambda m: m["shards"].reverse(), "does not have its shards in their order"),
@@ -225,7 +235,8 @@ def put(document, path, value):
 
 
 def test_an_odd_value_anywhere_in_the_manifest_is_read_as_before_or_refused_in_one_line(zoo):
-    renewed(zoo, lambda m: m.update(tasks={"Copy": {"output_kind": "categorical"}}, labels={"label": LABEL}))
+    task = {"output_kind": "categorical", "input_kind": "one_hot", "input_range": [0.0, 1.0], "classes_per_head": 2}
+    renewed(zoo, lambda m: m.update(tasks={"Copy": task}, labels={"label": LABEL}))
     whole = (zoo / "zoo.json").read_bytes()
     refusals = 0
     manifest = json.loads(whole)

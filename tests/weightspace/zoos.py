@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,14 @@ def write_zoo(
     held_out: bool = False,
     spoilt: tuple[str, Any] | None = None,
     spoilt_weight: float = math.nan,
+    tasks: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a finished zoo: one shard or more per family, `models` models each; a fifth is val, a fifth is test.
 
     With `held_out` a quarter of the models (of every split) has task parameters beyond all others, models of 6 units
     are large, each class of families is a fold, and each has both tasks. `spoilt` is a column and a value: rows that
     have it are spoilt, their weights being `spoilt_weight`, their rollouts NaN, their labels NaN or 1e30 by turns,
-    their learning rate negative.
+    their learning rate negative. `tasks` are the manifest's records of the tasks DelayedRecall and TiledDigits.
     """
     index = 0
     for family in families:
@@ -58,7 +59,8 @@ def write_zoo(
             index += 1
     declared = [{"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families]
     made = {"generator": {"name": "tests"}, "executor": {"method": "torch", "device": "cpu"}, "plan": "plan"}
-    finish(path, {**made, "recipe": {}, "families": declared, "labels": {}}, index, "A zoo for tests")
+    recorded = {} if tasks is None else {"tasks": tasks}
+    finish(path, {**made, **recorded, "recipe": {}, "families": declared, "labels": {}}, index, "A zoo for tests")
     return path
 
 

@@ -171,10 +171,18 @@ def test_the_manifest_says_how_the_zoo_was_made(zoo):
     assert manifest["executor"]["compiler"] == native.compiler_version()
     assert [family["class"] for family in manifest["families"]] == ["Elman", "GRU"]
     assert manifest["labels"]["score"]["unit"]
-    assert manifest["tasks"]["DelayedRecall"]["output_kind"] == "categorical"
+    task = manifest["tasks"]["DelayedRecall"]
+    assert (task["output_kind"], task["input_kind"], task["input_range"]) == ("categorical", "values", [-1.0, 1.0])
     text = b"".join(contents(zoo).values())
     assert str(zoo.parent).encode() not in text
     assert os.uname().nodename.encode() not in text
+
+
+def test_stacks_carry_the_inputs_and_outputs_of_their_task(zoo):
+    task = make_plan(read_recipe(RECIPE)).cohorts[0].task
+    for stack in open_zoo(zoo).stacks():
+        assert stack.io == task.io
+        assert stack.io.input_size == stack.family.input_size
 
 
 def test_a_finished_zoo_is_left_alone(zoo):

@@ -1,6 +1,7 @@
 """Every task against its contract, and against independent references."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from weightspace.rollout import Streams
+from weightspace.store import TaskIO
 from zoo_builder import tasks
 from zoo_builder.tasks.categorical import Categorical
 from zoo_builder.tasks.continuous import Continuous
@@ -41,6 +43,45 @@ def test_a_batch_has_the_declared_shapes(task):
     assert batch.target.shape[1] <= task.num_steps
     assert batch.target.shape[2] == 5
     assert set(task.varying) <= set(task.config)
+
+
+@pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_inputs_are_of_the_declared_kind_and_fill_the_declared_range(task):
+    io, (low, high) = task.io, task.input_range
+    x = task.sample({}, streams(), 400, "test").x
+    assert io.input_size == x.shape[-1]
+    assert ((x >= low) & (x <= high)).float().mean() >= 0.99
+    inside = x.clamp(low, high)
+    assert inside.min() - low < 0.05 * (high - low)
+    assert high - inside.max() < 0.05 * (high - low)
+    one_hot = bool(((x == 0) | (x == 1)).all() and (x.sum(-1) == 1).all())
+    assert one_hot == (io.input_kind == "one_hot")
+
+
+@pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_outputs_are_of_the_declared_kind(task):
+    target, io = task.sample({}, streams(), 40, "test").target, task.io
+    assert io.output_kind == ("categorical" if target.dtype == torch.int64 else "continuous")
+    if io.output_kind == "categorical":
+        heads = target.shape[3] if target.ndim == 4 else 1
+        classes = io.classes_per_head or task.output_size
+        assert heads * classes == task.output_size
+        assert target.max() == classes - 1
+
+
+@pytest.mark.parametrize("task", EXAMPLES, ids=str)
+def test_inputs_and_outputs_come_back_from_the_manifest(task):
+    record = json.loads(json.dumps(task.io.to_json()))
+    assert TaskIO.from_json(record, task.input_size) == task.io
+    assert TaskIO.from_json({"output_kind": "categorical"}, 3) is None
+
+
+def test_a_task_that_does_not_declare_its_inputs_is_refused_before_anything_is_built():
+    class Undeclared(Categorical):
+        pass
+
+    with pytest.raises(ValueError, match="Undeclared does not declare `input_kind`, `input_range`; add it"):
+        Undeclared.refuse_undeclared()
 
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)

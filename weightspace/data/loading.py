@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class _Cache:
         index = torch.tensor(rows) - first
         params = {name: tensor.index_select(0, index) for name, tensor in stack.params.items()}
         chosen = None if rollouts is None else (rollouts[0].index_select(0, index), rollouts[1].index_select(0, index))
-        return Stack(family=stack.family, params=params, rows=stack.rows.index_select(0, index)), chosen
+        return replace(stack, params=params, rows=stack.rows.index_select(0, index)), chosen
 
     def _read(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
         # Evaluation runs in inference mode, but cached tensors are also used in training.

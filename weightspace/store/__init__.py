@@ -46,6 +46,7 @@ from weightspace.store.splits import (
     split_title,
 )
 from weightspace.store.table import COLUMNS, SCHEMA
+from weightspace.store.task_io import InputKind, OutputKind, TaskIO
 from weightspace.store.verify import Fault, verify
 from weightspace.store.writer import ShardContent, finish, write_shard
 
@@ -62,12 +63,15 @@ __all__ = [
     "DiskFull",
     "Division",
     "Fault",
+    "InputKind",
     "NotWritten",
     "NothingHeldOutError",
+    "OutputKind",
     "ShardContent",
     "SplitName",
     "Stack",
     "Staging",
+    "TaskIO",
     "Zoo",
     "absent_shards",
     "canonical",

@@ -22,6 +22,7 @@ from weightspace.store.layout import (
     sealed,
     shard_name,
 )
+from weightspace.store.task_io import task_problems
 
 SHARD_FILES = {PARAMS, SHARD_TABLE, SHARD_MANIFEST}
 FIELDS = {
@@ -118,10 +119,7 @@ def _head_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "has no dict of `tasks`"
         return
     for name, task in tasks.items():
-        if not isinstance(task, dict) or not isinstance(task.get("output_kind"), str):
-            yield f"does not say the `output_kind` of the task {name!r}"
-        elif not _count(task.get("classes_per_head", 2)) or task.get("classes_per_head", 2) < 2:
-            yield f"says of {name!r} that a head has {task['classes_per_head']!r} classes, expected 2 or more"
+        yield from task_problems(name, task)
 
 
 def shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:

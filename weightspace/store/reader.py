@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +22,7 @@ from weightspace.store.layout import MANIFEST, TABLE, Damaged
 from weightspace.store.manifest import read_manifest
 from weightspace.store.shard_files import ShardFiles, finite, promised
 from weightspace.store.table import read_table
+from weightspace.store.task_io import TaskIO
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,16 @@ class Stack:
     family: Family
     params: Params
     rows: Tensor
+    io: TaskIO | None = None
+    """Inputs and outputs of the task that the models learned, None where that is not known."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Stack:
         """The same stack on another device."""
-        return Stack(self.family, {k: v.to(device) for k, v in self.params.items()}, self.rows.to(device))
+        params = {name: tensor.to(device) for name, tensor in self.params.items()}
+        return replace(self, params=params, rows=self.rows.to(device))
 
     @property
     def effective(self) -> tuple[WeightSpec, Params]:
@@ -106,9 +110,9 @@ class Zoo:
         index, places = self._locate(rows)
         shard = self.shards[index]
         with self._with_way_out():
-            params = shard.params(places)
+            params, io = shard.params(places), self._io(shard)
         ordered = {name: params[name] for name in shard.family.spec.tensors}
-        return Stack(shard.family, ordered, torch.as_tensor(list(rows)))
+        return Stack(shard.family, ordered, torch.as_tensor(list(rows)), io)
 
     def not_finite(self, rows: Sequence[int] | None = None) -> list[int]:
         """The rows (of all rows unless given) whose weights are not all finite numbers; every weight is read."""
@@ -132,6 +136,13 @@ class Zoo:
         index, places = self._locate(rows)
         with self._with_way_out():
             return self.shards[index].rollouts(places)
+
+    def _io(self, shard: ShardFiles) -> TaskIO | None:
+        """Inputs and outputs of the task of a shard's models, None where they have none or an older version built."""
+        tasks = self.manifest.get("tasks", {})
+        if not any("input_kind" in task for task in tasks.values()) or shard.task not in tasks:
+            return None
+        return TaskIO.from_json(tasks[shard.task], shard.family.input_size)
 
     @contextlib.contextmanager
     def _with_way_out(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class ShardFiles:
     def table(self) -> pa.Table:
         """The shard's part of the table."""
         return read_table(self._promised(SHARD_TABLE), self.labels, [self.part])
+
+    @cached_property
+    def task(self) -> str | None:
+        """The task of all models of the shard; None where they have none, or not the same one."""
+        names = self.table()["task"].unique().to_pylist()
+        return names[0] if len(names) == 1 else None
 
     def params(self, indices: Sequence[int]) -> Params:
         """Raw params (models, ...) of the rows of these indices in the shard."""

@@ -167,7 +167,10 @@ def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, S
         yield None, {}
     for entry in recipe["tasks"]:
         for fields in crossed(entry):
-            yield spread_entry(fields, tasks.load, tasks.available())
+            task, spreads = spread_entry(fields, tasks.load, tasks.available())
+            # Here, not once its models are trained and the manifest is written.
+            task.refuse_undeclared()
+            yield task, spreads
 
 
 def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout import Streams
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.continuous import Continuous
 
@@ -26,6 +27,8 @@ class Adding(Continuous):
 
     num_steps: int = 20
 
+    input_kind: ClassVar[InputKind] = "values"
+    input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     splits_differ: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

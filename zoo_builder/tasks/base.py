@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightspace.rollout import Streams
 from weightspace.rollout.criterion import Criterion
+from weightspace.store import InputKind, OutputKind, TaskIO
 
 Split = Literal["train", "test"]
 
@@ -57,7 +58,11 @@ class Task(ABC):
     """
 
     varying: ClassVar[tuple[str, ...]] = ()
-    output_kind: ClassVar[Literal["categorical", "continuous"]]
+    input_kind: ClassVar[InputKind]
+    """`one_hot` tokens, or `values`."""
+    input_range: ClassVar[tuple[float, float]]
+    """Low and high end of the inputs; of inputs without bounds, at least 99% lie inside."""
+    output_kind: ClassVar[OutputKind]
     """Whether outputs are the log-odds of classes or values."""
     classes_per_head: ClassVar[int | None] = None
     """Where outputs are the log-odds of several heads side by side: how many each head has. None: there is one head."""
@@ -82,6 +87,17 @@ class Task(ABC):
     @abstractmethod
     def num_steps(self) -> int:
         """Length of a sequence."""
+
+    @property
+    def io(self) -> TaskIO:
+        """Inputs and outputs, as stacks of models that learned this task carry them."""
+        return TaskIO(
+            input_kind=self.input_kind,
+            input_range=self.input_range,
+            input_size=self.input_size,
+            output_kind=self.output_kind,
+            classes_per_head=self.classes_per_head,
+        )
 
     @abstractmethod
     def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
@@ -113,6 +129,13 @@ class Task(ABC):
     def mastery(self, outputs: Tensor, batch: Batch) -> Tensor:
         """What an exam judges, on the scale of the score, (models,), float64: the score, unless a task differs."""
         return self.score(outputs, batch)
+
+    @classmethod
+    def refuse_undeclared(cls) -> None:
+        """Raise ValueError where the class does not say what its inputs and outputs are."""
+        missing = [f"`{name}`" for name in ("input_kind", "input_range", "output_kind") if not hasattr(cls, name)]
+        if missing:
+            raise ValueError(f"The task {cls.__name__} does not declare {', '.join(missing)}; add it to the class.")
 
     @classmethod
     @abstractmethod

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from weightspace.rollout.criterion import Criterion
+from weightspace.store import OutputKind
 from zoo_builder.tasks.base import Batch, Task
 
 Score = Callable[..., Tensor]
@@ -37,7 +38,7 @@ def counts_right_answers(task: Task) -> bool:
 class Categorical(Task):
     """A task that asks for one of `output_size` classes at its scored steps."""
 
-    output_kind: ClassVar[Literal["categorical", "continuous"]] = "categorical"
+    output_kind: ClassVar[OutputKind] = "categorical"
 
     def criterion(self, batch: Batch) -> Criterion:
         """Mean cross-entropy in nats."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from weightspace.rollout.criterion import Criterion
+from weightspace.store import OutputKind
 from zoo_builder.tasks.base import Batch, Task
 from zoo_builder.tasks.categorical import mean_over_scored
 
@@ -17,7 +18,7 @@ from zoo_builder.tasks.categorical import mean_over_scored
 class Continuous(Task):
     """A task that asks for `output_size` values at its scored steps."""
 
-    output_kind: ClassVar[Literal["categorical", "continuous"]] = "continuous"
+    output_kind: ClassVar[OutputKind] = "continuous"
 
     def criterion(self, batch: Batch) -> Criterion:
         """Mean squared error."""

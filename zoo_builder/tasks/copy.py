@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from weightspace.rollout import Streams
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
 
@@ -31,6 +32,8 @@ class Copy(Categorical):
     max_delay: int = 20
     delay: int = 10
 
+    input_kind: ClassVar[InputKind] = "one_hot"
+    input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("delay",)
     difficulty: ClassVar[tuple[str, int] | None] = ("delay", 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout import Streams
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
 
@@ -25,6 +26,8 @@ class DelayedRecall(Categorical):
     num_steps: int = 24
     delay: int = 4
 
+    input_kind: ClassVar[InputKind] = "values"
+    input_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("delay",)
     difficulty: ClassVar[tuple[str, int] | None] = ("delay", 0)

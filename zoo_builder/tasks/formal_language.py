@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightspace.rollout import Streams
 from weightspace.rollout.criterion import NOT_ASKED, Criterion
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
 
@@ -45,6 +46,8 @@ class FormalLanguage(Categorical):
     max_n: int = 9
     length: int = 42
 
+    input_kind: ClassVar[InputKind] = "one_hot"
+    input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = OFFSETS
 

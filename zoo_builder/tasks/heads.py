@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightspace.rollout import Streams
 from weightspace.rollout.criterion import NOT_ASKED, Criterion
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split
 from zoo_builder.tasks.categorical import Categorical, share_of_right
 
@@ -35,6 +36,8 @@ class Heads(Categorical):
     heads: Literal["single", "many", "sliding"] = "single"
     window: int = 3
 
+    input_kind: ClassVar[InputKind] = "values"
+    input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("n",)
     difficulty: ClassVar[tuple[str, int] | None] = ("n", 2)

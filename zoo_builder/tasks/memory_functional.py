@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.rollout import Streams
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.continuous import Continuous
 
@@ -28,6 +29,8 @@ class MemoryFunctional(Continuous):
     num_steps: int = 32
     decay: float = 0.5
 
+    input_kind: ClassVar[InputKind] = "values"
+    input_range: ClassVar[tuple[float, float]] = (-3.0, 3.0)
     splits_differ: ClassVar[bool] = False
     varying: ClassVar[tuple[str, ...]] = ("decay",)
 

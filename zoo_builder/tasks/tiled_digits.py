@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.rollout import Streams
 from weightspace.rollout.streams import derive_key
+from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
 
@@ -34,6 +35,8 @@ class TiledDigits(Categorical):
     tile_size: int = 2
     angle: float = 0.0
 
+    input_kind: ClassVar[InputKind] = "values"
+    input_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     varying: ClassVar[tuple[str, ...]] = ("angle",)
 
     def __post_init__(self) -> None:
