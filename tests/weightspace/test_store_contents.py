@@ -284,9 +284,9 @@ OWN = [
     (lambda s: s.update(family="Elman"), "does not say of which family"),
     (lambda s: s["files"].pop("params.safetensors"), "names as files of shard 00001"),
     (lambda s: s["files"].update({"../../x": {"bytes": 1, "sha256": ""}}), "names as files of shard 00001"),
-    (lambda s: s.update(files=[]), "says what no shard says of itself"),
-    (lambda s: s.update(format=2), "says what no shard says of itself"),
-    (lambda s: s.update(extra=1), "says what no shard says of itself"),
+    (lambda s: s.update(files=[]), "has other entries than the JSON of a shard"),
+    (lambda s: s.update(format=2), "has other entries than the JSON of a shard"),
+    (lambda s: s.update(extra=1), "has other entries than the JSON of a shard"),
     (lambda s: ("x",), "holds JSON of type list"),
 ]
 

@@ -113,7 +113,7 @@ class ZooDataModule(pl.LightningDataModule):
         if problems:
             raise ValueError(
                 f"{len(problems)} of {self.zoo.num_rows} rows have no embedding, because their weights are not finite "
-                f"or too large for float32: {named(self.zoo, problems)}; mend them, or make a zoo without them "
+                f"or too large for float32: {named(self.zoo, problems)}; repair them, or make a zoo without them "
                 f"(`zoo-builder verify {self.zoo.path}` tells whether its bytes are as promised)."
             )
 

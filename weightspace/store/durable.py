@@ -49,7 +49,7 @@ def naming(path: Path, num_bytes: int) -> Iterator[None]:
         if error.errno in _FULL:
             text = f"No room for {path}, which needs {num_bytes:,} bytes ({reason}). Free some space"
             raise DiskFull(error.errno, f"{text} and run the same command again; what is finished is kept.") from error
-        text = f"{path} could not be written ({reason}). Mend that"
+        text = f"{path} could not be written ({reason}). Fix that"
         raise NotWritten(error.errno, f"{text} and run the same command again; what is finished is kept.") from error
 
 

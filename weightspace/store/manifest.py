@@ -76,7 +76,7 @@ def check_manifest(manifest: Any, file: str, way_out: str = "") -> None:
         raise DamagedManifest(f"{file} was edited: its digest is not that of its content.{way_out}")
     problem = next(_problems(manifest), None)
     if problem is not None:
-        raise ValueError(f"{file} {problem}. Whoever made this zoo did not use `zoo-builder`; do not use it.")
+        raise ValueError(f"{file} {problem}. `zoo-builder` did not write it; do not use this zoo.")
 
 
 def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -54,7 +54,7 @@ def read_entry(zoo: Path, index: int) -> tuple[str, dict[str, Any]]:
         content = documents.parse(path.read_bytes())
         plan, family, rows, files = (content[key] for key in ("plan", "family", "rows", "files"))
         if content != own_json(plan, family, rows, files) or not isinstance(plan, str) or not isinstance(files, dict):
-            raise ValueError("says what no shard says of itself")
+            raise ValueError("has other entries than the JSON of a shard")
     except KeyError as error:
         raise Damaged(path, f"does not say its {error}") from None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the inputs and outputs of a task are, as a zoo's manifest says it and stacks of its models carry it."""
+"""Inputs and outputs of tasks: recorded in a zoo's manifest, and attached to stacks of its models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OutputKind = Literal["categorical", "continuous"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskIO:
-    """Inputs that a task gives at each step, and what it reads from the outputs."""
+    """The inputs of a task at each step, and the meaning of its outputs."""
 
     input_kind: InputKind
     """`one_hot`: one column is 1, the others 0, and columns are tokens. `values`: a number in each column."""

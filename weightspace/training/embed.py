@@ -91,7 +91,7 @@ def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
         params = {key: tensor.float() for key, tensor in stored.items()}
         for key, tensor in params.items():
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"'{key}' of {path} is not finite in float32; take the file away, or mend it.")
+                raise ValueError(f"'{key}' of {path} is not finite in float32; remove the file, or repair it.")
         incomplete.setdefault(family, []).append((row, params))
         if len(incomplete[family]) == batch_limits(max_models, 1, np.array([pairs_of(family)]))[1][0]:
             yield _stack_of(family, incomplete.pop(family))
