@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,20 @@ from weightspace.data.sampling import Neighbours, Request
 from weightspace.data.targets import Labels
 from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, Zoo
+
+
+class Loaded(NamedTuple):
+    """Models of one shard, and their stored inputs and outputs if requested (see `Zoo.rollouts`)."""
+
+    stack: Stack
+    rollouts: tuple[Tensor, Tensor] | None
+
+
+class OutputLayout(NamedTuple):
+    """Kind of a task's outputs ("categorical" or "continuous"), and logits per head if there are several heads."""
+
+    kind: str
+    classes_per_head: int | None
 
 
 class ZooBatches(Dataset[Batch]):
@@ -48,7 +63,7 @@ class ZooBatches(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         """The batch of a request, transformed with the draws of its key."""
         loaded = [self._cache.load(group) for group in request.groups]
-        stacks = self._transformed([stack for stack, _ in loaded], request.key)
+        stacks = self._transformed([part.stack for part in loaded], request.key)
         neighbours = self.neighbours.draw(request) if self.neighbours else []
         rows = torch.tensor([row for group in request.groups for row in group])
         return Batch(
@@ -56,11 +71,11 @@ class ZooBatches(Dataset[Batch]):
             rows=rows,
             targets=self._targets[rows],
             cell_means=self._cell_means[rows],
-            rollouts=[rollouts for _, rollouts in loaded if rollouts is not None],
-            output_kinds=[self._layouts[group[0]][0] for group in request.groups],
-            classes_per_head=[self._layouts[group[0]][1] for group in request.groups],
+            rollouts=[part.rollouts for part in loaded if part.rollouts is not None],
+            output_kinds=[self._layouts[group[0]].kind for group in request.groups],
+            classes_per_head=[self._layouts[group[0]].classes_per_head for group in request.groups],
             neighbours=self._transformed(
-                [self._cache.load(group)[0] for group in neighbours], derive_key(request.key, "near")
+                [self._cache.load(group).stack for group in neighbours], derive_key(request.key, "near")
             ),
             models=torch.from_numpy(self.neighbours.models)[rows] if self.neighbours else None,
             key=request.key,
@@ -78,46 +93,48 @@ class _Cache:
 
     def __init__(self, zoo: Zoo, shards: np.ndarray, with_rollouts: bool, cache_bytes: int) -> None:
         self.zoo, self.shards, self.with_rollouts, self.bytes_left = zoo, shards, with_rollouts, cache_bytes
-        self._kept: dict[int, tuple[Stack, tuple[Tensor, Tensor] | None, int]] = {}
+        self._kept: dict[int, Loaded] = {}
 
-    def load(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
+    def load(self, rows: Sequence[int]) -> Loaded:
         """Stack and rollouts of rows of one shard."""
         shard = int(self.shards[rows[0]])
         if shard not in self._kept and self.bytes_left > 0:
             self._keep(shard)
         if shard not in self._kept:
             return self._read(rows)
-        stack, rollouts, first = self._kept[shard]
-        index = torch.tensor(rows) - first
+        stack, rollouts = self._kept[shard]
+        # Rows of a kept shard are consecutive.
+        index = torch.tensor(rows) - int(stack.rows[0])
         params = {name: tensor.index_select(0, index) for name, tensor in stack.params.items()}
-        chosen = None if rollouts is None else (rollouts[0].index_select(0, index), rollouts[1].index_select(0, index))
-        return replace(stack, params=params, rows=stack.rows.index_select(0, index)), chosen
+        if rollouts is not None:
+            rollouts = rollouts[0].index_select(0, index), rollouts[1].index_select(0, index)
+        return Loaded(replace(stack, params=params, rows=stack.rows.index_select(0, index)), rollouts)
 
-    def _read(self, rows: Sequence[int]) -> tuple[Stack, tuple[Tensor, Tensor] | None]:
+    def _read(self, rows: Sequence[int]) -> Loaded:
         # Evaluation runs in inference mode, but cached tensors are also used in training.
         with torch.inference_mode(False):
-            return self.zoo.stack(list(rows)), self.zoo.rollouts(list(rows)) if self.with_rollouts else None
+            rollouts = self.zoo.rollouts(list(rows)) if self.with_rollouts else None
+            return Loaded(self.zoo.stack(list(rows)), rollouts)
 
     def _keep(self, shard: int) -> None:
         members = np.flatnonzero(self.shards == shard)
-        # Positions are relative to the first row: the rows of a shard are consecutive.
         assert members[-1] - members[0] + 1 == len(members)
-        stack, rollouts = self._read(members.tolist())
-        tensors = [*stack.params.values(), *(rollouts or ())]
+        loaded = self._read(members.tolist())
+        tensors = [*loaded.stack.params.values(), *(loaded.rollouts or ())]
         size = sum(tensor.nbytes for tensor in tensors)
         if size <= self.bytes_left:
             self.bytes_left -= size
-            self._kept[shard] = (stack, rollouts, int(members[0]))
+            self._kept[shard] = loaded
         else:
             self.bytes_left = 0
 
 
-def _output_layouts(zoo: Zoo) -> list[tuple[str, int | None]]:
-    """Output kind and classes per head (None: one head) of each row's task in the manifest.
+def _output_layouts(zoo: Zoo) -> list[OutputLayout]:
+    """The output layout of each row's task in the manifest.
 
     Tasks that the manifest does not describe are categorical with one head.
     """
     layouts = {}
     for name, task in zoo.manifest.get("tasks", {}).items():
-        layouts[name] = (task["output_kind"], task.get("classes_per_head"))
-    return [layouts.get(task, ("categorical", None)) for task in zoo.table.column("task").to_pylist()]
+        layouts[name] = OutputLayout(task["output_kind"], task.get("classes_per_head"))
+    return [layouts.get(task, OutputLayout("categorical", None)) for task in zoo.table.column("task").to_pylist()]

@@ -39,6 +39,14 @@ FIELDS: dict[str, tuple[pa.DataType, str]] = {
 SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in FIELDS.items()])
 
 
+class FlatModel(NamedTuple):
+    """Names and shapes of the tensors of a row, and its flat weights (weight,)."""
+
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    weights: torch.Tensor
+
+
 class RowGroup(NamedTuple):
     """One row group of a Parquet file: ranges of rows, each of one shard, and the bytes of their weights."""
 
@@ -128,7 +136,7 @@ def model_of(row: Mapping[str, Any]) -> tuple[Family, Params]:
     missing = sorted({"family", "family_config", "names", "shapes", "weights"} - set(row))
     if missing:
         raise ValueError(f"The row lacks {missing}; load the configuration 'weights' of the dataset.")
-    names, shapes, flat = _lists(row)
+    names, shapes, flat = _flat_model(row)
     sizes = [math.prod(shape) for shape in shapes]
     is_consistent = len(shapes) == len(names) and sum(sizes) == len(flat)
     if not is_consistent or any(size < 1 for shape in shapes for size in shape):
@@ -144,8 +152,7 @@ def model_of(row: Mapping[str, Any]) -> tuple[Family, Params]:
     return family, params
 
 
-def _lists(row: Mapping[str, Any]) -> tuple[list[str], list[tuple[int, ...]], torch.Tensor]:
-    """The names, shapes and flat weights of a row."""
+def _flat_model(row: Mapping[str, Any]) -> FlatModel:
     try:
         names = [str(name) for name in row["names"]]
         shapes = [tuple(operator.index(size) for size in shape) for shape in row["shapes"]]
@@ -154,7 +161,7 @@ def _lists(row: Mapping[str, Any]) -> tuple[list[str], list[tuple[int, ...]], to
         flat = torch.zeros(())
     if flat.dim() != 1:
         raise ValueError("`names`, `shapes` and `weights` of the row must be lists of text, of sizes and of numbers.")
-    return names, shapes, flat
+    return FlatModel(names, shapes, flat)
 
 
 def _config(text: Any, num_weights: int) -> dict[str, Any]:

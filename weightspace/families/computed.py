@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +82,17 @@ def _pruned(orig: Tensor, mask: Tensor) -> Tensor | None:
     return orig * mask.to(orig.dtype) if mask.shape == orig.shape else None
 
 
-FORMS: tuple[tuple[re.Pattern[str], str, Callable[[Tensor, Tensor], Tensor | None]], ...] = (
-    (re.compile(r"(\w+)_g"), "{}_v", _normed),
-    (re.compile(r"parametrizations\.(\w+)\.original0"), "parametrizations.{}.original1", _normed),
-    (re.compile(r"(\w+)_orig"), "{}_mask", _pruned),
+class Form(NamedTuple):
+    """A computed weight NAME: patterns of the names of its two ingredients, and their combination."""
+
+    first: re.Pattern[str]
+    second: str
+    combined: Callable[[Tensor, Tensor], Tensor | None]
+
+
+FORMS = (
+    Form(re.compile(r"(\w+)_g"), "{}_v", _normed),
+    Form(re.compile(r"parametrizations\.(\w+)\.original0"), "parametrizations.{}.original1", _normed),
+    Form(re.compile(r"(\w+)_orig"), "{}_mask", _pruned),
 )
-"""The name of a tensor, that of its partner, and what both make, as torch.nn.utils writes them."""
+"""The forms of torch.nn.utils: weight normalisation, old and new, and pruning."""

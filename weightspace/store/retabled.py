@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -30,6 +30,13 @@ from weightspace.store.shards import own_json, read_entry
 from weightspace.store.writer import table_bytes
 
 
+class Labelling(NamedTuple):
+    """A labelling that was stopped: the names of its labels, and the manifest before it."""
+
+    labels: list[str]
+    manifest: dict[str, Any]
+
+
 def stage_table(zoo: Path, key: str, index: int, table: pa.Table) -> None:
     """Write the new table of one shard atomically into the staging folder of the labelling `key`."""
     folder = _folder(zoo, key)
@@ -44,7 +51,7 @@ def staged_tables(zoo: Path, key: str, num_shards: int) -> list[int]:
     return [index for index in range(num_shards) if (_folder(zoo, key) / f"{shard_name(index)}.parquet").is_file()]
 
 
-def unfinished_labelling(zoo: Path) -> tuple[list[str], dict[str, Any]] | None:
+def unfinished_labelling(zoo: Path) -> Labelling | None:
     """Labels and old manifest of a labelling that was stopped during the renames, or None."""
     journal = zoo / STAGING / JOURNAL
     if (zoo / MANIFEST).exists() or not journal.is_file():
@@ -55,7 +62,7 @@ def unfinished_labelling(zoo: Path) -> tuple[list[str], dict[str, Any]] | None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{journal} is not what a stopped labelling leaves; build the zoo again.") from None
     check_manifest(manifest, str(journal))
-    return names, manifest
+    return Labelling(names, manifest)
 
 
 def publish_tables(zoo: Path, key: str, plan: str, labels: Sequence[str], manifest: Mapping[str, Any]) -> None:
@@ -73,7 +80,7 @@ def publish_tables(zoo: Path, key: str, plan: str, labels: Sequence[str], manife
         for index, shard in enumerate(manifest["shards"]):
             folder = zoo / SHARDS / shard["name"]
             data = (_folder(zoo, key) / f"{shard['name']}.parquet").read_bytes()
-            _, entry = read_entry(zoo, index)
+            entry = read_entry(zoo, index).entry
             files = {name: entry["files"][name] for name in entry["files"] if name != SHARD_MANIFEST}
             files[SHARD_TABLE] = bytes_entry(data)
             write_flushed(staging / SHARD_TABLE, data)

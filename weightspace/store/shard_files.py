@@ -6,7 +6,7 @@ import stat
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import safetensors
@@ -30,6 +30,13 @@ _DTYPES = {
     "BOOL": "bool",
 }
 """Names of dtypes in safetensors -> in torch, for error messages."""
+
+
+class Stored(NamedTuple):
+    """Dtype and shape of a tensor in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class ShardFiles:
@@ -89,7 +96,7 @@ class ShardFiles:
             with safetensors.safe_open(path, framework="pt") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dict
                 stored = {
-                    key: (_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
+                    key: Stored(_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
                     for key, part in slices.items()
                 }
                 check_tensors(name, self.family, self.entry["rows"], stored)
@@ -115,9 +122,7 @@ def _rows(stored: Any, indices: Sequence[int]) -> Tensor:
     return rows[torch.tensor(indices) - first]
 
 
-def check_tensors(
-    name: str, family: Family, num_rows: int, tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> None:
+def check_tensors(name: str, family: Family, num_rows: int, tensors: Mapping[str, Stored]) -> None:
     """Raise ValueError unless the tensors of a file, by name, have the declared dtypes and shapes (rows, ...)."""
     for key, (dtype, shape) in tensors.items():
         if not KEY.fullmatch(key):
@@ -127,9 +132,9 @@ def check_tensors(
         if shape[:1] != (num_rows,):
             raise ValueError(f"'{key}' has shape {shape}, expected {num_rows} rows first")
     if name == PARAMS:
-        family.spec.check({key: torch.empty(shape, device="meta") for key, (_, shape) in tensors.items()}, stacked=True)
+        family.spec.check({key: torch.empty(item.shape, device="meta") for key, item in tensors.items()}, stacked=True)
         return
-    shapes = {key: shape for key, (_, shape) in tensors.items()}
+    shapes = {key: item.shape for key, item in tensors.items()}
     ends = {"x": family.input_size, "outputs": family.output_size}
     if set(shapes) != set(ends):
         raise ValueError(f"tensors {sorted(shapes)}, expected x and outputs")

@@ -28,6 +28,13 @@ from weightspace.store.shard_files import ShardFiles
 SHARD_FILES = (PARAMS, ROLLOUTS, SHARD_TABLE, SHARD_MANIFEST)
 
 
+class ShardEntry(NamedTuple):
+    """The digest of the plan of a shard, and its entry for the manifest."""
+
+    plan: str
+    entry: dict[str, Any]
+
+
 class ShardStates(NamedTuple):
     """Indices of intact shards, and the problem of each damaged one; missing shards are in neither."""
 
@@ -44,7 +51,7 @@ def own_json(plan: str, family: Mapping[str, Any], rows: int, files: Mapping[str
     return {"format": FORMAT, "plan": plan, "family": family, "rows": rows, "files": files}
 
 
-def read_entry(zoo: Path, index: int) -> tuple[str, dict[str, Any]]:
+def read_entry(zoo: Path, index: int) -> ShardEntry:
     """The plan in a shard's JSON, and its entry for the manifest; Damaged if the JSON is not that of a shard."""
     folder = zoo / SHARDS / shard_name(index)
     path = folder / SHARD_MANIFEST
@@ -68,7 +75,7 @@ def read_entry(zoo: Path, index: int) -> tuple[str, dict[str, Any]]:
     problem = next(shard_problems(entry, set()), None)
     if problem is not None:
         raise Damaged(path, problem)
-    return plan, entry
+    return ShardEntry(plan, entry)
 
 
 def remove_shard(zoo: Path, index: int) -> None:

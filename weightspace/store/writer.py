@@ -38,7 +38,7 @@ from weightspace.store.layout import (
     shard_name,
 )
 from weightspace.store.manifest import check_manifest
-from weightspace.store.shard_files import check_tensors
+from weightspace.store.shard_files import Stored, check_tensors
 from weightspace.store.shards import good_shards, own_json, read_entry
 from weightspace.store.table import Part, check_schema, check_values
 
@@ -62,7 +62,7 @@ class ShardContent:
         num_rows = self.table.num_rows
         tensors = {PARAMS: self.params, **({} if self.rollouts is None else {ROLLOUTS: self.rollouts})}
         for name, stored in tensors.items():
-            described = {k: (str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in stored.items()}
+            described = {k: Stored(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for k, v in stored.items()}
             check_tensors(name, self.family, num_rows, described)
         try:
             check_schema(self.table.schema, ())
@@ -126,7 +126,7 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
         absent = {i: "is missing" for i in range(num_shards) if i not in intact and i not in problems}
         index, problem = min({**problems, **absent}.items())
         raise ValueError(f"Shard {shard_name(index)}: {problem}. Run the same build again to replace it.")
-    shards = [read_entry(zoo, index)[1] for index in range(num_shards)]
+    shards = [read_entry(zoo, index).entry for index in range(num_shards)]
     with Staging(zoo) as staging:
         tables = [zoo / SHARDS / shard["name"] / SHARD_TABLE for shard in shards]
         schema, num_models = _merge_tables(tables, staging / TABLE)
