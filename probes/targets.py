@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from weightspace.components.discovery import refuse_unknown_name
+
 Kind = Literal["regression", "classification"]
 
 
@@ -83,8 +85,7 @@ CLASSES = (
 
 def named_target(table: pa.Table, name: str) -> Target:
     """Find the target for a column: a headline or class as declared, else a number as it is, else a class."""
-    if name not in table.column_names:
-        raise ValueError(f"The zoo has no label column '{name}'; its columns are {', '.join(table.column_names)}.")
+    refuse_unknown_name("column of the zoo", name, table.column_names)
     for target in HEADLINES + CLASSES:
         if target.name == name:
             return target

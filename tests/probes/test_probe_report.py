@@ -180,7 +180,7 @@ def test_the_command_reads_a_config_and_prints_one_json_document(zoo, tmp_path, 
     [
         (["--zoo", "absent"], "absent is not a folder"),
         (["--zoo", "ZOO", "--embeddings", "absent"], "There is no file absent"),
-        (["--zoo", "ZOO", "--targets", "wisdom"], "no label column 'wisdom'"),
+        (["--zoo", "ZOO", "--targets", "wisdom"], "No column of the zoo is called 'wisdom'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, zoo, tmp_path, capsys):

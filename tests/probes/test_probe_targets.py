@@ -115,7 +115,7 @@ def test_default_targets_are_the_headlines_or_else_the_labels():
 
 
 def test_a_named_target_must_be_a_column():
-    with pytest.raises(ValueError, match="no label column 'wisdom'"):
+    with pytest.raises(ValueError, match="No column of the zoo is called 'wisdom'"):
         named_target(make_table(), "wisdom")
     assert named_target(make_table(), "status").kind == "classification"
 

@@ -62,7 +62,7 @@ def test_cells_differ_by_family_config_size_task_and_step_but_not_by_the_tasks_s
 
 def test_unknown_text_and_empty_targets_are_refused():
     made, train = table([1.0, 2.0, 3.0]), np.ones(3, dtype=bool)
-    with pytest.raises(ValueError, match=r"no label 'lable'\. Did you mean 'label'"):
+    with pytest.raises(ValueError, match=r"No column of the zoo is called 'lable'; .* Did you mean 'label'"):
         read_labels(made, [Target(name="lable")], train)
     with pytest.raises(ValueError, match="must be a number"):
         read_labels(made, [Target(name="family")], train)

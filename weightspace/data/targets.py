@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from weightspace.components.discovery import check_fields, near_match, refuse_unknown_fields
+from weightspace.components.discovery import check_fields, refuse_unknown_fields, refuse_unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,7 @@ def _without_ends(config: str) -> str:
 
 
 def _column(table: pa.Table, target: Target) -> np.ndarray:
-    if target.name not in table.column_names:
-        hint = near_match(target.name, table.column_names)
-        raise ValueError(f"The zoo has no label '{target.name}'.{hint} Its columns are {table.column_names}.")
+    refuse_unknown_name("column of the zoo", target.name, table.column_names)
     column = table.column(target.name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise ValueError(f"'{target.name}' holds {column.type}, but a target must be a number; choose a label column.")
