@@ -1,4 +1,4 @@
-"""The command `weightspace`: train encoders, embed zoos, check symmetry, or go the whole way."""
+"""The command `weightspace`: train encoders, embed zoos, check symmetry, or run the whole pipeline."""
 
 from __future__ import annotations
 

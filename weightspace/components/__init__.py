@@ -1,1 +1,1 @@
-"""Classes found by name, the user's own packages, and what is recorded to make an object again."""
+"""Classes found by name, user packages, and the records from which components are made again."""

@@ -1,1 +1,1 @@
-"""Batches of models for learning: which models, moved how, with which targets, within which memory."""
+"""Batches of models for learning: sampling, augmentation, targets, bounds on memory."""

@@ -23,7 +23,7 @@ class Criterion:
 
     kind: Literal["cross_entropy", "squared_error"]
     target: Tensor
-    """Classes (models, scored, batch, head), int64, -1 where a head is not asked; or values (models, scored, batch,
+    """Classes (models, scored, batch, head), int64, -1 where a head has no answer; or values (models, scored, batch,
     output) in the dtype of the outputs. The scored steps are the last ones."""
     weight: Tensor
     """Weight of each scored step, (models, scored), 0 or above; 0 removes even an infinite loss."""

@@ -84,7 +84,7 @@ def flush(path: Path) -> None:
 
 
 def write_flushed(path: Path, data: bytes) -> None:
-    """Write a file anew and flush it to the disk; its mode follows the umask."""
+    """Write a file, replacing an old one, and flush it to the disk; its mode follows the umask."""
     with naming(path, len(data)):
         # A link of this name is removed, not followed.
         path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ _DTYPES = {
     "I32": "int32",
     "BOOL": "bool",
 }
-"""Names of dtypes in safetensors -> in torch, for error messages."""
+"""Names of dtypes in safetensors -> in torch; error messages show others as they are."""
 
 
 class Stored(NamedTuple):

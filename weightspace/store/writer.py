@@ -103,7 +103,7 @@ def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None
 
 @contextlib.contextmanager
 def _not_empty_exists() -> Iterator[None]:
-    """Turn ENOTEMPTY, one of two errors of renaming onto a folder, into FileExistsError, the other."""
+    """Turn ENOTEMPTY into FileExistsError: renaming onto a folder raises one or the other."""
     try:
         yield
     except OSError as error:

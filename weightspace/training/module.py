@@ -211,7 +211,7 @@ class EmbeddingModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the record of encoder, objective, zoo and split; raise Diverged rather than save numbers not finite."""
+        """Add the record of encoder, objective, zoo and split; raise Diverged if a number is not finite."""
         self._refuse_diverged()
         checkpoint["weightspace"] = {
             "encoder": type(self.encoder).__name__,
