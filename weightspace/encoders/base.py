@@ -61,9 +61,9 @@ class Encoder(Constructed, nn.Module, ABC):
 
 
 def sizes_of(spec: WeightSpec) -> dict[str, int]:
-    """Units of each node kind (of `hidden`, of the largest layer), the largest ordered axis (`ends`), `layers`, `pairs`.
+    """Units of each node kind (of `hidden`, in the largest layer), of the largest ordered axis (`ends`), and so on.
 
-    Axes of one kind, and of one layer where they are hidden, count together.
+    Axes of one kind, and of one layer where they are hidden, count together; `layers` and `pairs` are as in `max_sizes`.
     """
     sizes: dict[str, int] = {}
     hidden: dict[int, int] = {}

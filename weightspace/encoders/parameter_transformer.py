@@ -46,7 +46,7 @@ class ParameterTransformer(Encoder):
         if num_layers < 1:
             raise ValueError(f"`num_layers` (={num_layers}) must be at least 1.")
         self.max_sizes = {"hidden": (max_hidden, "max_hidden"), "layers": (max_layers, "max_layers")}
-        self.max_sizes |= {kind: (max_ends, "max_ends") for kind in ("input", "output")}
+        self.max_sizes |= dict.fromkeys(("input", "output"), (max_ends, "max_ends"))
         self.max_sizes |= {"factor": (max_factors, "max_factors"), "pairs": (max_pairs, "max_pairs")}
         self.places = Places({name: most for name, (most, _) in self.max_sizes.items()})
         self.scales = WeightScales()

@@ -31,9 +31,8 @@ class Spectra(Readings):
     `points` values on straight lines between them: so sizes mix. Maps that share a layer and a role are taken together,
     as blocks of one matrix; a diagonal is a map whose spectrum is its entries, and a tensor with three node axes is one
     map for each unit of the axis that it does not write to. What is not recurrent enters by its singular values, by
-    connection type and role (of a vector its norm), and so do the products of any two matrices that meet in other units,
-    such as W_ho W_ih or both factors of a low-rank map: so every tensor is read, and signs between two of them are.
-    Masked weights are 0. Invariant to permutations of hidden units and factors by construction; no gradient passes to
+    connection type and role (of a vector its norm), and so do products of two matrices that meet in other units, such
+    as W_ho W_ih or both factors of a low-rank map: so every tensor is read, and signs between two of them are. Masked weights are 0. Invariant to permutations of hidden units and factors by construction; no gradient passes to
     the weights.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
