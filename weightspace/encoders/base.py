@@ -63,7 +63,7 @@ class Encoder(Constructed, nn.Module, ABC):
 def sizes_of(spec: WeightSpec) -> dict[str, int]:
     """Units of each node kind (of `hidden`, in the largest layer), of the largest ordered axis (`ends`), and so on.
 
-    Axes of one kind, and of one layer where they are hidden, count together; `layers` and `pairs` are as in `max_sizes`.
+    Axes of one kind, and of one layer where they are hidden, count together. Names are those of `max_sizes`.
     """
     sizes: dict[str, int] = {}
     hidden: dict[int, int] = {}
