@@ -89,7 +89,8 @@ class Spectra(Readings):
                 own = 1 + row.nodes[1:].index(row.nodes[0])
                 yield group, row.masked.movedim(3 if own == 1 else 2, 1)
         for outer, inner in _products(spec, params):
-            if outer.nodes[0] == inner.nodes[1]:
+            # Factors' own way round has the same eigenvalues once more.
+            if outer.nodes[0] == inner.nodes[1] and spec.axes[outer.nodes[0]].kind == "hidden":
                 yield self.max_layers * CHANNELS + outer.channel, (outer.masked @ inner.masked)[:, None]
 
     def _spectrum(self, singular: list[Tensor], eigen: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from weightspace.encoders.parameter_transformer import ParameterTransformer
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
-from weightspace.graph import EDGE_TYPES
+from weightspace.graph import EDGE_TYPES, layout
 from weightspace.rows import channel_of
 
 SMALL = {"dim": 16, "num_layers": 1}
@@ -21,19 +21,19 @@ def test_a_token_is_a_row_its_bias_and_who_it_belongs_to():
     encoder = fitted(ParameterTransformer(**SMALL), stack)
     tokens = encoder._tokens(*stack.effective)
     place, drive = encoder.places.of(stack.family.spec), channel_of("drive", 0)
-    # Inputs stand first, then the output, then hidden units, as the family declares its axes.
-    unit, hidden = 1, place[3:]
+    where = layout(stack.family.spec).offsets
+    unit, hidden, inputs = 1, place[where["hidden.0"]], place[where["input"]]
     scale = {name: encoder.scales.edge_scale[EDGE_TYPES.index(name), drive] for name in ("input", "recurrent", "self")}
     weights, presence = encoder.row
     row = stack.params["weight_hh.0"][:, unit] / scale["recurrent"]
     row[:, unit] = stack.params["weight_hh.0"][:, unit, unit] / scale["self"]
     bias = stack.params["bias.0"][:, unit] / encoder.scales.node_scale[1, drive]
-    expected = row @ weights[hidden] + (stack.params["weight_ih.0"][:, unit] / scale["input"]) @ weights[place[:2]]
-    expected = expected + bias[:, None] * weights[-1] + presence[hidden].sum(0) + presence[place[:2]].sum(0)
+    expected = row @ weights[hidden] + (stack.params["weight_ih.0"][:, unit] / scale["input"]) @ weights[inputs]
+    expected = expected + bias[:, None] * weights[-1] + presence[hidden].sum(0) + presence[inputs].sum(0)
     expected = expected + presence[-1] + encoder.position.weight[hidden[unit]] + encoder.role.weight[drive]
     expected = expected + encoder.nonlinearity.weight[NONLINEARITIES.index("tanh")]
-    # The compression token and the output's come before.
-    torch.testing.assert_close(tokens[:, 2 + unit], expected, rtol=1e-10, atol=1e-10)
+    # The compression token comes first, and hidden units come before outputs.
+    torch.testing.assert_close(tokens[:, 1 + unit], expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
