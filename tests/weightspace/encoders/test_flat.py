@@ -42,7 +42,8 @@ def test_the_first_layer_is_a_sum_over_all_padded_places(family):
         padded[:, place, : values.shape[-1]] = values.double()
         kind = torch.zeros(units, dtype=torch.long)
         kind[place] = where.kind
-        expected = expected + torch.einsum("mic,ick,ik->mk", padded, encoder.unit_gain[side][kind], encoder.unit[:units])
+        gain, weight = encoder.unit_gain[side][kind], encoder.unit[:units]
+        expected = expected + torch.einsum("mic,ick,ik->mk", padded, gain, weight)
     found = encoder._first(*stack.effective)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 

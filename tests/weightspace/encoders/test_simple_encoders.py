@@ -1,4 +1,4 @@
-"""What holds for each of the encoders that others are compared with: symmetry, mixed families, training, checkpoints."""
+"""The encoders that others are compared with: symmetry, mixed families, training and checkpoints of each."""
 
 from collections import Counter
 
@@ -96,7 +96,7 @@ def zoo(tmp_path_factory):
 @pytest.mark.parametrize("name", ALL)
 def test_training_on_a_zoo_lowers_the_loss(name, zoo):
     """The trace of the recurrent weights, which each can express: half of its variance is learned."""
-    stacks = list(open_zoo(zoo).stacks())
+    stacks = list(open_zoo(zoo).stacks(max_models=8))[::3]
     wanted = torch.cat([stack.params[stack.family.spec.recurrent()[0]].diagonal(dim1=-2, dim2=-1).flatten(1).sum(1)
                         for stack in stacks])  # fmt: skip
     wanted = (wanted - wanted.mean()) / wanted.std()
