@@ -85,17 +85,24 @@ def _assert_passed(rows: list[Row]) -> None:
 
 
 def _encoder_rows(encoder: encoders.Encoder, family: Family) -> Iterator[Row]:
+    try:
+        encoder.refuse_too_large(family)
+    except ValueError as reason:
+        yield _row(f"refused by declared sizes: {reason}", True, torch.float32, 0.0, EMBEDDING_TOLERANCE)
+        return
     stack = _random_stack(family, torch.float32)
     encoder.fit_standardisation([stack])
     invariant = (*_signs_of_even(family.spec, stack.params), *_encoder_moves(encoder, family, stack.params))
     moves = [(True, *one) for one in invariant]
     moves += [(False, *one) for one in (*_replaced(family, stack.params), *_flipped(family.spec, stack.params))]
+    moves += [(False, *one) for one in _unstated(encoder, family, stack.params)]
     for tensor, (to, *sources) in family.spec.connections():
         if to in sources:
             moved = _roll(tensor, -2 - len(sources), stack.params)
             moves.append((False, f"permute rows of {tensor} alone,", moved))
+    embeddings = _embedded(encoder, stack)
     for declared, move, moved in moves:
-        error = _embedding_change(encoder, stack, Stack(family, moved, stack.rows))
+        error = _relative(_embedded(encoder, Stack(family, moved, stack.rows)), embeddings)
         threshold = EMBEDDING_TOLERANCE if declared else VIOLATION_THRESHOLD
         yield _row(f"{move} of {type(family).__name__}", declared, torch.float32, error, threshold)
 
@@ -113,6 +120,15 @@ def _encoder_moves(encoder: encoders.Encoder, family: Family, params: Params) ->
         seen = seen * factor.abs() if "scale" in encoder.symmetry else seen
         if not seen.eq(1).all():
             yield f"gauge {name}", spec.act_stacked(GroupElement(in_place, {**still, name: seen}), params)
+
+
+def _unstated(encoder: encoders.Encoder, family: Family, params: Params) -> Iterator[tuple[str, Params]]:
+    """Permutations, for an encoder that does not state them: it must see them, or it states less than it has."""
+    spec = family.spec
+    if "permutation" not in encoder.symmetry and any(spec.axes[axis].size > 1 for axis in spec.permutable):
+        element = spec.random_elements(next(iter(params.values())).shape[0], generator(0, "check", "encoder"))
+        still = {k: torch.ones_like(v) for k, v in element.gauges.items()}
+        yield "unstated permutations", spec.act_stacked(GroupElement(element.permutations, still), params)
 
 
 def _replaced(family: Family, params: Params) -> Iterator[tuple[str, Params]]:
@@ -238,7 +254,7 @@ def _graph_embedding(family: Family) -> Row:
     encoder, stack = _untrained(MessagePassing), _random_stack(family, torch.float32)
     encoder.fit_standardisation([stack])
     ((_, moved),) = _encoder_moves(encoder, family, stack.params)
-    error = _embedding_change(encoder, stack, Stack(family, moved, stack.rows))
+    error = _relative(_embedded(encoder, Stack(family, moved, stack.rows)), _embedded(encoder, stack))
     return _row("graph embedding under declared permutations", True, torch.float32, error, EMBEDDING_TOLERANCE)
 
 
@@ -250,6 +266,6 @@ def _untrained(encoder: Callable[[], encoders.Encoder]) -> encoders.Encoder:
 
 
 @torch.no_grad()
-def _embedding_change(encoder: encoders.Encoder, stack: Stack, moved: Stack) -> float:
-    encoder.eval()
-    return _relative(encoder([moved]), encoder([stack]))
+def _embedded(encoder: encoders.Encoder, stack: Stack) -> Tensor:
+    embeddings: Tensor = encoder.eval()([stack])
+    return embeddings

@@ -17,6 +17,7 @@ _WORDS = {
     "ends": "inputs or outputs",
     "hidden": "hidden units",
     "input": "inputs",
+    "output": "outputs",
     "factor": "factors",
     "pairs": "pairs of units whose products a tensor weighs",
 }
@@ -60,13 +61,23 @@ class Encoder(Constructed, nn.Module, ABC):
 
 
 def sizes_of(spec: WeightSpec) -> dict[str, int]:
-    """The largest axis of each node kind, the largest whose order has a meaning (`ends`), `layers` and `pairs`."""
+    """Units of each node kind (of `hidden`, in the largest layer), of the largest ordered axis (`ends`), and so on.
+
+    Axes of one kind, and of one layer where they are hidden, count together. Names are those of `max_sizes`.
+    """
     sizes: dict[str, int] = {}
+    hidden: dict[int, int] = {}
     for axis in spec.axes.values():
-        if axis.kind != "channel":
-            for name in (axis.kind,) if axis.permutable else (axis.kind, "ends"):
-                sizes[name] = max(sizes.get(name, 0), axis.size)
-            sizes["layers"] = max(sizes.get("layers", 0), axis.layer + 1)
+        if axis.kind == "channel":
+            continue
+        if axis.kind == "hidden":
+            hidden[axis.layer] = hidden.get(axis.layer, 0) + axis.size
+        else:
+            sizes[axis.kind] = sizes.get(axis.kind, 0) + axis.size
+        if not axis.permutable:
+            sizes["ends"] = max(sizes.get("ends", 0), axis.size)
+        sizes["layers"] = max(sizes.get("layers", 0), axis.layer + 1)
+    sizes["hidden"] = max(hidden.values(), default=0)
     pairs = {sources: spec.axes[sources[0]].size * spec.axes[sources[1]].size for _, _, sources in spec.products()}
     sizes["pairs"] = sum(pairs.values())
     return sizes
