@@ -13,6 +13,10 @@ from torch_geometric.data import Batch, Data
 
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES, ROW_ROLES, VOCABULARY
 from weightspace.encoders.base import Encoder
+from weightspace.encoders.fused.availability import why_not
+from weightspace.encoders.fused.packing import filled, packed
+from weightspace.encoders.fused.rounds import Surroundings, Widths, run
+from weightspace.encoders.layer import Layer
 from weightspace.encoders.topology import Dense, Sparse, Topology
 from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.store import Stack
@@ -55,6 +59,7 @@ class MessagePassing(Encoder):
             if not 1 <= size <= MAX_WIDTH:
                 raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
         most = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
+        self.widths = Widths(edge_dim, node_dim, product_dim)
         self.max_sizes = {**most, "pairs": (MAX_PAIRS, "")}
         # Waves of lengths 2, 4, ... tell as many places apart as the longest one has.
         self.num_frequencies = max(1, math.ceil(math.log2(max_ends)))
@@ -120,28 +125,52 @@ class MessagePassing(Encoder):
 
     def _forward_dense(self, graphs: DenseGraphs) -> Tensor:
         where = graphs.layout
-        present, opposite = graphs.present, graphs.present.transpose(1, 2)
-        forward = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
-        type_reverse = where.edge_type.T
-        e = self._edges(forward, forward.transpose(1, 2), present, opposite, where.edge_type, type_reverse)
-        topology = Dense(torch.maximum(present, opposite).amax(-1))
-        size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=e.device)
+        edges = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
+        topology = Dense(torch.maximum(graphs.present, graphs.present.transpose(1, 2)).amax(-1))
+        size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=edges.device)
         x = self._nodes(graphs.nodes, where.node_roles, where, size)
-        e = torch.relu(topology.silence(e))
-        return self._embed(topology, e, x, where.kind, where.edge_type)
+        if why_not(self.widths, edges, graphs.present, (x, *self.parameters())) is None:
+            return self._forward_fused(topology, edges, graphs.present, x, where)
+        opposite, types = graphs.present.transpose(1, 2), (where.edge_type, where.edge_type.T)
+        e = self._edges(edges, edges.transpose(1, 2), graphs.present, opposite, *types)
+        return self._embed(topology, torch.relu(topology.silence(e)), x, where.kind, where.edge_type)
+
+    def _forward_fused(self, topology: Dense, edges: Tensor, present: Tensor, x: Tensor, where: Layout) -> Tensor:
+        """The same as `_embed` of first edge states, computed in C."""
+        weights, kinds = self._edge_weights(edges.shape[-1]), self._kinds(where.kind, x.dtype)
+        fixed = self._fixed(present, present.transpose(1, 2), where.edge_type, where.edge_type.T)
+        by_kind = dict(zip(NODE_KINDS, kinds.unbind(-1), strict=True))
+        around = Surroundings(
+            absent=topology.absent[..., 0],
+            degree=topology.degree[..., 0],
+            hidden=by_kind["hidden"],
+            input=by_kind["input"],
+            factor=by_kind["factor"],
+            edge_class=where.edge_type,
+            class_size=self._types_of(where.edge_type, x.dtype).sum((0, 1)).clamp(min=1),
+        )
+        padded, rows = self.widths.padded, packed(self.widths, weights[:2], self.layers)
+        first = (edges, filled(fixed, padded.edge), filled(x, padded.node))
+        pooled, x = run(self.widths, len(self.layers), around, *first, rows)
+        return self.head(torch.cat([self._pool_nodes(topology, x, kinds), pooled.flatten(1)], dim=-1))
 
     def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
         """First edge states: weights of both directions, which channels are there, and the connection's type."""
+        weights = self._edge_weights(forward.shape[-1])
+        return forward @ weights[0] + backward @ weights[1] + self._fixed(present, opposite, *types)
+
+    def _fixed(self, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
+        """Terms of first edge states from the declaration and masks: without a models axis of their own."""
+        weights = self._edge_weights(present.shape[-1])
+        return present @ weights[2] + opposite @ weights[3] + self.edge_in.bias + self._types(*types)
+
+    def _edge_weights(self, channels: int) -> list[Tensor]:
+        """Weights (channel, edge_dim) of both directions of a connection, and of which channels are there in each."""
         roles = len(ROW_ROLES)
-        weight = self.edge_in.weight.split(roles, dim=1)
-        e = forward[..., :roles] @ weight[0].T + backward[..., :roles] @ weight[1].T
-        # Terms from the declaration alone are the same for all models: no models axis.
-        fixed = present[..., :roles] @ weight[2].T + opposite[..., :roles] @ weight[3].T + self.edge_in.bias
-        e = e + fixed + self._types(*types)
-        if forward.shape[-1] > roles:
-            for value, more in zip((forward, backward, present, opposite), self.edge_more.split(roles, 1), strict=True):
-                e = e + value[..., roles:] @ more.T
-        return e
+        first, more = (weight.split(roles, dim=1) for weight in (self.edge_in.weight, self.edge_more))
+        if channels == roles:
+            return [weight.T for weight in first]
+        return [torch.cat(slots, dim=1).T for slots in zip(first, more, strict=True)]
 
     def _types(self, edge_type: Tensor, edge_type_reverse: Tensor) -> Tensor:
         return self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
@@ -164,49 +193,17 @@ class MessagePassing(Encoder):
         return x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
 
     def _embed(self, topology: Topology, e: Tensor, x: Tensor, kind: Tensor, edge_type: Tensor) -> Tensor:
-        kinds = F.one_hot(kind, len(NODE_KINDS)).to(x.dtype)
-        types = F.one_hot(edge_type + 1, len(EDGE_TYPES) + 1)[..., 1:].to(x.dtype)
+        kinds = self._kinds(kind, x.dtype)
         for layer in self.layers:
             e, x = layer(topology, e, x, kinds)
-        values = [topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)]
-        values.append(topology.pool_edges(torch.cat([e, e.square()], dim=-1), types))
-        return self.head(torch.cat(values, dim=-1))
+        edges = topology.pool_edges(torch.cat([e, e.square()], dim=-1), self._types_of(edge_type, x.dtype))
+        return self.head(torch.cat([self._pool_nodes(topology, x, kinds), edges], dim=-1))
 
+    def _pool_nodes(self, topology: Topology, x: Tensor, kinds: Tensor) -> Tensor:
+        return topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)
 
-class Layer(nn.Module):
-    """One round: edges hear their ends, their opposites and their products; nodes hear their edges."""
+    def _kinds(self, kind: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.one_hot(kind, len(NODE_KINDS)).to(dtype)
 
-    def __init__(self, edge_dim: int, node_dim: int, product_dim: int) -> None:
-        super().__init__()
-        self.widths = [edge_dim, edge_dim, product_dim, product_dim]
-        self.edge = nn.Linear(edge_dim, sum(self.widths), bias=False)
-        self.product = nn.Linear(product_dim, edge_dim)
-        self.source = nn.Linear(node_dim, 2 * edge_dim)
-        self.target = nn.Linear(node_dim, edge_dim, bias=False)
-        self.context = nn.Linear(node_dim, node_dim, bias=False)
-        aggregated = 4 * edge_dim
-        self.node = nn.Sequential(
-            nn.LayerNorm(node_dim + aggregated),
-            nn.Linear(node_dim + aggregated, node_dim),
-            nn.SiLU(),
-            nn.Linear(node_dim, node_dim),
-        )
-
-    def forward(self, topology: Topology, e: Tensor, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """Next edge and node states; `kinds` is each node's one-hot of `NODE_KINDS`."""
-        own, opposite, a, b = self.edge(e).split(self.widths, dim=-1)
-        drive, modulation = self.source(x).chunk(2, dim=-1)
-        update = self.product(topology.product(a, b))
-        update = update.add_(own).add_(topology.reverse(opposite)).add_(topology.from_targets(self.target(x)))
-        e = e + torch.relu(update.add_(topology.silence(topology.from_sources(drive))))
-        message = e * topology.from_sources(modulation)
-        heard = [topology.mean(message), topology.maximum(message), topology.diagonal(e)]
-        heard.append(self._multiply(topology, message, kinds))
-        everyone = topology.to_nodes(self.context(topology.pool_nodes(x, torch.ones_like(kinds[:, :1]))))
-        return e, x + everyone + self.node(torch.cat([x, *heard], dim=-1))
-
-    def _multiply(self, topology: Topology, message: Tensor, kinds: Tensor) -> Tensor:
-        """At factor nodes, what comes from states times what comes from inputs; 0 elsewhere."""
-        by_kind = dict(zip(NODE_KINDS, kinds.unbind(-1), strict=True))
-        product = topology.total(message, by_kind["hidden"]) * topology.total(message, by_kind["input"])
-        return product * by_kind["factor"][..., None]
+    def _types_of(self, edge_type: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.one_hot(edge_type + 1, len(EDGE_TYPES) + 1)[..., 1:].to(dtype)
