@@ -14,8 +14,9 @@ from torch_geometric.data import Batch, Data
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES, ROW_ROLES, VOCABULARY
 from weightspace.encoders.base import Encoder
 from weightspace.encoders.fused.availability import why_not
-from weightspace.encoders.fused.packing import filled, packed
-from weightspace.encoders.fused.rounds import Surroundings, Widths, run
+from weightspace.encoders.fused.packing import packed
+from weightspace.encoders.fused.rounds import rounds
+from weightspace.encoders.fused.stack import Surroundings, Widths
 from weightspace.encoders.layer import Layer
 from weightspace.encoders.topology import Dense, Sparse, Topology
 from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
@@ -59,7 +60,7 @@ class MessagePassing(Encoder):
             if not 1 <= size <= MAX_WIDTH:
                 raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
         most = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
-        self.widths = Widths(edge_dim, node_dim, product_dim)
+        self.widths = Widths(edge_dim, node_dim, product_dim, num_layers)
         self.max_sizes = {**most, "pairs": (MAX_PAIRS, "")}
         # Waves of lengths 2, 4, ... tell as many places apart as the longest one has.
         self.num_frequencies = max(1, math.ceil(math.log2(max_ends)))
@@ -120,46 +121,42 @@ class MessagePassing(Encoder):
         e = torch.relu(self._edges(forward, backward, present, opposite, batch.edge_type, batch.edge_type_reverse))
         topology = Sparse(batch.edge_index, graph)
         size = torch.bincount(graph)[graph].to(batch.x.dtype)
-        x = self._nodes(batch.x, batch.node_roles, batch, size)
+        x = self._nodes(batch.x / self.node_scale[batch.kind], batch.node_roles, batch, size)
         return self._embed(topology, e, x, batch.kind, batch.edge_type)
 
     def _forward_dense(self, graphs: DenseGraphs) -> Tensor:
-        where = graphs.layout
+        where, present, opposite = graphs.layout, graphs.present, graphs.present.transpose(1, 2)
         edges = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
-        topology = Dense(torch.maximum(graphs.present, graphs.present.transpose(1, 2)).amax(-1))
+        nodes = graphs.nodes / self.node_scale[where.kind, : graphs.nodes.shape[-1]]
+        topology = Dense(torch.maximum(present, opposite).amax(-1))
         size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=edges.device)
-        x = self._nodes(graphs.nodes, where.node_roles, where, size)
-        if why_not(self.widths, edges, graphs.present, (x, *self.parameters())) is None:
-            return self._forward_fused(topology, edges, graphs.present, x, where)
-        opposite, types = graphs.present.transpose(1, 2), (where.edge_type, where.edge_type.T)
-        e = self._edges(edges, edges.transpose(1, 2), graphs.present, opposite, *types)
-        return self._embed(topology, torch.relu(topology.silence(e)), x, where.kind, where.edge_type)
+        types = where.edge_type, where.edge_type.T
+        if why_not(self.widths, (edges, nodes, present), self.parameters()) is None:
+            fixed = self._fixed_edges(present, opposite, *types), self._fixed_nodes(where.node_roles, where, size)
+            return self.head(self._pooled_natively(topology, edges, nodes, fixed, where))
+        e = torch.relu(topology.silence(self._edges(edges, edges.transpose(1, 2), present, opposite, *types)))
+        return self._embed(topology, e, self._nodes(nodes, where.node_roles, where, size), where.kind, where.edge_type)
 
-    def _forward_fused(self, topology: Dense, edges: Tensor, present: Tensor, x: Tensor, where: Layout) -> Tensor:
-        """The same as `_embed` of first edge states, computed in C."""
-        weights, kinds = self._edge_weights(edges.shape[-1]), self._kinds(where.kind, x.dtype)
-        fixed = self._fixed(present, present.transpose(1, 2), where.edge_type, where.edge_type.T)
-        by_kind = dict(zip(NODE_KINDS, kinds.unbind(-1), strict=True))
+    def _pooled_natively(
+        self, topology: Dense, edges: Tensor, nodes: Tensor, fixed: tuple[Tensor, Tensor], where: Layout
+    ) -> Tensor:
+        """What `_embed` gives to the head, from standardised weights and fixed terms of first states, computed in C."""
         around = Surroundings(
             absent=topology.absent[..., 0],
             degree=topology.degree[..., 0],
-            hidden=by_kind["hidden"],
-            input=by_kind["input"],
-            factor=by_kind["factor"],
-            edge_class=where.edge_type,
-            class_size=self._types_of(where.edge_type, x.dtype).sum((0, 1)).clamp(min=1),
+            of_kind={name: (where.kind == number).to(edges.dtype) for number, name in enumerate(NODE_KINDS)},
+            classes=(where.kind, where.edge_type),
+            class_sizes=(len(NODE_KINDS), len(EDGE_TYPES)),
         )
-        padded, rows = self.widths.padded, packed(self.widths, weights[:2], self.layers)
-        first = (edges, filled(fixed, padded.edge), filled(x, padded.node))
-        pooled, x = run(self.widths, len(self.layers), around, *first, rows)
-        return self.head(torch.cat([self._pool_nodes(topology, x, kinds), pooled.flatten(1)], dim=-1))
+        first = [*self._edge_weights(edges.shape[-1])[:2], self._node_weights(nodes.shape[-1])]
+        return rounds(self.widths, around, (edges, nodes), fixed, packed(self.widths, first, self.layers))
 
     def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
         """First edge states: weights of both directions, which channels are there, and the connection's type."""
         weights = self._edge_weights(forward.shape[-1])
-        return forward @ weights[0] + backward @ weights[1] + self._fixed(present, opposite, *types)
+        return forward @ weights[0] + backward @ weights[1] + self._fixed_edges(present, opposite, *types)
 
-    def _fixed(self, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
+    def _fixed_edges(self, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
         """Terms of first edge states from the declaration and masks: without a models axis of their own."""
         weights = self._edge_weights(present.shape[-1])
         return present @ weights[2] + opposite @ weights[3] + self.edge_in.bias + self._types(*types)
@@ -176,34 +173,34 @@ class MessagePassing(Encoder):
         return self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
 
     def _nodes(self, values: Tensor, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
-        """First node states: biases by role, identity of ordered nodes, kind, layer and nonlinearity."""
-        position = where.position.clamp(min=0)[:, None].to(values.dtype)
-        ordered = (where.position >= 0)[:, None].to(values.dtype)
-        angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=values.device)
+        """First node states: biases by role, and what the declaration says of a node."""
+        return values @ self._node_weights(values.shape[-1]) + self._fixed_nodes(roles, where, size)
+
+    def _fixed_nodes(self, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
+        """Terms of first node states from the declaration: identity of ordered nodes, kind, layer, nonlinearity."""
+        position = where.position.clamp(min=0)[:, None].to(roles.dtype)
+        ordered = (where.position >= 0)[:, None].to(roles.dtype)
+        angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=roles.device)
         identity = torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1) * ordered
         slot = len(ROW_ROLES)
         known = torch.cat([roles[:, :slot], identity, torch.log(size)[:, None]], dim=1)
-        weight = self.node_in.weight.split([slot, known.shape[1]], dim=1)
+        x = known @ self.node_in.weight[:, slot:].T + self.node_in.bias
+        if roles.shape[-1] > slot:
+            x = x + roles[:, slot:] @ self.node_more[:, slot:].T
         layer = where.layer if isinstance(where, Layout) else where.node_layer
-        values = values / self.node_scale[where.kind, : values.shape[-1]]
-        x = values[..., :slot] @ weight[0].T + (known @ weight[1].T + self.node_in.bias)
-        if values.shape[-1] > slot:
-            more = self.node_more.split(slot, dim=1)
-            x = x + values[..., slot:] @ more[0].T + roles[:, slot:] @ more[1].T
         return x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
 
+    def _node_weights(self, channels: int) -> Tensor:
+        """Weights (channel, node_dim) of biases by role."""
+        slot = len(ROW_ROLES)
+        first, more = self.node_in.weight[:, :slot], self.node_more[:, :slot]
+        return (first if channels == slot else torch.cat([first, more], dim=1)).T
+
     def _embed(self, topology: Topology, e: Tensor, x: Tensor, kind: Tensor, edge_type: Tensor) -> Tensor:
-        kinds = self._kinds(kind, x.dtype)
+        kinds = F.one_hot(kind, len(NODE_KINDS)).to(x.dtype)
+        types = F.one_hot(edge_type + 1, len(EDGE_TYPES) + 1)[..., 1:].to(x.dtype)
         for layer in self.layers:
             e, x = layer(topology, e, x, kinds)
-        edges = topology.pool_edges(torch.cat([e, e.square()], dim=-1), self._types_of(edge_type, x.dtype))
-        return self.head(torch.cat([self._pool_nodes(topology, x, kinds), edges], dim=-1))
-
-    def _pool_nodes(self, topology: Topology, x: Tensor, kinds: Tensor) -> Tensor:
-        return topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)
-
-    def _kinds(self, kind: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.one_hot(kind, len(NODE_KINDS)).to(dtype)
-
-    def _types_of(self, edge_type: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.one_hot(edge_type + 1, len(EDGE_TYPES) + 1)[..., 1:].to(dtype)
+        values = [topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)]
+        values.append(topology.pool_edges(torch.cat([e, e.square()], dim=-1), types))
+        return self.head(torch.cat(values, dim=-1))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from weightspace.encoders.fused.rounds import Widths, compiled
+from weightspace.encoders.fused.stack import Widths, compiled
 from weightspace.rollout.native.engine.compiler import NoNative
 
 logger = logging.getLogger(__name__)
@@ -20,23 +21,24 @@ MAX_NODES = 512
 """Most nodes of a model: beyond, its fields leave the cache, and torch is as fast."""
 
 
-def why_not(widths: Widths, edges: Tensor, present: Tensor, others: tuple[Tensor, ...]) -> str | None:
-    """Why models with these weights on edges (models, node, node, channel) are left to torch, None if they are not.
+def why_not(widths: Widths, data: Sequence[Tensor], weights: Iterable[Tensor]) -> str | None:
+    """Why models with this data are left to torch, None if they are not.
 
-    `others` are the other tensors that embeddings follow from: first node states and an encoder's weights.
+    `data` are models' weights on edges (models, node, node, channel) and on nodes, and which connections are present;
+    `weights` are those of the encoder.
     """
-    for tensor in (edges, present, *others):
+    for tensor in (*data, *weights):
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
             return f"numbers are {tensor.dtype} on {tensor.device.type}, not {torch.float32} on cpu"
         if forward_ad.unpack_dual(tensor).tangent is not None:
             return "forward-mode derivatives are asked for"
-    if torch.is_grad_enabled() and (edges.requires_grad or present.requires_grad):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in data):
         return "gradients of models' weights are asked for"
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         return "it is transformed by torch.func or compiled"
     if torch.is_autocast_enabled("cpu"):
         return "automatic mixed precision is on"
-    if max(widths.edge, widths.product) > MAX_WIDTH or edges.shape[1] > MAX_NODES:
+    if max(widths.edge, widths.product) > MAX_WIDTH or data[0].shape[1] > MAX_NODES:
         return f"there are more than {MAX_WIDTH} channels or {MAX_NODES} nodes"
     return _uncompiled(widths)
 

@@ -40,9 +40,7 @@ static void normalise_back(const Stack *s, const REAL *weights, const Room *room
             sums += scaled;
             along += scaled * own;
         }
-        REAL mean = 0, share = 0;
-        for (int k = 0; k < WIDTH; k++) mean += sums[k], share += along[k];
-        mean /= s->real_inputs, share /= s->real_inputs;
+        REAL mean = total(sums) / s->real_inputs, share = total(along) / s->real_inputs;
         for (int64_t c = 0; c < inputs; c += WIDTH)
             store(row + c, room->rstd[i] * load(s->real + c) * (load(row + c) - mean - load(normal + c) * share));
     }
@@ -172,21 +170,23 @@ static void layer_back(const Stack *s, int64_t model, int64_t layer, Room *room,
     linear(room->dends, n, ENDS, transposed + to.ends, width, room->dx, 1);
 }
 
-static void pool_edges_back(const Stack *s, const REAL *e, const REAL *gradient, REAL *de) {
-    for (int64_t at = 0; at < s->nodes * s->nodes; at++) {
-        int32_t own = s->edge_class[at];
-        for (int c = 0; c < EDGE; c += WIDTH) {
-            V value = splat(0);
-            if (own >= 0) {
-                const REAL *row = gradient + own * 2 * EDGE + c;
-                value = (load(row) + 2 * load(e + at * EDGE + c) * load(row + EDGE)) / s->class_size[own];
-            }
-            store(de + at * EDGE + c, value);
+// Gradients of pooled values -> of values.
+static void pool_back(const REAL *values, int64_t count, int64_t size, const int32_t *class, const REAL *shares,
+                      const REAL *gradient, REAL *d) {
+    for (int64_t at = 0; at < count; at++) {
+        if (class[at] < 0) {
+            memset(d + at * size, 0, size * sizeof(REAL));
+            continue;
+        }
+        const REAL *row = gradient + class[at] * 2 * size;
+        for (int64_t c = 0; c < size; c += WIDTH) {
+            V value = load(values + at * size + c);
+            store(d + at * size + c, shares[class[at]] * (load(row + c) + 2 * value * load(row + size + c)));
         }
     }
 }
 
-// Gradients of the weights of first edge states, and of what is fixed there.
+// Gradients of the weights of first states, and of what is fixed there.
 static void first_edges_back(const Stack *s, int64_t model, const REAL *e, const REAL *de, REAL *gradient, REAL *fixed) {
     int64_t n = s->nodes, channels = s->channels;
     const REAL *edges = s->edges + model * n * n * channels;
@@ -198,6 +198,7 @@ static void first_edges_back(const Stack *s, int64_t model, const REAL *e, const
                 V d = where(above(load(e + at * EDGE + c), splat(0)), load(de + at * EDGE + c));
                 store(fixed + at * EDGE + c, load(fixed + at * EDGE + c) + d);
                 for (int64_t k = 0; k < channels; k++) {
+                    if (there[k] == 0 && back[k] == 0) continue;
                     REAL *forth = gradient + k * EDGE + c, *reverse = gradient + (channels + k) * EDGE + c;
                     store(forth, load(forth) + there[k] * d);
                     store(reverse, load(reverse) + back[k] * d);
@@ -205,16 +206,25 @@ static void first_edges_back(const Stack *s, int64_t model, const REAL *e, const
             }
 }
 
-static void model_back(const Stack *s, int64_t model, Room *room, REAL *gradient, REAL *fixed) {
+static void first_nodes_back(const Stack *s, int64_t model, const REAL *dx, REAL *gradient, REAL *fixed) {
+    int64_t n = s->nodes, channels = s->channels, width = s->width;
+    const REAL *values = s->values + model * n * channels;
+    for (int64_t c = 0; c < n * width; c += WIDTH) store(fixed + c, load(fixed + c) + load(dx + c));
+    add_outer(values, n, channels, dx, width, gradient + 2 * channels * EDGE);
+}
+
+static void model_back(const Stack *s, int64_t model, Room *room, REAL *gradient, REAL *fixed_edges, REAL *fixed_nodes) {
     int64_t field = s->nodes * s->nodes * EDGE, vector = s->nodes * s->width, layers = s->layers;
     const REAL *e = s->kept_edges + (model * (layers + 1) + layers) * field;
     const REAL *x = s->kept_states + (model * (layers + 1) + layers) * vector;
-    pool_edges_back(s, e, s->pooled_gradient + model * s->classes * 2 * EDGE, room->de);
-    memcpy(room->dx, s->last_gradient + model * vector, vector * sizeof(REAL));
+    pool_back(x, s->nodes, s->width, s->node_class, s->node_shares,
+              s->pooled_nodes_gradient + model * s->node_classes * 2 * s->width, room->dx);
+    pool_back(e, s->nodes * s->nodes, EDGE, s->edge_class, s->edge_shares,
+              s->pooled_edges_gradient + model * s->edge_classes * 2 * EDGE, room->de);
     for (int64_t l = layers - 1; l >= 0; l--) {
         e -= field, x -= vector;
         layer_back(s, model, l, room, e, x, gradient + first_size(s) + l * places(s).all);
     }
-    first_edges_back(s, model, e, room->de, gradient, fixed);
-    memcpy(s->states_gradient + model * vector, room->dx, vector * sizeof(REAL));
+    first_edges_back(s, model, e, room->de, gradient, fixed_edges);
+    first_nodes_back(s, model, room->dx, gradient, fixed_nodes);
 }

@@ -13,7 +13,7 @@ static Presence presence(const Stack *s, int64_t model) {
 // First edge states: relu of what is fixed and of the weights of both directions.
 static void first_edges(const Stack *s, int64_t model, REAL *e) {
     int64_t n = s->nodes, channels = s->channels;
-    const REAL *edges = s->edges + model * n * n * channels, *fixed = s->fixed + model * s->fixed_stride;
+    const REAL *edges = s->edges + model * n * n * channels, *fixed = s->fixed_edges + model * s->fixed_edges_stride;
     const REAL *absent = presence(s, model).absent, *weights = s->weights;
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < n; j++)
@@ -21,10 +21,23 @@ static void first_edges(const Stack *s, int64_t model, REAL *e) {
                 int64_t at = i * n + j;
                 const REAL *there = edges + at * channels, *back = edges + (j * n + i) * channels;
                 V sum = load(fixed + at * EDGE + c) + absent[at];
-                for (int64_t k = 0; k < channels; k++)
+                for (int64_t k = 0; k < channels; k++) {
+                    if (there[k] == 0 && back[k] == 0) continue;
                     sum += there[k] * load(weights + k * EDGE + c) + back[k] * load(weights + (channels + k) * EDGE + c);
+                }
                 store(e + at * EDGE + c, at_least(sum, 0));
             }
+}
+
+static void first_nodes(const Stack *s, int64_t model, REAL *x) {
+    int64_t n = s->nodes, channels = s->channels, width = s->width;
+    const REAL *values = s->values + model * n * channels, *weights = s->weights + 2 * channels * EDGE;
+    memcpy(x, s->fixed_nodes, n * width * sizeof(REAL));
+    for (int64_t i = 0; i < n * channels; i++) {
+        REAL *own = x + i / channels * width;
+        for (int64_t c = 0; c < width && values[i] != 0; c += WIDTH)
+            store(own + c, load(own + c) + values[i] * load(weights + i % channels * width + c));
+    }
 }
 
 // A field of PRODUCT channels, one after another as `multiply_channels` reads it, scaled; or that of opposite edges.
@@ -85,6 +98,12 @@ static void hear(const Stack *s, Presence there, const Room *room, int64_t i, in
     store(heard + FACTOR + c, product);
 }
 
+static REAL total(V values) {
+    REAL sum = 0;
+    for (int k = 0; k < WIDTH; k++) sum += values[k];
+    return sum;
+}
+
 // Normalised inputs of the nodes' network, of mean 0 and variance 1, and one over their deviations.
 static void normalise(const Stack *s, const REAL *x, const REAL *heard, REAL *normal, REAL *rstd) {
     int64_t inputs = s->width + HEARD;
@@ -92,13 +111,20 @@ static void normalise(const Stack *s, const REAL *x, const REAL *heard, REAL *no
         REAL *row = normal + i * inputs;
         memcpy(row, x + i * s->width, s->width * sizeof(REAL));
         memcpy(row + s->width, heard + i * HEARD, HEARD * sizeof(REAL));
-        REAL sum = 0, square = 0;
-        for (int64_t c = 0; c < inputs; c++) sum += row[c] = s->real[c] != 0 ? row[c] : 0;
-        REAL mean = sum / s->real_inputs;
-        for (int64_t c = 0; c < inputs; c++) row[c] = s->real[c] * (row[c] - mean);
-        for (int64_t c = 0; c < inputs; c++) square += row[c] * row[c];
-        rstd[i] = 1 / sqrtf(square / s->real_inputs + 1e-5f);
-        for (int64_t c = 0; c < inputs; c++) row[c] *= rstd[i];
+        V sums = splat(0), squares = splat(0);
+        for (int64_t c = 0; c < inputs; c += WIDTH) {
+            V value = where(above(load(s->real + c), splat(0)), load(row + c));
+            sums += value;
+            store(row + c, value);
+        }
+        REAL mean = total(sums) / s->real_inputs;
+        for (int64_t c = 0; c < inputs; c += WIDTH) {
+            V value = load(s->real + c) * (load(row + c) - mean);
+            squares += value * value;
+            store(row + c, value);
+        }
+        rstd[i] = 1 / sqrtf(total(squares) / s->real_inputs + 1e-5f);
+        for (int64_t c = 0; c < inputs; c += WIDTH) store(row + c, rstd[i] * load(row + c));
     }
 }
 
@@ -152,21 +178,21 @@ static void layer_forward(const Stack *s, int64_t model, const REAL *weights, Ro
     linear(room->active, n, width, weights + at.second, width, next_x, 1);
 }
 
-// Means of edge values and of their squares over the edges of each class.
-static void pool_edges(const Stack *s, const REAL *e, REAL *pooled) {
-    int64_t pairs = s->nodes * s->nodes;
-    memset(pooled, 0, s->classes * 2 * EDGE * sizeof(REAL));
-    for (int64_t at = 0; at < pairs; at++) {
-        if (s->edge_class[at] < 0) continue;
-        REAL *sum = pooled + s->edge_class[at] * 2 * EDGE;
-        for (int c = 0; c < EDGE; c += WIDTH) {
-            V value = load(e + at * EDGE + c);
+// Means of values and of their squares over the edges or nodes of each class.
+static void pool(const REAL *values, int64_t count, int64_t size, const int32_t *class, const REAL *shares, int64_t classes,
+                 REAL *pooled) {
+    memset(pooled, 0, classes * 2 * size * sizeof(REAL));
+    for (int64_t at = 0; at < count; at++) {
+        if (class[at] < 0) continue;
+        REAL *sum = pooled + class[at] * 2 * size, *square = sum + size;
+        for (int64_t c = 0; c < size; c += WIDTH) {
+            V value = load(values + at * size + c);
             store(sum + c, load(sum + c) + value);
-            store(sum + EDGE + c, load(sum + EDGE + c) + value * value);
+            store(square + c, load(square + c) + value * value);
         }
     }
-    for (int64_t k = 0; k < s->classes; k++)
-        for (int c = 0; c < 2 * EDGE; c++) pooled[k * 2 * EDGE + c] /= s->class_size[k];
+    for (int64_t k = 0; k < classes; k++)
+        for (int64_t c = 0; c < 2 * size; c++) pooled[k * 2 * size + c] *= shares[k];
 }
 
 static void model_forward(const Stack *s, int64_t model, Room *room) {
@@ -176,7 +202,7 @@ static void model_forward(const Stack *s, int64_t model, Room *room) {
     REAL *x = keeps ? s->kept_states + model * (layers + 1) * vector : room->x, *heard = room->heard;
     Bits *bits = 0;
     first_edges(s, model, e);
-    memcpy(x, s->states + model * vector, vector * sizeof(REAL));
+    first_nodes(s, model, x);
     for (int64_t l = 0; l < layers; l++) {
         REAL *next_e = keeps ? e + field : e, *next_x = keeps ? x + vector : room->dx;
         if (keeps) {
@@ -187,6 +213,8 @@ static void model_forward(const Stack *s, int64_t model, Room *room) {
         if (!keeps) memcpy(next_x = x, room->dx, vector * sizeof(REAL));
         e = next_e, x = next_x;
     }
-    pool_edges(s, e, s->pooled + model * s->classes * 2 * EDGE);
-    memcpy(s->last + model * vector, x, vector * sizeof(REAL));
+    pool(x, s->nodes, s->width, s->node_class, s->node_shares, s->node_classes,
+         s->pooled_nodes + model * s->node_classes * 2 * s->width);
+    pool(e, s->nodes * s->nodes, EDGE, s->edge_class, s->edge_shares, s->edge_classes,
+         s->pooled_edges + model * s->edge_classes * 2 * EDGE);
 }

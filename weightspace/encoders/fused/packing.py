@@ -8,27 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.encoders.fused.rounds import Widths
+from weightspace.encoders.fused.rounds import filled
+from weightspace.encoders.fused.stack import Widths
 from weightspace.encoders.layer import Layer
 
 
 def packed(widths: Widths, first: Sequence[Tensor], layers: Iterable[nn.Module]) -> Tensor:
-    """All weights in the order of stack.h: those of first edge states (channel, edge_dim), then layer by layer."""
-    parts = [_filled(weight, weight.shape[0], widths.padded.edge) for weight in first]
+    """All weights in the order of stack.h: of first states (channel, edge_dim or node_dim), then layer by layer."""
+    padded = widths.padded
+    parts = [filled(weight, size) for weight, size in zip(first, (padded.edge, padded.edge, padded.node), strict=True)]
     for layer in layers:
         assert isinstance(layer, Layer)
         parts += _of_layer(layer, widths)
     return torch.cat([part.flatten() for part in parts])
 
 
-def filled(values: Tensor, size: int) -> Tensor:
-    """The same numbers with zeros behind them along the last axis."""
-    return values if values.shape[-1] == size else F.pad(values, (0, size - values.shape[-1]))
-
-
 def _of_layer(layer: Layer, widths: Widths) -> list[Tensor]:
     edge, node, product = widths.padded.edge, widths.padded.node, widths.padded.product
     norm, first, _, second = layer.node
+    assert isinstance(norm, nn.LayerNorm) and isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
     mix = zip(layer.edge.weight.split(layer.widths), (edge, edge, product, product), strict=True)
     ends = [*layer.source.weight.chunk(2), layer.target.weight]
     biases = [*layer.source.bias.chunk(2), layer.product.bias]

@@ -23,13 +23,16 @@ void run_backward(const Stack *s, int64_t *taken, REAL *start) {
     laid_out(s, start, &room);
     transpose_weights(s, room.transposed);
     int64_t size = first_size(s) + s->layers * places(s).all, field = s->nodes * s->nodes * EDGE;
+    int64_t vector = s->nodes * s->width;
     for (int64_t first, end; next_chunk(s, taken, &first, &end);) {
-        REAL *gradient = s->weights_gradient + first / CHUNK * size;
+        int64_t chunk = first / CHUNK;
+        REAL *gradient = s->weights_gradient + chunk * size, *nodes = s->fixed_nodes_gradient + chunk * vector;
         memset(gradient, 0, size * sizeof(REAL));
+        memset(nodes, 0, vector * sizeof(REAL));
         for (int64_t model = first; model < end; model++) {
-            REAL *fixed = s->fixed_gradient + (s->fixed_stride ? model : first / CHUNK) * field;
-            if (s->fixed_stride || model == first) memset(fixed, 0, field * sizeof(REAL));
-            model_back(s, model, &room, gradient, fixed);
+            REAL *edges = s->fixed_edges_gradient + (s->fixed_edges_stride ? model : chunk) * field;
+            if (s->fixed_edges_stride || model == first) memset(edges, 0, field * sizeof(REAL));
+            model_back(s, model, &room, gradient, edges, nodes);
         }
     }
 }

@@ -9,26 +9,25 @@ enum { CHUNK = 8 };  // models whose gradients are summed in one room, in their 
 
 // All widths are those of whole vectors: EDGE, PRODUCT and `width` (of nodes), with zeros beyond what is real.
 typedef struct {
-    int64_t models, nodes, channels, layers, width, classes, real_inputs;
-    int64_t fixed_stride, absent_stride, degree_stride;  // 0 where all models have the same
-    const REAL *edges;                                   // (models, node, node, channel)
-    const REAL *fixed;                                   // (models or 1, node, node, EDGE)
-    const REAL *absent;                                  // (models or 1, node, node), 0 or far below 0
-    const REAL *degree;                                  // (models or 1, node)
-    const REAL *states;                                  // (models, node, width)
-    const REAL *hidden, *input, *factor;                 // (node), 0 or 1
-    const int32_t *edge_class;                           // (node, node), -1: none
-    const REAL *class_size;                              // (class)
-    const REAL *real;                                    // (width + HEARD), 1 where an input of the node's network is real
-    const REAL *weights;                                 // first, then layer by layer
-    REAL *pooled;                                        // (models, class, 2, EDGE): means of values and of squares
-    REAL *last;                                          // (models, node, width)
-    REAL *kept_edges, *kept_states, *kept_heard;         // by layer, for the way back; null where there is none
+    int64_t models, nodes, channels, layers, width, node_classes, edge_classes, real_inputs;
+    int64_t fixed_edges_stride, absent_stride, degree_stride;  // 0 where all models have the same
+    const REAL *edges, *values;                  // (models, node, node, channel) and (models, node, channel)
+    const REAL *fixed_edges;                     // (models or 1, node, node, EDGE)
+    const REAL *fixed_nodes;                     // (node, width)
+    const REAL *absent;                          // (models or 1, node, node), 0 or far below 0
+    const REAL *degree;                          // (models or 1, node)
+    const REAL *hidden, *input, *factor;         // (node), 0 or 1
+    const int32_t *node_class, *edge_class;      // (node) and (node, node), -1: none
+    const REAL *node_shares, *edge_shares;       // (class), one over how many there are
+    const REAL *real;                            // (width + HEARD), 1 where an input of the nodes' network is real
+    const REAL *weights;                         // of first states, then layer by layer
+    REAL *pooled_nodes, *pooled_edges;           // (models, class, 2, width or EDGE): means of values and of squares
+    REAL *kept_edges, *kept_states, *kept_heard; // by layer, for the way back; null where there is none
     Bits *kept_bits;
-    const REAL *pooled_gradient, *last_gradient;
-    REAL *weights_gradient;                              // (chunk, weights)
-    REAL *fixed_gradient;                                // (chunk or models, node, node, EDGE)
-    REAL *states_gradient;                               // (models, node, width)
+    const REAL *pooled_nodes_gradient, *pooled_edges_gradient;
+    REAL *weights_gradient;                      // (chunk, weights)
+    REAL *fixed_edges_gradient;                  // (chunk or models, node, node, EDGE)
+    REAL *fixed_nodes_gradient;                  // (chunk, node, width)
 } Stack;
 
 // Where the weights of a layer begin: matrices are (from, to).
@@ -66,7 +65,8 @@ static Places transposed_places(const Stack *s) {
     return p;
 }
 
-static int64_t first_size(const Stack *s) { return 2 * s->channels * EDGE; }
+// Weights of first states: (channel, EDGE) of a connection, of its opposite, and (channel, width) of nodes.
+static int64_t first_size(const Stack *s) { return s->channels * (2 * EDGE + s->width); }
 
 // Packed rows of a field of products: nodes up to a whole number of vectors.
 static int64_t packed_row(const Stack *s) { return (s->nodes * PRODUCT + SPAN - 1) / SPAN * SPAN; }
