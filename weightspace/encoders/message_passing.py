@@ -178,6 +178,7 @@ class MessagePassing(Encoder):
 
     def _fixed_nodes(self, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
         """Terms of first node states from the declaration: identity of ordered nodes, kind, layer, nonlinearity."""
+        roles = roles.to(self.node_in.weight.dtype)
         position = where.position.clamp(min=0)[:, None].to(roles.dtype)
         ordered = (where.position >= 0)[:, None].to(roles.dtype)
         angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=roles.device)

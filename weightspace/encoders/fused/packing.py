@@ -26,7 +26,9 @@ def packed(widths: Widths, first: Sequence[Tensor], layers: Iterable[nn.Module])
 def _of_layer(layer: Layer, widths: Widths) -> list[Tensor]:
     edge, node, product = widths.padded.edge, widths.padded.node, widths.padded.product
     norm, first, _, second = layer.node
-    assert isinstance(norm, nn.LayerNorm) and isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     mix = zip(layer.edge.weight.split(layer.widths), (edge, edge, product, product), strict=True)
     ends = [*layer.source.weight.chunk(2), layer.target.weight]
     biases = [*layer.source.bias.chunk(2), layer.product.bias]
