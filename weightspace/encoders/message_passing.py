@@ -131,7 +131,7 @@ class MessagePassing(Encoder):
         topology = Dense(torch.maximum(present, opposite).amax(-1))
         size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=edges.device)
         types = where.edge_type, where.edge_type.T
-        if why_not(self.widths, (edges, nodes, present), self.parameters()) is None:
+        if why_not(self.widths, (edges, nodes, present), self.edge_in.weight) is None:
             fixed = self._fixed_edges(present, opposite, *types), self._fixed_nodes(where.node_roles, where, size)
             return self.head(self._pooled_natively(topology, edges, nodes, fixed, where))
         e = torch.relu(topology.silence(self._edges(edges, edges.transpose(1, 2), present, opposite, *types)))

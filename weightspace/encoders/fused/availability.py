@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,17 +21,17 @@ MAX_NODES = 512
 """Most nodes of a model: beyond, its fields leave the cache, and torch is as fast."""
 
 
-def why_not(widths: Widths, data: Sequence[Tensor], weights: Iterable[Tensor]) -> str | None:
+def why_not(widths: Widths, data: Sequence[Tensor], weight: Tensor) -> str | None:
     """Why models with this data are left to torch, None if they are not.
 
     `data` are models' weights on edges (models, node, node, channel) and on nodes, and which connections are present;
-    `weights` are those of the encoder.
+    `weight` is one of the encoder.
     """
-    for tensor in (*data, *weights):
+    for tensor in (*data, weight):
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
             return f"numbers are {tensor.dtype} on {tensor.device.type}, not {torch.float32} on cpu"
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            return "forward-mode derivatives are asked for"
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives are asked for"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in data):
         return "gradients of models' weights are asked for"
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():

@@ -17,9 +17,9 @@ from weightspace.rollout.native.engine.compiler import library
 from weightspace.rollout.native.engine.job import INT, POINTER
 from weightspace.rollout.native.engine.threads import at_once
 
-_SOURCE = Path(__file__).with_name("stack.c")
 CHUNK = 8
 """Models whose gradients are summed in one room; as in stack.h."""
+_SOURCE = Path(__file__).with_name("stack.c")
 _SIZES = ("models", "nodes", "channels", "layers", "width", "node_classes", "edge_classes", "real_inputs")
 _SHARED = ("fixed_edges", "absent", "degree")
 """What may be the same for all models: a stride of 0."""
@@ -129,6 +129,7 @@ class Call:
 
     def take(self, name: str, tensor: Tensor) -> None:
         """Hand a tensor to C: dense, and beginning where a vector may."""
+        assert tensor.dtype in (torch.float32, torch.int32), f"{name} is {tensor.dtype}"
         dense = tensor.detach().contiguous()
         dense = dense.clone() if dense.data_ptr() % 64 else dense
         self.tensors.append(dense)
