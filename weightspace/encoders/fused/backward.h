@@ -163,7 +163,7 @@ static void layer_back(const Stack *s, int64_t model, int64_t layer, Room *room,
                       bits + (i * n * EDGE + c) / WIDTH, room->de + i * n * EDGE + c);
     product_back(s, transposed, room, gradient);
     fields_back(s, room);
-    add_outer(e, n * n, EDGE, room->mixed, MIXED, gradient + at.mix);
+    add_outer_of_edges(e, n, EDGE, room->mixed, MIXED, gradient + at.mix);
     linear(room->mixed, n * n, MIXED, transposed + to.mix, EDGE, room->de, 1);
     add_outer(x, n, width, room->dends, ENDS, gradient + at.ends);
     add_sums(room->dends, n, ENDS, gradient + at.ends_bias);
@@ -187,23 +187,18 @@ static void pool_back(const REAL *values, int64_t count, int64_t size, const int
 }
 
 // Gradients of the weights of first states, and of what is fixed there.
-static void first_edges_back(const Stack *s, int64_t model, const REAL *e, const REAL *de, REAL *gradient, REAL *fixed) {
+static void first_edges_back(const Stack *s, int64_t model, const REAL *e, REAL *de, REAL *gradient, REAL *fixed) {
     int64_t n = s->nodes, channels = s->channels;
     const REAL *edges = s->edges + model * n * n * channels;
+    for (int64_t c = 0; c < n * n * EDGE; c += WIDTH) {
+        V d = where(above(load(e + c), splat(0)), load(de + c));
+        store(de + c, d);
+        store(fixed + c, load(fixed + c) + d);
+    }
+    add_outer_of_edges(edges, n, channels, de, EDGE, gradient);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t c = 0; c < EDGE; c += WIDTH) {
-                int64_t at = i * n + j;
-                const REAL *there = edges + at * channels, *back = edges + (j * n + i) * channels;
-                V d = where(above(load(e + at * EDGE + c), splat(0)), load(de + at * EDGE + c));
-                store(fixed + at * EDGE + c, load(fixed + at * EDGE + c) + d);
-                for (int64_t k = 0; k < channels; k++) {
-                    if (there[k] == 0 && back[k] == 0) continue;
-                    REAL *forth = gradient + k * EDGE + c, *reverse = gradient + (channels + k) * EDGE + c;
-                    store(forth, load(forth) + there[k] * d);
-                    store(reverse, load(reverse) + back[k] * d);
-                }
-            }
+        multiply((Product){edges + i * channels, 1, n * channels, de + i * n * EDGE, EDGE, gradient + channels * EDGE, EDGE,
+                           channels, n, EDGE, 1});
 }
 
 static void first_nodes_back(const Stack *s, int64_t model, const REAL *dx, REAL *gradient, REAL *fixed) {

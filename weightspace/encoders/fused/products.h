@@ -56,9 +56,7 @@ INLINE void tile(const int by_channel, const int apart, const int rows, const in
     V sums[24];
     const REAL *left = p->left + row * p->left_row, *right = p->right + vector * apart;
     REAL *out = p->out + row * p->out_row + vector * apart;
-    UNROLL(24) for (int i = 0; i < rows; i++)
-        UNROLL(4) for (int v = 0; v < vectors; v++)
-            sums[i * vectors + v] = p->add ? load(out + i * p->out_row + v * apart) : splat(0);
+    UNROLL(24) for (int i = 0; i < rows * vectors; i++) sums[i] = splat(0);
     for (int64_t k = 0; k < p->terms; k++) {
         V row_of_right[4];
         UNROLL(4) for (int v = 0; v < vectors; v++) row_of_right[v] = load(right + v * apart);
@@ -69,8 +67,14 @@ INLINE void tile(const int by_channel, const int apart, const int rows, const in
         left += p->left_term;
         right += p->right_row;
     }
+    // Added last: a total that grows over many calls would take the last bits of each of its terms.
     UNROLL(24) for (int i = 0; i < rows; i++)
-        UNROLL(4) for (int v = 0; v < vectors; v++) store(out + i * p->out_row + v * apart, sums[i * vectors + v]);
+        UNROLL(4) for (int v = 0; v < vectors; v++) {
+            REAL *at = out + i * p->out_row + v * apart;
+            V sum = sums[i * vectors + v];
+            if (p->add) sum += load(at);
+            store(at, sum);
+        }
 }
 
 INLINE void tiles(const int by_channel, const int apart, const int rows, const Product *p, int64_t row, int64_t vector,

@@ -124,6 +124,11 @@ static void add_outer(const REAL *left, int64_t rows, int64_t from, const REAL *
     multiply((Product){left, 1, from, right, to, out, to, from, rows, to, 1});
 }
 
+// The same of edges, target by target, so that no sum has too many terms for its last bits.
+static void add_outer_of_edges(const REAL *left, int64_t n, int64_t from, const REAL *right, int64_t to, REAL *out) {
+    for (int64_t i = 0; i < n; i++) add_outer(left + i * n * from, n, from, right + i * n * to, to, out);
+}
+
 static void add_sums(const REAL *values, int64_t rows, int64_t size, REAL *out) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < size; c += WIDTH) store(out + c, load(out + c) + load(values + i * size + c));
