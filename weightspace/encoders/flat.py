@@ -85,7 +85,8 @@ class Flat(Encoder):
         graphs = self.scales(dense_graphs(spec, params))
         place = self.places.of(spec).to(graphs.edges.device)
         declared = self.declared(declared_of(graphs.layout)[None, None])
-        return self.first(declared) + self._connections(graphs, place) + self._units(graphs, place)
+        values: Tensor = self.first(declared) + self._connections(graphs, place) + self._units(graphs, place)
+        return values
 
     def _connections(self, graphs: DenseGraphs, place: Tensor) -> Tensor:
         where = graphs.layout

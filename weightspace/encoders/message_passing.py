@@ -13,6 +13,11 @@ from torch_geometric.data import Batch, Data
 
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES, ROW_ROLES, VOCABULARY
 from weightspace.encoders.base import Encoder
+from weightspace.encoders.fused.availability import why_not
+from weightspace.encoders.fused.packing import packed
+from weightspace.encoders.fused.rounds import rounds
+from weightspace.encoders.fused.stack import Surroundings, Widths
+from weightspace.encoders.layer import Layer
 from weightspace.encoders.topology import Dense, Sparse, Topology
 from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.store import Stack
@@ -55,6 +60,7 @@ class MessagePassing(Encoder):
             if not 1 <= size <= MAX_WIDTH:
                 raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
         most = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
+        self.widths = Widths(edge_dim, node_dim, product_dim, num_layers)
         self.max_sizes = {**most, "pairs": (MAX_PAIRS, "")}
         # Waves of lengths 2, 4, ... tell as many places apart as the longest one has.
         self.num_frequencies = max(1, math.ceil(math.log2(max_ends)))
@@ -115,55 +121,84 @@ class MessagePassing(Encoder):
         e = torch.relu(self._edges(forward, backward, present, opposite, batch.edge_type, batch.edge_type_reverse))
         topology = Sparse(batch.edge_index, graph)
         size = torch.bincount(graph)[graph].to(batch.x.dtype)
-        x = self._nodes(batch.x, batch.node_roles, batch, size)
+        x = self._nodes(batch.x / self.node_scale[batch.kind], batch.node_roles, batch, size)
         return self._embed(topology, e, x, batch.kind, batch.edge_type)
 
     def _forward_dense(self, graphs: DenseGraphs) -> Tensor:
-        where = graphs.layout
-        present, opposite = graphs.present, graphs.present.transpose(1, 2)
-        forward = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
-        type_reverse = where.edge_type.T
-        e = self._edges(forward, forward.transpose(1, 2), present, opposite, where.edge_type, type_reverse)
+        where, present, opposite = graphs.layout, graphs.present, graphs.present.transpose(1, 2)
+        edges = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
+        nodes = graphs.nodes / self.node_scale[where.kind, : graphs.nodes.shape[-1]]
         topology = Dense(torch.maximum(present, opposite).amax(-1))
-        size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=e.device)
-        x = self._nodes(graphs.nodes, where.node_roles, where, size)
-        e = torch.relu(topology.silence(e))
-        return self._embed(topology, e, x, where.kind, where.edge_type)
+        size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=edges.device)
+        types = where.edge_type, where.edge_type.T
+        if why_not(self.widths, (edges, nodes, present), self.edge_in.weight) is None:
+            fixed = self._fixed_edges(present, opposite, *types), self._fixed_nodes(where.node_roles, where, size)
+            embeddings: Tensor = self.head(self._pooled_natively(topology, edges, nodes, fixed, where))
+            return embeddings
+        e = torch.relu(topology.silence(self._edges(edges, edges.transpose(1, 2), present, opposite, *types)))
+        return self._embed(topology, e, self._nodes(nodes, where.node_roles, where, size), where.kind, where.edge_type)
+
+    def _pooled_natively(
+        self, topology: Dense, edges: Tensor, nodes: Tensor, fixed: tuple[Tensor, Tensor], where: Layout
+    ) -> Tensor:
+        """What `_embed` gives to the head, from standardised weights and fixed terms of first states, computed in C."""
+        around = Surroundings(
+            absent=topology.absent[..., 0],
+            degree=topology.degree[..., 0],
+            of_kind={name: (where.kind == number).to(edges.dtype) for number, name in enumerate(NODE_KINDS)},
+            classes=(where.kind, where.edge_type),
+            class_sizes=(len(NODE_KINDS), len(EDGE_TYPES)),
+        )
+        first = [*self._edge_weights(edges.shape[-1])[:2], self._node_weights(nodes.shape[-1])]
+        return rounds(self.widths, around, (edges, nodes), fixed, packed(self.widths, first, self.layers))
 
     def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
         """First edge states: weights of both directions, which channels are there, and the connection's type."""
+        weights = self._edge_weights(forward.shape[-1])
+        return forward @ weights[0] + backward @ weights[1] + self._fixed_edges(present, opposite, *types)
+
+    def _fixed_edges(self, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
+        """Terms of first edge states from the declaration and masks: without a models axis of their own."""
+        weights = self._edge_weights(present.shape[-1])
+        return present @ weights[2] + opposite @ weights[3] + self.edge_in.bias + self._types(*types)
+
+    def _edge_weights(self, channels: int) -> list[Tensor]:
+        """Weights (channel, edge_dim) of both directions of a connection, and of which channels are there in each."""
         roles = len(ROW_ROLES)
-        weight = self.edge_in.weight.split(roles, dim=1)
-        e: Tensor = forward[..., :roles] @ weight[0].T + backward[..., :roles] @ weight[1].T
-        # Terms from the declaration alone are the same for all models: no models axis.
-        fixed = present[..., :roles] @ weight[2].T + opposite[..., :roles] @ weight[3].T + self.edge_in.bias
-        e = e + fixed + self._types(*types)
-        if forward.shape[-1] > roles:
-            for value, more in zip((forward, backward, present, opposite), self.edge_more.split(roles, 1), strict=True):
-                e = e + value[..., roles:] @ more.T
-        return e
+        first, more = (weight.split(roles, dim=1) for weight in (self.edge_in.weight, self.edge_more))
+        if channels == roles:
+            return [weight.T for weight in first]
+        return [torch.cat(slots, dim=1).T for slots in zip(first, more, strict=True)]
 
     def _types(self, edge_type: Tensor, edge_type_reverse: Tensor) -> Tensor:
         types: Tensor = self.edge_type(edge_type + 1) + self.edge_type_reverse(edge_type_reverse + 1)
         return types
 
     def _nodes(self, values: Tensor, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
-        """First node states: biases by role, identity of ordered nodes, kind, layer and nonlinearity."""
-        position = where.position.clamp(min=0)[:, None].to(values.dtype)
-        ordered = (where.position >= 0)[:, None].to(values.dtype)
-        angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=values.device)
+        """First node states: biases by role, and what the declaration says of a node."""
+        return values @ self._node_weights(values.shape[-1]) + self._fixed_nodes(roles, where, size)
+
+    def _fixed_nodes(self, roles: Tensor, where: Layout | Data, size: Tensor) -> Tensor:
+        """Terms of first node states from the declaration: identity of ordered nodes, kind, layer, nonlinearity."""
+        roles = roles.to(self.node_in.weight.dtype)
+        position = where.position.clamp(min=0)[:, None].to(roles.dtype)
+        ordered = (where.position >= 0)[:, None].to(roles.dtype)
+        angle = position * torch.pi / 2.0 ** torch.arange(self.num_frequencies, device=roles.device)
         identity = torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1) * ordered
         slot = len(ROW_ROLES)
         known = torch.cat([roles[:, :slot], identity, torch.log(size)[:, None]], dim=1)
-        weight = self.node_in.weight.split([slot, known.shape[1]], dim=1)
+        x = known @ self.node_in.weight[:, slot:].T + self.node_in.bias
+        if roles.shape[-1] > slot:
+            x = x + roles[:, slot:] @ self.node_more[:, slot:].T
         layer = where.layer if isinstance(where, Layout) else where.node_layer
-        values = values / self.node_scale[where.kind, : values.shape[-1]]
-        x = values[..., :slot] @ weight[0].T + (known @ weight[1].T + self.node_in.bias)
-        if values.shape[-1] > slot:
-            more = self.node_more.split(slot, dim=1)
-            x = x + values[..., slot:] @ more[0].T + roles[:, slot:] @ more[1].T
-        x_declared: Tensor = x + self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
-        return x_declared
+        declared: Tensor = self.kind(where.kind) + self.node_layer(layer) + self.nonlinearity(where.nonlinearity)
+        return x + declared
+
+    def _node_weights(self, channels: int) -> Tensor:
+        """Weights (channel, node_dim) of biases by role."""
+        slot = len(ROW_ROLES)
+        first, more = self.node_in.weight[:, :slot], self.node_more[:, :slot]
+        return (first if channels == slot else torch.cat([first, more], dim=1)).T
 
     def _embed(self, topology: Topology, e: Tensor, x: Tensor, kind: Tensor, edge_type: Tensor) -> Tensor:
         kinds = F.one_hot(kind, len(NODE_KINDS)).to(x.dtype)
@@ -172,44 +207,5 @@ class MessagePassing(Encoder):
             e, x = layer(topology, e, x, kinds)
         values = [topology.pool_nodes(torch.cat([x, x.square()], dim=-1), kinds)]
         values.append(topology.pool_edges(torch.cat([e, e.square()], dim=-1), types))
-        embedding: Tensor = self.head(torch.cat(values, dim=-1))
-        return embedding
-
-
-class Layer(nn.Module):
-    """One round: edges hear their ends, their opposites and their products; nodes hear their edges."""
-
-    def __init__(self, edge_dim: int, node_dim: int, product_dim: int) -> None:
-        super().__init__()
-        self.widths = [edge_dim, edge_dim, product_dim, product_dim]
-        self.edge = nn.Linear(edge_dim, sum(self.widths), bias=False)
-        self.product = nn.Linear(product_dim, edge_dim)
-        self.source = nn.Linear(node_dim, 2 * edge_dim)
-        self.target = nn.Linear(node_dim, edge_dim, bias=False)
-        self.context = nn.Linear(node_dim, node_dim, bias=False)
-        aggregated = 4 * edge_dim
-        self.node = nn.Sequential(
-            nn.LayerNorm(node_dim + aggregated),
-            nn.Linear(node_dim + aggregated, node_dim),
-            nn.SiLU(),
-            nn.Linear(node_dim, node_dim),
-        )
-
-    def forward(self, topology: Topology, e: Tensor, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """Next edge and node states; `kinds` is each node's one-hot of `NODE_KINDS`."""
-        own, opposite, a, b = self.edge(e).split(self.widths, dim=-1)
-        drive, modulation = self.source(x).chunk(2, dim=-1)
-        update = self.product(topology.product(a, b))
-        update = update.add_(own).add_(topology.reverse(opposite)).add_(topology.from_targets(self.target(x)))
-        e = e + torch.relu(update.add_(topology.silence(topology.from_sources(drive))))
-        message = e * topology.from_sources(modulation)
-        heard = [topology.mean(message), topology.maximum(message), topology.diagonal(e)]
-        heard.append(self._multiply(topology, message, kinds))
-        everyone = topology.to_nodes(self.context(topology.pool_nodes(x, torch.ones_like(kinds[:, :1]))))
-        return e, x + everyone + self.node(torch.cat([x, *heard], dim=-1))
-
-    def _multiply(self, topology: Topology, message: Tensor, kinds: Tensor) -> Tensor:
-        """At factor nodes, what comes from states times what comes from inputs; 0 elsewhere."""
-        by_kind = dict(zip(NODE_KINDS, kinds.unbind(-1), strict=True))
-        product = topology.total(message, by_kind["hidden"]) * topology.total(message, by_kind["input"])
-        return product * by_kind["factor"][..., None]
+        embeddings: Tensor = self.head(torch.cat(values, dim=-1))
+        return embeddings

@@ -116,7 +116,8 @@ class RelationalTransformer(Encoder):
         weight = self.edge_in.weight.unflatten(1, (4, CHANNELS))[..., :used].movedim(1, 0).mT
         fixed = graphs.present @ weight[2] + graphs.present.transpose(1, 2) @ weight[3] + self.edge_in.bias
         fixed = fixed + self.edge_type(where.edge_type + 1) + self.edge_type_reverse(where.edge_type.T + 1)
-        return graphs.edges @ weight[0] + graphs.edges.transpose(1, 2) @ weight[1] + fixed
+        edges: Tensor = graphs.edges @ weight[0] + graphs.edges.transpose(1, 2) @ weight[1] + fixed
+        return edges
 
     def _nodes(self, graphs: DenseGraphs) -> Tensor:
         """First node states (models, node, node_dim)."""

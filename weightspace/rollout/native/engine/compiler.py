@@ -36,14 +36,16 @@ COMPILATION, ANSWER = 300, 30
 def library(source: str, *defines: str) -> ctypes.CDLL:
     """A C file, compiled with macros such as `LANES=16`; NoNative with the reason if that fails.
 
-    A name without a folder is that of a file beside this one. What a file includes lies beside it.
+    A name without a folder is that of a file of the engine. What a file includes lies beside it or beside those.
     """
-    path = Path(__file__).parent.parent / "c" / source
+    folder = Path(__file__).parent.parent / "c"
+    path = folder / source
     command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
-    content = b"\0".join(file.read_bytes() for file in (path, *sorted(path.parent.glob("*.[ch]"))))
+    included = sorted({*path.parent.glob("*.[ch]"), *folder.glob("*.[ch]")})
+    content = b"\0".join(file.read_bytes() for file in (path, *included))
     machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
     key = hashlib.sha256(content + machine.encode(errors="replace")).hexdigest()[:32]
-    return cache.library(key, lambda made: _compile([*command, str(path), "-o", str(made), "-lm"], made))
+    return cache.library(key, lambda made: _compile([*command, f"-I{folder}", str(path), "-o", str(made), "-lm"], made))
 
 
 def compiler() -> list[str]:
