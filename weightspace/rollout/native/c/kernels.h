@@ -88,7 +88,39 @@ INLINE void panel_product(const int ROWS, const Sum *s, int64_t first, const int
         if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, s, first, done, wanted); \
         break;
 
+// A sum of COUNT addends without products: one pass, row after row.
+INLINE void combine(const int COUNT, const Sum *s) {
+    // Copies, because the compiler must expect that a store changes what `s` points at.
+    Addend a[MAX_ADDENDS];
+    const REAL *bias = s->bias;
+    REAL *out = s->out;
+    const int64_t rows = s->rows;
+    UNROLL(4)
+    for (int i = 0; i < COUNT; i++) a[i] = s->addend[i];
+    for (int64_t r = 0; r < rows; r++) {
+        V start = bias ? splat(bias[r]) : (V){0}, by[MAX_ADDENDS];
+        UNROLL(4)
+        for (int i = 0; i < COUNT; i++) by[i] = splat(a[i].scale * a[i].factor[r * a[i].stride]);
+        UNROLL(8)
+        for (int v = 0; v < PER_ROW; v++) {
+            V sum = start;
+            UNROLL(4)
+            for (int i = 0; i < COUNT; i++) sum += by[i] * load(a[i].tile + r * LANES + v * WIDTH);
+            store(out + r * LANES + v * WIDTH, sum);
+        }
+    }
+}
+
 static void product(const Sum *s, Soon *wanted) {
+    if (s->num_terms == 0) {
+        switch (s->num_addends) {
+            case 0: combine(0, s); return;
+            case 1: combine(1, s); return;
+            case 2: combine(2, s); return;
+            case 3: combine(3, s); return;
+            case 4: combine(4, s); return;
+        }
+    }
     int64_t done[MAX_TERMS] = {0}, panels = num_panels(s->rows), first = 0;
     for (int64_t panel = 0; panel < panels; panel++) {
         int64_t count = panel_rows(s->rows, panel);

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from weightspace.rollout.native.trace.program import Addend, Builder, Map, Matrix, Ref, Term, sum_of
 
 
-
 class LazyMap(NamedTuple):
     """A map of tiles that is not computed yet, because it may be computed together with a sum."""
 

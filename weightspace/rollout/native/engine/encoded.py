@@ -19,8 +19,8 @@ from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint, 
 from weightspace.rollout.native.derive.sound import refuse_unsound
 from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.engine.compiler import library
-from weightspace.rollout.native.engine.flat_layout import FlatLayout, prologue_fields
 from weightspace.rollout.native.engine.encoder import Encoder
+from weightspace.rollout.native.engine.flat_layout import FlatLayout, prologue_fields
 from weightspace.rollout.native.engine.job import INT, Call, Job
 from weightspace.rollout.native.engine.layout import Layout, laid_out
 from weightspace.rollout.native.engine.misfits import Sizes, refuse_misfits

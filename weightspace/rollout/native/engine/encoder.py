@@ -88,8 +88,18 @@ class Encoder:
             vector = -1 if addend.vector is None else self._vector_at(addend.vector).row
             self.addends.append(AddendSpec(self.layout.at(addend.tile), self._constants(addend.scale), vector))
         bias = NOWHERE if operation.bias is None else self._vector_at(operation.bias)
-        out, counts = self.layout.at(operation.out), (len(operation.terms), first_addend, len(operation.addends))
-        return Instruction(OPCODES.index("product"), operation.out.rows, out, NOWHERE, bias, NOWHERE, 0, first_term, *counts)
+        return Instruction(
+            OPCODES.index("product"),
+            operation.out.rows,
+            self.layout.at(operation.out),
+            NOWHERE,
+            bias,
+            NOWHERE,
+            first_term=first_term,
+            num_terms=len(operation.terms),
+            first_addend=first_addend,
+            num_addends=len(operation.addends),
+        )
 
     def _sum_into(self, operation: SumInto) -> Instruction:
         sums = Place(SPACES.index("sums"), self._summed(operation.vector))
