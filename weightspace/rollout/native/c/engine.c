@@ -1,7 +1,18 @@
 // Runs a traced cell forward and backward through time, one model after another, a slice of LANES sequences at once.
 //
 // What is run is data: lists of instructions over tiles (row, lane) that Python derives from the family's own step and
-// readout (see program.py and layout.py, whose numbers the enums here must match; a test compares them).
+// readout (see trace/, derive/, and engine/records.py, whose enums and records these here must match; a test compares
+// the enums). An operand is a row of a memory space; of each space a worker has one copy, of the model it runs:
+//   SCRATCH         values of one list of instructions; rows are used again as soon as a value has no more readers.
+//   RECORD          per time step, the states and what the way back reads; PREVIOUS is the step before, whose first
+//                   holds the initial states. Without gradients two steps take turns.
+//   INPUT           per time step, inputs and noise. INPUT_GRADIENT: their gradients, of one step.
+//   RING            per step, of the last `ring_steps`, gradients that products need for their weights: these are taken
+//                   for a whole ring at once (`weight_jobs`), so that sums stay in registers.
+//   CARRY           gradients of the states after a step; NEXT_CARRY those before it, the CARRY of the step before.
+//   VECTORS         biases and other vectors of params, a number (no row) each; SUMS their gradients, lane by lane,
+//                   where they are summed tile by tile.
+//   PARAMS          whole tensors, computed from a model's params before its first step, and their gradients.
 #include "answers.h"
 #include "kernels.h"
 
