@@ -17,14 +17,16 @@ static void note(double error, double *worst) {
 
 static double product_error(int64_t rows, int64_t cols) {
     REAL *weight = room(rows * cols), *packed = room(rows * cols), *x = room(cols * LANES), *out = room(rows * LANES);
-    REAL *bias = room(rows), *addend = room(rows * LANES);
+    REAL *bias = room(rows), *first = room(rows * LANES), *second = room(rows * LANES), *factor = room(rows), one = 1;
     Soon wanted[2] = {soon(x, cols), soon(x, cols)};
     double worst = 0;
     pack(packed, rows, cols, (Block){0, rows, 0, cols}, weight, cols, 1);
-    product(rows, 1, &(Term){packed, x, cols}, bias, addend, out, wanted);
+    Term term = {packed, x, cols};
+    Addend addends[2] = {{first, &one, 0, -3}, {second, factor, 1, 2}};
+    product(&(Sum){rows, 1, 2, &term, addends, bias, out}, wanted);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t l = 0; l < LANES; l++) {
-            double sum = bias[r] + addend[r * LANES + l];
+            double sum = bias[r] - 3 * (double)first[r * LANES + l] + 2 * (double)factor[r] * second[r * LANES + l];
             for (int64_t k = 0; k < cols; k++) sum += (double)weight[r * cols + k] * x[k * LANES + l];
             note(fabs(sum - out[r * LANES + l]) / sqrt(cols), &worst);
         }

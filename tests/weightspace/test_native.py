@@ -19,7 +19,7 @@ from weightspace.families.lstm import LSTM
 from weightspace.rollout import generator, native, rollout
 from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.gradients import losses_and_gradients
-from weightspace.rollout.native.engine import compiler, layout
+from weightspace.rollout.native.engine import compiler, records
 from weightspace.rollout.native.engine import encoded as engine
 from zoo_builder.overview import listing, listing_text
 
@@ -295,7 +295,7 @@ def test_data_that_do_not_fit_are_refused_before_c_reads_them():
 
 def test_python_and_c_number_things_alike():
     text = (Path(compiler.__file__).parent.parent / "c" / "engine.c").read_text()
-    for name, expected in (("Opcode", layout.OPCODES), ("Space", layout.SPACES)):
+    for name, expected in (("Opcode", records.OPCODES), ("Space", records.SPACES)):
         body = re.search(rf"enum {name} {{(.*?)}};", text, re.DOTALL).group(1)
         found = [word.strip().lower() for word in body.split(",")]
         assert [word for word in found if word != "num_spaces"] == list(expected)

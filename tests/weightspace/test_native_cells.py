@@ -93,6 +93,17 @@ ANY = {
     "factors of addmm": cell(DRIVE, h="torch.tanh(torch.addmm(b, z, w, beta=0.5, alpha=2))"),
     "a negative slope": cell(DRIVE, h="torch.tanh(F.leaky_relu(z, -0.5))"),
     "a slope above 1": cell(DRIVE, h="torch.tanh(F.leaky_relu(z, 2.5))"),
+    "tiles scaled by numbers and by vectors": cell(
+        DRIVE, h="torch.tanh(z - 0.3 * h + c * g / 2)", c="c * b - h * g", answer="-h - 2 * (c * g)"
+    ),
+    "more scaled tiles than C adds at once": cell(
+        "s, k = torch.sin(h), torch.cos(c)",
+        "q = s * g - k / 3 + 0.1 * h - c * b + 0.2 * x - torch.sigmoid(h)",
+        h="torch.tanh(F.linear(h, w) + q - 0.7 * (s + k))",
+        c="q * 0.5",
+        x=4,
+        answer="h - c",
+    ),
     "rounded division": cell(DRIVE, h="torch.tanh(z - torch.div(z, 0.5, rounding_mode='floor'))"),
     "a tensor made in the step": cell(DRIVE, h="torch.tanh(z * torch.tensor([0.5, 1, 2, 3], dtype=z.dtype))"),
     "a float32 tensor made in the step": cell(DRIVE, h="torch.tanh(z * torch.tensor([0.1, 0.2, 0.3, 0.4]))"),

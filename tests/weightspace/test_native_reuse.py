@@ -87,7 +87,7 @@ def moved(back, layout):
     return {one.dy.value for one in back.step_weights if layout.place[one.dy.value][0] == "record"}
 
 
-@pytest.mark.parametrize(("name", "kept"), [("LSTM", 0), ("GRU", 1), ("MGU", 0), ("LIF", 0), ("Elman", 1)])
+@pytest.mark.parametrize(("name", "kept"), [("LSTM", 0), ("GRU", 1), ("MGU", 0), ("LIF", 1), ("Elman", 1)])
 def test_gradients_of_gates_take_the_places_of_the_gates(name, kept):
     (family, *_) = families.available()[name].examples()
     _, back, layout = way_back(family)

@@ -10,7 +10,7 @@ from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
 from weightspace.rollout import generator, rollout
 from weightspace.rollout.native.derive.derivatives import PARTIALS
-from weightspace.rollout.native.engine.layout import OPCODES
+from weightspace.rollout.native.engine.records import OPCODES
 from weightspace.rollout.native.forward import native_outputs
 from weightspace.rollout.tangents import flatten, jacobians, push, tangent_rollout, unflatten
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from weightspace import families
+from weightspace.rollout.native.engine.records import OPCODES
 from zoo_builder.bench import run
 from zoo_builder.bench.case import Case, cases, draw, flops, parse_fields
+from zoo_builder.bench.elements import MAPS, operations
 from zoo_builder.bench.machine import machine, peak
 from zoo_builder.bench.methods import Loop, Native, Stacked, Vmap
 from zoo_builder.cli import main
@@ -95,6 +97,27 @@ def test_operations_are_those_of_the_matrices():
     assert flops(small("EchoState")) == sequences * (h * i * 2 + h * h * 2 + o * h * 4)
 
 
+def test_operations_by_element_are_counted_alike_for_every_family():
+    h, o, sequences = 6, 5, 7 * 4
+    loss = 18 * o
+    # Each element: bias, tanh, and back the gradient of tanh and of the bias; of an output its bias, and the bias's.
+    elman, weights = small("Elman"), h * 3 + h * h + h + o * h + o
+    per_lane = h * (1 + 23 + 3 + 1) + o * (1 + 1) + loss
+    # The gradient that the read-out passes on is added to the one that comes from the next step.
+    assert operations(elman) == flops(elman) + sequences * (per_lane + h) + 17 * weights
+    # Two states, each a product with two scaled addends; back two sums with two products each, and four for lambda.
+    lru = small("LRU")
+    weights = 3 * h + 2 * h * 3 + 2 * o * h + o
+    forward = 2 * h * (2 + 2) + o * (1 + 1)
+    back = 2 * o + o + 2 * h + 4 * 2 * h + 2 * h * (2 + 2)
+    assert operations(lru) == flops(lru) + sequences * (forward + back + loss) + 17 * weights
+
+
+def test_every_map_has_a_number_of_operations():
+    others = {"product", "sum_into", "sum_product_into", "gather", "scatter", "load"}
+    assert MAPS.keys() == set(OPCODES) - others
+
+
 def test_the_peak_of_a_core_is_measured():
     assert peak() > 1e9
     # Packages of torch for CUDA leave out what __version__ has after the plus sign.
@@ -111,7 +134,7 @@ def test_the_command_measures_every_method(capsys):
         assert (row["family"], row["hidden"], row["models"], row["batch"], row["steps"]) == ("GRU", 4, 2, 3, 5)
         assert row["ms_per_model_step"] > 0
         assert row["ratio_to_loop"] > 0
-        assert 0 < row["share_of_peak"] < 1
+        assert 0 < row["share_of_peak"] < row["share_with_elements"] < 1
         assert math.isfinite(row["peak_memory_mb"])
     assert found["rows"][2]["ratio_to_loop"] == 1
     assert found["missing"] == []
@@ -156,6 +179,7 @@ def test_rows_are_medians_and_ratios_are_taken_within_rounds():
     assert native["ms_per_model_step"] == pytest.approx(1000 * 2 / 3)
     assert (native["ratio_to_loop"], loop["ratio_to_loop"]) == (4, 1)
     assert native["share_of_peak"] == pytest.approx(3 * flops(case) / 2 / 1e6)
+    assert native["share_with_elements"] == pytest.approx(3 * operations(case) / 2 / 1e6)
     assert native["peak_memory_mb"] == 3
     (alone,) = run._rows(case, {"native": told | {"peak_memory": None}}, {"native": times["native"]}, [], "cpu")
     assert (alone["ratio_to_loop"], alone["share_of_peak"], alone["peak_memory_mb"]) == (None, None, None)

@@ -143,9 +143,9 @@ def flops(case: Case) -> int:
 
         steps * batch * sum over maps of weights * (2 + 2 [trained] + 2 [a source carries a gradient]).
 
-    The task's inputs carry none. A tensor with three node axes is a map of products of two units. Biases, coefficients,
-    products by element, nonlinearities, loss and optimiser are not counted, so the share of peak is a lower bound of
-    what the processor was kept busy with.
+    The task's inputs carry none. A tensor with three node axes is a map of products of two units. What is done element
+    by element, the loss and the optimiser are not counted (see `elements.operations`), so the share of peak is a lower
+    bound of what the processor was kept busy with.
     """
     spec = case.load().spec
     trained = set(spec.trained)

@@ -8,7 +8,8 @@ DESCRIPTION = """Trains the same models in several ways, one way after another i
 long an update of one model takes. `native` and `stacked` are what `build` does; `loop` is a module of torch.nn and a
 torch.optim.AdamW for each model (or, where torch.nn has no such module, the cell in a Python loop); `vmap` is
 torch.func over that cell. Every model has data of its own, and answers at every step. `x loop` is how many times as
-fast as the loop; `of peak` is the part of the multiplications and additions that the cores could have done; `memory`
+fast as the loop; `of peak` is the part of the multiplications and additions that the cores could have done, of matrices
+alone, and `with el.` counts operations element by element, the loss and the optimiser, too; `memory`
 is what updates need above params, gradients, moments and inputs. Of several values of --family, --hidden, --models or
 --steps every combination is measured. Other work on the machine spoils the figures: what the load was stands in the
 output."""

@@ -20,6 +20,7 @@ from weightspace import child
 from weightspace.components import plugins
 from weightspace.components.discovery import refuse_unknown_name
 from zoo_builder.bench.case import Case, flops
+from zoo_builder.bench.elements import operations
 from zoo_builder.bench.machine import machine, peak
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ def bench(
     In every round each method does its updates, one method after another, and the peak is measured; times are medians
     over rounds, ratios medians of those within a round, so a slow minute does not fall on one method alone. CPU time
     is counted with one thread, wall time with more, unless `clock` says. `share_of_peak` is in parts of what `threads`
-    cores could do. `peak_memory_mb` is what updates need above what lies there between them (params, moments, inputs;
-    for `loop`, which keeps them, gradients) and above the gradients of the models of one stack.
+    cores could do, of matrices alone; `share_with_elements` counts all other operations, too. `peak_memory_mb` is what
+    updates need above what lies there between them (params, moments, inputs; for `loop`, which keeps them, gradients)
+    and above the gradients of the models of one stack.
     """
     if not methods:
         raise ValueError(f"`methods` is empty; name at least one of {list(METHODS)}.")
@@ -196,13 +198,14 @@ def _rounds(
 def _rows(
     case: Case, prepared: Mapping[str, dict[str, Any]], rounds: Mapping[str, Times], peaks: list[float], clock: Clock
 ) -> list[dict[str, Any]]:
-    operations = flops(case) * case.models
+    of_matrices, of_all = flops(case), operations(case)
     rows = []
     for method, told in prepared.items():
         own = [one[clock] for one in rounds[method]]
         loops = [one[clock] for one in rounds.get("loop", [])]
         ratios = [loop / mine for loop, mine in zip(loops, own, strict=False)]
-        shares = [operations / mine / most for mine, most in zip(own, peaks, strict=False)]
+        shares = [of_matrices * case.models / mine / most for mine, most in zip(own, peaks, strict=False)]
+        share = statistics.median(shares) if shares else None
         memory = told["peak_memory"]
         rows.append(
             {
@@ -214,7 +217,8 @@ def _rows(
                 "steps": case.steps,
                 "ms_per_model_step": 1000 * statistics.median(own) / case.models,
                 "ratio_to_loop": statistics.median(ratios) if ratios else None,
-                "share_of_peak": statistics.median(shares) if shares else None,
+                "share_of_peak": share,
+                "share_with_elements": None if share is None or of_all is None else share * of_all / of_matrices,
                 "peak_memory_mb": None if memory is None else memory / 1e6,
             }
         )
@@ -231,14 +235,19 @@ def text(found: Mapping[str, Any]) -> str:
         f"{here['threads']} thread(s), {here['clock']} time, {limit}; load average {here['load_average']} at the start",
         "",
         f"{'family':10} {'hidden':>6} {'models':>6} {'batch':>5} {'steps':>5}  {'method':14}"
-        f"{'ms/model-step':>14} {'x loop':>8} {'of peak':>8} {'memory MB':>10}",
+        f"{'ms/model-step':>14} {'x loop':>8} {'of peak':>8} {'with el.':>8} {'memory MB':>10}",
     ]
     for row in found["rows"]:
-        ratio, share, memory = (row[name] for name in ("ratio_to_loop", "share_of_peak", "peak_memory_mb"))
+        ratio, memory = row["ratio_to_loop"], row["peak_memory_mb"]
+        shares = [_percent(row[name]) for name in ("share_of_peak", "share_with_elements")]
         lines.append(
             f"{row['family']:10} {row['hidden']:6} {row['models']:6} {row['batch']:5} {row['steps']:5}  "
             f"{row['method']:14}{row['ms_per_model_step']:14.4f} {'-' if ratio is None else f'{ratio:.2f}':>8} "
-            f"{'-' if share is None else f'{share:.1%}':>8} {'-' if memory is None else f'{memory:.1f}':>10}"
+            f"{shares[0]:>8} {shares[1]:>8} {'-' if memory is None else f'{memory:.1f}':>10}"
         )
     lines += [f"{one['family']}: no `{one['method']}`, as {one['reason']}" for one in found["missing"]]
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -17,8 +17,8 @@ from weightspace.families import Family
 from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.engine.compiler import library
 from weightspace.rollout.native.engine.encoded import Engine, Wanted, traced
+from weightspace.rollout.native.engine.encoder import num_instructions
 from weightspace.rollout.native.engine.job import INT, POINTER, Call
-from weightspace.rollout.native.engine.layout import num_instructions
 from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.forward import _call
 from weightspace.rollout.native.function import first_states

@@ -1,7 +1,18 @@
 // Runs a traced cell forward and backward through time, one model after another, a slice of LANES sequences at once.
 //
 // What is run is data: lists of instructions over tiles (row, lane) that Python derives from the family's own step and
-// readout (see program.py and layout.py, whose numbers the enums here must match; a test compares them).
+// readout (see trace/, derive/, and engine/records.py, whose enums and records these here must match; a test compares
+// the enums). An operand is a row of a memory space; of each space a worker has one copy, of the model it runs:
+//   SCRATCH         values of one list of instructions; rows are used again as soon as a value has no more readers.
+//   RECORD          per time step, the states and what the way back reads; PREVIOUS is the step before, whose first
+//                   holds the initial states. Without gradients two steps take turns.
+//   INPUT           per time step, inputs and noise. INPUT_GRADIENT: their gradients, of one step.
+//   RING            per step, of the last `ring_steps`, gradients that products need for their weights: these are taken
+//                   for a whole ring at once (`weight_jobs`), so that sums stay in registers.
+//   CARRY           gradients of the states after a step; NEXT_CARRY those before it, the CARRY of the step before.
+//   VECTORS         biases and other vectors of params, a number (no row) each; SUMS their gradients, lane by lane,
+//                   where they are summed tile by tile.
+//   PARAMS          whole tensors, computed from a model's params before its first step, and their gradients.
 #include "answers.h"
 #include "kernels.h"
 
@@ -14,8 +25,11 @@ enum Opcode {
 enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, PARAMS, NUM_SPACES };
 enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
 
-typedef struct { int64_t opcode, rows, out[2], a[2], b[2], c[2], constant, first_term, num_terms; } Instruction;
+typedef struct {
+    int64_t opcode, rows, out[2], a[2], b[2], c[2], constant, first_term, num_terms, first_addend, num_addends;
+} Instruction;
 typedef struct { int64_t matrix, cols, tile[2]; } TermSpec;
+typedef struct { int64_t tile[2], constant, vector; } AddendSpec;  // vector -1: the constant alone
 // One block of rows of a matrix or vector: where it lies in the tensors of a model (tensor -1: zeros).
 typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows; } Piece;
 // `packed` and `gradient` say where it lies there (gradient -1: not wanted); `sums`, of a vector whose gradient is summed
@@ -29,6 +43,7 @@ typedef struct {
     int64_t num_step, num_readout, num_readout_back, num_step_back, num_first_back;
     const Instruction *step, *readout, *readout_back, *step_back, *first_back;  // the last, of the first time step
     const TermSpec *terms;
+    const AddendSpec *addends;
     const double *constants;
     int64_t num_matrices, num_vectors, num_jobs;
     const Matrix *matrices, *vectors;
@@ -121,6 +136,7 @@ typedef struct {
     break;
 
 INLINE V squared(V x) { return x * x; }
+INLINE V absolute(V x) { return pick(x < (V){0}, -x, x); }
 
 static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const REAL *b, const REAL *c, const double *k) {
     int64_t n = rows * LANES;
@@ -145,16 +161,16 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
         case SIN: EACH(v_sin(x))
         case COS: EACH(v_cos(x))
         case SOFTPLUS: EACH(pick(x > splat(20), x, v_log1p(v_exp(x))))
-        case ABS: EACH(pick(x < zero, -x, x))
+        case ABS: EACH(absolute(x))
         case MAXIMUM: EACH2(pick(x != x, x, pick(x > y, x, y)))
         case MINIMUM: EACH2(pick(x != x, x, pick(x < y, x, y)))
         case SIGMOID_GRAD: EACH2(x * (y - y * y))
         case TANH_GRAD: EACH2(x - x * y * y)
         case RELU_GRAD: EACH2(pick(y > zero, x, zero))
         case LEAKY_RELU_GRAD: EACH2(pick(y > zero, x, x * k0))
-        case SPIKE: EACH(pick(x > zero, splat(1), zero))
+        case SPIKE: EACH(pick(x + k1 > zero, splat(1), zero))
         // The surrogate: as steep as a fast sigmoid at y.
-        case SPIKE_GRAD: EACH2(x / squared(pick(y < zero, -y, y) * k0 + 1))
+        case SPIKE_GRAD: EACH2(x / squared(absolute(y + k1) * k0 + 1))
         case ABS_GRAD: EACH2(pick(y > zero, x, pick(y < zero, -x, zero)))
         case SOFTPLUS_GRAD: EACH2(pick(y > splat(20), x, x * v_sigmoid(y)))
         // The share of the larger of y and z, halves where they are equal.
@@ -175,7 +191,7 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
             for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i));
             break;
         case SUM_PRODUCT_INTO:
-            for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i) * load(b + i));
+            for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i) * k0 * load(b + i));
             break;
     }
 }
@@ -198,6 +214,24 @@ static void move_numbers(const Job *job, const Instruction *op, REAL *out, const
     for (int64_t i = count; i < room; i++) out[i] = out[count - 1];
 }
 
+static void run_product(const Job *job, Memory *m, const Instruction *op) {
+    static const REAL unit = 1;
+    Term term[MAX_TERMS];
+    Addend addend[MAX_ADDENDS];
+    const TermSpec *terms = job->terms + op->first_term;
+    const AddendSpec *addends = job->addends + op->first_addend;
+    for (int i = 0; i < op->num_terms; i++)
+        term[i] = (Term){m->packed + job->matrices[terms[i].matrix].packed, at(m, terms[i].tile), terms[i].cols};
+    for (int i = 0; i < op->num_addends; i++) {
+        int64_t vector = addends[i].vector;
+        const REAL *factor = vector < 0 ? &unit : m->base[VECTORS] + vector;
+        addend[i] = (Addend){at(m, addends[i].tile), factor, vector >= 0, (REAL)job->constants[addends[i].constant]};
+    }
+    const REAL *bias = op->b[0] < 0 ? 0 : at(m, op->b);
+    Sum sum = {op->rows, (int)op->num_terms, (int)op->num_addends, term, addend, bias, at(m, op->out)};
+    product(&sum, m->soon);
+}
+
 static void run(const Job *job, Memory *m, const Instruction *list, int64_t count) {
     for (const Instruction *op = list; op < list + count; op++) {
         if (op->opcode >= GATHER) {
@@ -209,13 +243,7 @@ static void run(const Job *job, Memory *m, const Instruction *list, int64_t coun
                   job->constants + op->constant);
             continue;
         }
-        Term term[MAX_TERMS];
-        const TermSpec *spec = job->terms + op->first_term;
-        for (int i = 0; i < op->num_terms; i++)
-            term[i] = (Term){m->packed + job->matrices[spec[i].matrix].packed, at(m, spec[i].tile), spec[i].cols};
-        // A product has its bias at b and its addend at c, if any.
-        product(op->rows, (int)op->num_terms, term, op->b[0] < 0 ? 0 : at(m, op->b), op->c[0] < 0 ? 0 : at(m, op->c),
-                at(m, op->out), m->soon);
+        run_product(job, m, op);
     }
 }
 
@@ -691,7 +719,7 @@ void run_models(const Job *job, int64_t *next, int64_t low, int64_t high, REAL *
 }
 
 // What Python must agree on.
-void constants(int64_t out[6]) {
-    out[0] = LANES, out[1] = NUM_SPACES, out[2] = LOAD + 1, out[3] = MAX_TERMS, out[4] = sizeof(Job);
-    out[5] = VECTOR_BYTES;
+void constants(int64_t out[7]) {
+    out[0] = LANES, out[1] = NUM_SPACES, out[2] = LOAD + 1, out[3] = MAX_TERMS, out[4] = MAX_ADDENDS;
+    out[5] = sizeof(Job), out[6] = VECTOR_BYTES;
 }

@@ -8,6 +8,13 @@ typedef struct {
     int64_t cols;
 } Term;
 
+// What a sum of products begins with: scale * factor[row * stride] * tile (row, lane), a stride of 0 for one factor.
+typedef struct {
+    const REAL *tile, *factor;
+    int64_t stride;
+    REAL scale;
+} Addend;
+
 // Memory from `next` to `last` that is needed soon. It is fetched by and by while products keep the processor busy.
 typedef struct {
     const REAL *next, *last;
@@ -18,7 +25,7 @@ INLINE void fetch_a_line(Soon *soon) {
     soon->next = soon->next < soon->last ? soon->next + 64 / sizeof(REAL) : soon->last;
 }
 
-enum { MAX_TERMS = 12, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
+enum { MAX_TERMS = 12, MAX_ADDENDS = 4, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
 
 // How many rows the i-th of the panels of a matrix has: as equal as can be, never above ROWS_AT_ONCE.
 INLINE int64_t num_panels(int64_t rows) { return (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; }
@@ -27,21 +34,37 @@ INLINE int64_t panel_rows(int64_t rows, int64_t panel) {
     return rows / panels + (panel < rows % panels);
 }
 
-// out (ROWS, lane) = bias + addend + sum of weight (ROWS, cols) times tile (cols, lane).
-INLINE void panel_product(const int ROWS, int terms, const Term *term, const int64_t *done, const REAL *bias,
-                          const REAL *addend, REAL *out, Soon *wanted) {
+typedef struct {
+    int64_t rows;
+    int num_terms, num_addends;
+    const Term *term;
+    const Addend *addend;
+    const REAL *bias;  // or null
+    REAL *out;
+} Sum;
+
+// Rows from `first` on: out = bias + addends + sum of weight (ROWS, cols) times tile (cols, lane).
+INLINE void panel_product(const int ROWS, const Sum *s, int64_t first, const int64_t *done, Soon *wanted) {
     Soon one = wanted[0], other = wanted[1];
     V sum[ROWS_AT_ONCE][PER_ROW];
     UNROLL(32)
     for (int r = 0; r < ROWS; r++)
         UNROLL(8)
         for (int v = 0; v < PER_ROW; v++) {
-            sum[r][v] = bias ? splat(bias[r]) : (V){0};
-            if (addend) sum[r][v] += load(addend + r * LANES + v * WIDTH);
+            sum[r][v] = s->bias ? splat(s->bias[first + r]) : (V){0};
         }
-    for (int i = 0; i < terms; i++) {
-        const REAL *weight = term[i].packed + done[i], *tile = term[i].tile;
-        for (int64_t k = 0; k < term[i].cols; k++, weight += ROWS, tile += LANES) {
+    for (const Addend *a = s->addend; a < s->addend + s->num_addends; a++) {
+        const REAL *tile = a->tile + first * LANES, *factor = a->factor + first * a->stride;
+        UNROLL(32)
+        for (int r = 0; r < ROWS; r++) {
+            REAL by = a->scale * factor[r * a->stride];
+            UNROLL(8)
+            for (int v = 0; v < PER_ROW; v++) sum[r][v] += by * load(tile + r * LANES + v * WIDTH);
+        }
+    }
+    for (int i = 0; i < s->num_terms; i++) {
+        const REAL *weight = s->term[i].packed + done[i], *tile = s->term[i].tile;
+        for (int64_t k = 0; k < s->term[i].cols; k++, weight += ROWS, tile += LANES) {
             fetch_a_line(&one);
             fetch_a_line(&other);
             V x[PER_ROW];
@@ -57,29 +80,57 @@ INLINE void panel_product(const int ROWS, int terms, const Term *term, const int
     UNROLL(32)
     for (int r = 0; r < ROWS; r++)
         UNROLL(8)
-        for (int v = 0; v < PER_ROW; v++) store(out + r * LANES + v * WIDTH, sum[r][v]);
+        for (int v = 0; v < PER_ROW; v++) store(s->out + (first + r) * LANES + v * WIDTH, sum[r][v]);
 }
 
 #define PANEL(n) \
     case n:      \
-        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, terms, term, done, bias, addend, out, wanted); \
+        if (n <= ROWS_AT_ONCE) panel_product(n <= ROWS_AT_ONCE ? n : 1, s, first, done, wanted); \
         break;
 
-static void product(int64_t rows, int terms, const Term *term, const REAL *bias, const REAL *addend, REAL *out,
-                    Soon *wanted) {
-    int64_t done[MAX_TERMS] = {0};
-    int64_t panels = num_panels(rows);
+// A sum of COUNT addends without products: one pass, row after row.
+INLINE void combine(const int COUNT, const Sum *s) {
+    // Copies, because the compiler must expect that a store changes what `s` points at.
+    Addend a[MAX_ADDENDS];
+    const REAL *bias = s->bias;
+    REAL *out = s->out;
+    const int64_t rows = s->rows;
+    UNROLL(4)
+    for (int i = 0; i < COUNT; i++) a[i] = s->addend[i];
+    for (int64_t r = 0; r < rows; r++) {
+        V start = bias ? splat(bias[r]) : (V){0}, by[MAX_ADDENDS];
+        UNROLL(4)
+        for (int i = 0; i < COUNT; i++) by[i] = splat(a[i].scale * a[i].factor[r * a[i].stride]);
+        UNROLL(8)
+        for (int v = 0; v < PER_ROW; v++) {
+            V sum = start;
+            UNROLL(4)
+            for (int i = 0; i < COUNT; i++) sum += by[i] * load(a[i].tile + r * LANES + v * WIDTH);
+            store(out + r * LANES + v * WIDTH, sum);
+        }
+    }
+}
+
+static void product(const Sum *s, Soon *wanted) {
+    if (s->num_terms == 0) {
+        switch (s->num_addends) {
+            case 0: combine(0, s); return;
+            case 1: combine(1, s); return;
+            case 2: combine(2, s); return;
+            case 3: combine(3, s); return;
+            case 4: combine(4, s); return;
+        }
+    }
+    int64_t done[MAX_TERMS] = {0}, panels = num_panels(s->rows), first = 0;
     for (int64_t panel = 0; panel < panels; panel++) {
-        int64_t count = panel_rows(rows, panel);
+        int64_t count = panel_rows(s->rows, panel);
         switch (count) {
             PANEL(1) PANEL(2) PANEL(3) PANEL(4) PANEL(5) PANEL(6) PANEL(7) PANEL(8) PANEL(9) PANEL(10) PANEL(11)
             PANEL(12) PANEL(13) PANEL(14) PANEL(15) PANEL(16) PANEL(17) PANEL(18) PANEL(19) PANEL(20) PANEL(21)
             PANEL(22) PANEL(23) PANEL(24)
         }
-        for (int i = 0; i < terms; i++) done[i] += count * term[i].cols;
-        if (bias) bias += count;
-        if (addend) addend += count * LANES;
-        out += count * LANES;
+        for (int i = 0; i < s->num_terms; i++) done[i] += count * s->term[i].cols;
+        first += count;
     }
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from weightspace.rollout.native.derive.backward import Backward
 from weightspace.rollout.native.trace.program import (
+    Addend,
     BackwardOperation,
     Builder,
     Matrix,
@@ -48,10 +49,10 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
     output = builder.value(program.output.rows)
     kept = {ref.value for ref in carry.values()}
     readout, step = (Backward(builder=builder, passing=kept) for _ in range(2))
-    readout.add(program.output, output)
+    readout.add(program.output, Addend(output))
     for name, ref in passed.items():
-        readout.add(ref, carry[name])
-        step.add(ref, carry[name])
+        readout.add(ref, Addend(carry[name]))
+        step.add(ref, Addend(carry[name]))
     for operation in reversed(program.readout):
         readout.through(operation)
     for name, ref in passed.items():

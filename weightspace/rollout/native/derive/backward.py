@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from weightspace.rollout.native.derive.derivatives import PARTIALS, Derivation, Share
+from weightspace.rollout.native.derive.derivatives import PARTIALS, Derivation, LazyMap, Share
 from weightspace.rollout.native.trace.program import (
+    Addend,
     BackwardOperation,
     Map,
     Matrix,
     Operation,
-    Product,
     Ref,
     SumInto,
+    Term,
     Untraceable,
     WeightGradient,
 )
-
-Term = tuple[Matrix, Ref]
-"""Part of a gradient, too: a transposed matrix times a tile."""
 
 WITH_PRODUCTS = ("sigmoid", "tanh")
 """Maps whose gradient can be taken of a product of two tiles in one pass."""
@@ -39,7 +38,7 @@ class Backward(Derivation):
     """Values whose shares have been summed."""
 
     def add(self, to: Ref, share: Share | Term) -> None:
-        """A share of the gradient of some rows, unless gradients stop there."""
+        """A share of the gradient of some rows, unless gradients stop there; a term is of a transposed matrix."""
         if to.stopped:
             return
         if to.value in self.summed:
@@ -56,15 +55,17 @@ class Backward(Derivation):
         if isinstance(operation, Map):
             self._through_map(operation, dy)
             return
-        if dy.value in self.passing:
+        if dy.value in self.passing and (operation.terms or operation.bias is not None):
             dy = self.emit("copy", (dy,))
         for matrix, tile in operation.terms:
-            self.add(tile, (matrix, dy))
+            self.add(tile, Term(matrix, dy))
             self.weights.append(WeightGradient(matrix, dy, tile))
         if operation.bias is not None:
             self.weights.append(WeightGradient(operation.bias, dy, None))
-        if operation.addend is not None:
-            self.add(operation.addend, dy)
+        for addend in operation.addends:
+            if addend.vector is not None:
+                self.operations.append(SumInto(addend.vector, dy, addend.tile, addend.scale))
+            self.add(addend.tile, dataclasses.replace(addend, tile=dy))
 
     def _through_map(self, operation: Map, dy: Ref) -> None:
         for arg, partial in zip(operation.args, PARTIALS[operation.function], strict=True):
@@ -72,9 +73,10 @@ class Backward(Derivation):
             if isinstance(arg, Ref):
                 self.add(arg, share)
             else:
-                assert isinstance(share, Ref) or share[0] == "mul"
-                factors = (share,) if isinstance(share, Ref) else share[1]
-                self.operations.append(SumInto(arg, *(tile for tile in factors if isinstance(tile, Ref))))
+                assert share == Addend(dy) or (isinstance(share, LazyMap) and share.function == "mul")
+                factor = None if isinstance(share, Addend) else share.args[1]
+                assert not isinstance(factor, Matrix)
+                self.operations.append(SumInto(arg, dy, factor))
 
     def _through_product(self, operation: Map) -> bool:
         """Whether the gradient of its result is one product of tiles, so that both can be done in one pass."""
@@ -83,11 +85,11 @@ class Backward(Derivation):
         if operation.out != whole or len(shares) != 1 or shares[0][0] != whole:
             return False
         share = shares[0][1]
-        if isinstance(share, Ref) or len(share) != 3 or share[0] != "mul":
+        if not isinstance(share, LazyMap) or share.function != "mul":
             return False
         (argument,) = operation.reads
         self.summed.add(whole.value)
-        self.add(argument, (f"{operation.function}_grad_of_product", (*share[1], operation.out), ()))
+        self.add(argument, LazyMap(f"{operation.function}_grad_of_product", (*share.args, operation.out)))
         return True
 
     def gradient(self, of: Ref) -> Ref | None:
@@ -103,8 +105,10 @@ class Backward(Derivation):
         shares = self.shares.get(whole.value, [])
         if not shares:
             return None
-        if len(shares) == 1 and isinstance(shares[0][1], Ref) and shares[0][0] == whole:
-            return shares[0][1]
+        if len(shares) == 1 and shares[0][0] == whole:
+            share = shares[0][1]
+            if isinstance(share, Addend) and share == Addend(share.tile):
+                return share.tile
         out = self.builder.value(whole.rows)
         self._write(out, shares)
         return out
@@ -113,7 +117,7 @@ class Backward(Derivation):
         """Write the gradient of a whole value to a given place."""
         self.summed.add(value)
         shares = self.shares.get(value, [])
-        if shares != [(Ref(value, 0, out.rows), out)]:
+        if shares != [(Ref(value, 0, out.rows), Addend(out))]:
             self._write(out, shares)
 
     def refuse_lost_shares(self) -> None:
@@ -127,25 +131,14 @@ class Backward(Derivation):
             ranges.setdefault((to.start, to.rows), []).append(share)
         if not tile_exactly(ranges, out.rows):
             self._sum(out, ranges.pop((0, out.rows), []))
-            ranges = {(start, rows): [out.part(start, rows), *own] for (start, rows), own in ranges.items()}
+            ranges = {(start, rows): [Addend(out.part(start, rows)), *own] for (start, rows), own in ranges.items()}
         for (start, rows), own in ranges.items():
             self._sum(out.part(start, rows), own)
 
     def _sum(self, out: Ref, shares: Sequence[Share | Term]) -> None:
         """out = the sum of shares; `out` itself may be one of them."""
-        tiles = [share for share in shares if isinstance(share, Ref)]
-        terms = tuple(share for share in shares if isinstance(share, tuple) and len(share) == 2)
-        maps = [share for share in shares if isinstance(share, tuple) and len(share) == 3]
-        steps: list[Share] = [*tiles, *maps]
-        total: Ref | None = None
-        for number, share in enumerate(steps, 1):
-            total = self.accumulate(total, share, out if number == len(steps) and not terms else None)
-        if terms:
-            self.operations.append(Product(out, terms, addend=total, transposed=True))
-        elif total is None:
-            self.emit("zero", out=out)
-        elif total != out:
-            self.emit("copy", (total,), out=out)
+        terms = tuple(share for share in shares if isinstance(share, Term))
+        self.write(out, [share for share in shares if not isinstance(share, Term)], terms, transposed=True)
 
 
 def tile_exactly(ranges: Iterable[tuple[int, int]], rows: int) -> bool:

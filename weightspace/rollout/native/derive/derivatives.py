@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from weightspace.rollout.native.trace.program import Builder, Map, Matrix, Ref
+from weightspace.rollout.native.trace.program import Addend, Builder, Map, Matrix, Ref, Term, sum_of
 
-Share = Ref | tuple[str, tuple[Ref | Matrix, ...], tuple[float, ...]]
-"""Part of a derivative: a tile as it is, or a map of tiles."""
+
+class LazyMap(NamedTuple):
+    """A map of tiles that is not computed yet, because it may be computed together with a sum."""
+
+    function: str
+    args: tuple[Ref | Matrix, ...]
+    constants: tuple[float, ...] = ()
+
+
+Share = Addend | LazyMap
+"""Part of a derivative: a tile, scaled or as it is, or a map of tiles."""
 Slope = tuple[str, Ref, tuple[float, ...]]
 """A map of one tile, with its constants."""
-FUSED = {"mul": "fma", "mul_vector": "fma_vector"}
-"""Maps that another does together with adding something."""
 
 
 @dataclass(kw_only=True)
@@ -47,16 +54,51 @@ class Derivation:
 
     def accumulate(self, total: Ref | None, share: Share, out: Ref | None = None) -> Ref:
         """Where the sum of a total, if there is one yet, and a share is: in a new value unless a place is given."""
-        if isinstance(share, Ref):
-            return share if total is None else self.emit("add", (total, share), out=out)
-        function, args, constants = share
-        if total is None:
-            return self.emit(function, args, constants, out)
-        if function in FUSED:
-            return self.emit(FUSED[function], (*args, total), out=out)
-        if (function, constants) == ("affine", (-1.0, 0.0)):
-            return self.emit("sub", (total, *args), out=out)
-        return self.emit("add", (total, self.emit(function, args, constants)), out=out)
+        if isinstance(share, LazyMap):
+            if total is None:
+                return self.emit(*share, out=out)
+            if share.function == "mul":
+                return self.emit("fma", (*share.args, total), out=out)
+            share = Addend(self.emit(*share))
+        elif total is not None and share.vector is None and abs(share.scale) != 1:
+            share = Addend(self.emit("affine", (share.tile,), (share.scale, 0.0)))
+        return self.whole((share,) if total is None else (Addend(total), share), out)
+
+    def whole(self, addends: tuple[Addend, ...], out: Ref | None = None) -> Ref:
+        """Where the sum of addends is: the only one's tile if it is not scaled, else a new value or the given place."""
+        first = addends[0].tile
+        if addends == (Addend(first),):
+            return first
+        if out is None:
+            out = self.builder.value(first.rows)
+        self.operations.append(sum_of(out, addends))
+        return out
+
+    def write(
+        self,
+        out: Ref,
+        shares: Sequence[Share],
+        terms: tuple[Term, ...] = (),
+        bias: Matrix | None = None,
+        *,
+        transposed: bool = False,
+    ) -> None:
+        """out = the sum of shares, terms and bias; `out` itself may be one of the shares."""
+        addends = tuple(share for share in shares if isinstance(share, Addend))
+        if len(addends) < len(shares):
+            addends = tuple(addend for addend in addends if addend.vector is not None or abs(addend.scale) != 1)
+            rest = sorted((one for one in shares if one not in addends), key=_is_not_plain)
+            is_all, total = not terms and bias is None and not addends, None
+            for number, share in enumerate(rest, 1):
+                total = self.accumulate(total, share, out if is_all and number == len(rest) else None)
+            assert total is not None
+            addends = (Addend(total), *addends)
+        if terms or bias is not None or addends != (Addend(out),):
+            self.operations.append(sum_of(out, addends, terms, bias, transposed=transposed))
+
+
+def _is_not_plain(share: Share) -> bool:
+    return not isinstance(share, Addend) or share != Addend(share.tile)
 
 
 Partial = Callable[[Derivation, Map, Ref], Share]
@@ -68,17 +110,23 @@ result and this a share of the argument's.
 
 
 def _same(to: Derivation, operation: Map, direction: Ref) -> Share:
-    return direction
+    return Addend(direction)
+
+
+def _by_vector(to: Derivation, operation: Map, direction: Ref) -> Share:
+    vector = operation.args[1]
+    assert isinstance(vector, Matrix)
+    return Addend(direction, vector=vector)
 
 
 def _with_result(function: str) -> Partial:
     """A map of the direction and the result."""
-    return lambda to, operation, direction: (function, (direction, operation.out), operation.constants)
+    return lambda to, operation, direction: LazyMap(function, (direction, operation.out), operation.constants)
 
 
 def _with(function: str, *places: int) -> Partial:
     """A map of the direction and some arguments."""
-    return lambda to, operation, direction: (
+    return lambda to, operation, direction: LazyMap(
         function,
         (direction, *(operation.args[place] for place in places)),
         operation.constants,
@@ -86,11 +134,11 @@ def _with(function: str, *places: int) -> Partial:
 
 
 def _scaled(factor: float) -> Partial:
-    return lambda to, operation, direction: ("affine", (direction,), (factor, 0.0))
+    return lambda to, operation, direction: Addend(direction, factor)
 
 
 def _affine(to: Derivation, operation: Map, direction: Ref) -> Share:
-    return "affine", (direction,), (operation.constants[0], 0.0)
+    return Addend(direction, operation.constants[0])
 
 
 def _times_slope(function: str, sign: float = 1.0) -> Partial:
@@ -99,23 +147,23 @@ def _times_slope(function: str, sign: float = 1.0) -> Partial:
     def partial(to: Derivation, operation: Map, direction: Ref) -> Share:
         (tile,) = operation.reads
         slope = to.slope(function, tile)
-        return "mul", (direction, slope if sign == 1 else to.slope("affine", slope, (sign, 0.0))), ()
+        return LazyMap("mul", (direction, slope if sign == 1 else to.slope("affine", slope, (sign, 0.0))))
 
     return partial
 
 
 def _sqrt(to: Derivation, operation: Map, direction: Ref) -> Share:
-    return "affine", (to.emit("div", (direction, operation.out)),), (0.5, 0.0)
+    return Addend(to.emit("div", (direction, operation.out)), 0.5)
 
 
 def _divisor(to: Derivation, operation: Map, direction: Ref) -> Share:
     quotient = to.emit("div", (direction, operation.args[1]))
-    return "affine", (to.emit("mul", (quotient, operation.out)),), (-1.0, 0.0)
+    return Addend(to.emit("mul", (quotient, operation.out)), -1.0)
 
 
 def _reciprocal(to: Derivation, operation: Map, direction: Ref) -> Share:
     once = to.emit("mul", (direction, operation.out))
-    return "affine", (to.emit("mul", (once, operation.out)),), (-1.0, 0.0)
+    return Addend(to.emit("mul", (once, operation.out)), -1.0)
 
 
 PARTIALS: Mapping[str, tuple[Partial, ...]] = {
@@ -143,7 +191,7 @@ PARTIALS: Mapping[str, tuple[Partial, ...]] = {
     "maximum": (_with("greater_grad", 0, 1), _with("greater_grad", 1, 0)),
     "minimum": (_with("greater_grad", 1, 0), _with("greater_grad", 0, 1)),
     "add_vector": (_same, _same),
-    "mul_vector": (_with("mul_vector", 1), _with("mul", 0)),
-    "fma_vector": (_with("mul_vector", 1), _with("mul", 0), _same),
+    "mul_vector": (_by_vector, _with("mul", 0)),
+    "fma_vector": (_by_vector, _with("mul", 0), _same),
 }
 """The derivative of every map with respect to each argument; that of a vector is still to be summed over lanes."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from weightspace.rollout.native.derive.derivatives import PARTIALS, Derivation, Share
 from weightspace.rollout.native.trace.flat import Gather, Load, Prologue, Scatter, Step
-from weightspace.rollout.native.trace.program import Builder, Map, Ref
+from weightspace.rollout.native.trace.program import Addend, Builder, Map, Ref
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Reverse(Derivation):
             self.operations.append(
                 Scatter(out, dy, step.table) if isinstance(step, Gather) else Gather(out, dy, step.table)
             )
-            self.add(step.source, out)
+            self.add(step.source, Addend(out))
 
 
 def prologue_adjoint(prologue: Prologue, wanted: frozenset[int]) -> PrologueAdjoint:
@@ -61,7 +61,7 @@ def prologue_adjoint(prologue: Prologue, wanted: frozenset[int]) -> PrologueAdjo
         number: reverse.builder.value(ref.rows) for number, ref in enumerate(prologue.results) if ref.value in reached
     }
     for number, gradient in results.items():
-        reverse.add(prologue.results[number], gradient)
+        reverse.add(prologue.results[number], Addend(gradient))
     for step in reversed(prologue.operations):
         if step.out.value in reached:
             reverse.through(step)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from weightspace.rollout.native.derive.derivatives import PARTIALS, Derivation, Share, Slope
-from weightspace.rollout.native.trace.program import Builder, Matrix, Operation, Piece, Product, Program, Ref
+from weightspace.rollout.native.derive.derivatives import PARTIALS, Derivation, Slope
+from weightspace.rollout.native.trace.program import Builder, Matrix, Operation, Piece, Product, Program, Ref, Term
 
 
 def with_tangents(program: Program, builder: Builder, num_directions: int) -> Program:
@@ -78,7 +79,7 @@ class Forward(Derivation):
         else:
             pairs = zip(operation.args, PARTIALS[operation.function], strict=True)
             moved = [(self.of(arg), partial) for arg, partial in pairs if isinstance(arg, Ref)]
-            self._sum(out, [partial(self, operation, tangent) for tangent, partial in moved if tangent is not None])
+            self.write(out, [partial(self, operation, tangent) for tangent, partial in moved if tangent is not None])
 
     def _to(self, ref: Ref) -> Ref:
         if ref.value not in self.tangents:
@@ -110,25 +111,12 @@ class Forward(Derivation):
                 if tile.start <= seed < tile.start + tile.rows:
                     columns.append(_column(matrix, seed - tile.start))
             elif (tangent := self.of(tile)) is not None:
-                terms.append((matrix, tangent))
-        addend = None if operation.addend is None else self.of(operation.addend)
-        bias = columns.pop() if columns else None
-        if terms or bias is not None:
-            self.operations.append(Product(out, tuple(terms), bias, addend))
-        else:
-            self._sum(out, [addend] if addend is not None else [])
+                terms.append(Term(matrix, tangent))
+        pairs = [(addend, self.of(addend.tile)) for addend in operation.addends]
+        addends = [dataclasses.replace(addend, tile=tile) for addend, tile in pairs if tile is not None]
+        self.write(out, addends, tuple(terms), columns.pop() if columns else None)
         for column in columns:
             self.emit("add_vector", (out, column), out=out)
-
-    def _sum(self, out: Ref, shares: Sequence[Share]) -> None:
-        """out = the sum of shares, tiles first."""
-        total: Ref | None = None
-        for share in sorted(shares, key=lambda share: not isinstance(share, Ref)):
-            total = self.accumulate(total, share, out)
-        if total is None:
-            self.emit("zero", out=out)
-        elif total != out:
-            self.emit("copy", (total,), out=out)
 
 
 def _column(matrix: Matrix, column: int) -> Matrix:

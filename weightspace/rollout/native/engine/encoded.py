@@ -19,10 +19,22 @@ from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint, 
 from weightspace.rollout.native.derive.sound import refuse_unsound
 from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.engine.compiler import library
+from weightspace.rollout.native.engine.encoder import Encoder
 from weightspace.rollout.native.engine.flat_layout import FlatLayout, prologue_fields
 from weightspace.rollout.native.engine.job import INT, Call, Job
-from weightspace.rollout.native.engine.layout import MAX_TERMS, OPCODES, SPACES, Encoder, Layout, laid_out
+from weightspace.rollout.native.engine.layout import Layout, laid_out
 from weightspace.rollout.native.engine.misfits import Sizes, refuse_misfits
+from weightspace.rollout.native.engine.records import (
+    MAX_ADDENDS,
+    MAX_TERMS,
+    OPCODES,
+    SPACES,
+    AddendSpec,
+    MatrixSpec,
+    PieceSpec,
+    TermSpec,
+    table,
+)
 from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.trace.flat import Prologue
 from weightspace.rollout.native.trace.program import Program
@@ -141,10 +153,11 @@ class Engine:
         self._array("step_back", encoder.instructions(backward[1]), counted=True)
         self._array("first_back", encoder.instructions(backward[2]), counted=True)
         self._array("jobs", encoder.jobs(backward[3]), counted=True)
-        self._array("matrices", _numbers(encoder.matrices.values(), 8), counted=True)
-        self._array("vectors", _numbers(encoder.vectors.values(), 8), counted=True)
-        self._array("terms", _numbers(encoder.terms, 4))
-        self._array("pieces", _numbers(encoder.pieces, 6))
+        self._array("matrices", table(encoder.matrices.values(), MatrixSpec), counted=True)
+        self._array("vectors", table(encoder.vectors.values(), MatrixSpec), counted=True)
+        self._array("terms", table(encoder.terms, TermSpec))
+        self._array("addends", table(encoder.addends, AddendSpec))
+        self._array("pieces", table(encoder.pieces, PieceSpec))
         job.packed_size, job.vector_size = encoder.packed_size, encoder.vector_size
         job.gradient_size = encoder.gradient_size
 
@@ -240,13 +253,12 @@ def _all_of(pieces: Iterator[Callable[[], None]]) -> None:
         piece()
 
 
-def _numbers(rows: Iterable[Any], columns: int | None = None) -> np.ndarray:
-    array = np.array(list(rows), dtype=np.int64)
-    return array if columns is None else array.reshape(-1, columns)
+def _numbers(numbers: Iterable[int]) -> np.ndarray:
+    return np.array(list(numbers), dtype=np.int64)
 
 
 def _check(lib: ctypes.CDLL, lanes: int) -> None:
-    found = (INT * 6)()
+    found = (INT * 7)()
     lib.constants(found)
-    expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, ctypes.sizeof(Job))
-    assert tuple(found[:5]) == expected, (tuple(found), expected)
+    expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, MAX_ADDENDS, ctypes.sizeof(Job))
+    assert tuple(found[:6]) == expected, (tuple(found), expected)

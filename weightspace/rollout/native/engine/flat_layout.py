@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint
-from weightspace.rollout.native.engine.layout import OPCODES, SPACES
+from weightspace.rollout.native.engine.records import OPCODES, SPACES, Instruction, Place, table
 from weightspace.rollout.native.trace.flat import Load, Prologue, Step
 from weightspace.rollout.native.trace.program import Map
 
@@ -44,11 +44,10 @@ class FlatLayout:
 
     def instructions(self, steps: Iterable[Step]) -> np.ndarray:
         """Operations as rows of numbers."""
-        rows = [self._instruction(step) for step in steps]
-        return np.array(rows, dtype=np.int64).reshape(len(rows), 13)
+        return table([self._instruction(step) for step in steps], Instruction)
 
-    def _instruction(self, step: Step) -> tuple[int, ...]:
-        space, constant, first, count = SPACES.index("params"), 0, 0, 0
+    def _instruction(self, step: Step) -> Instruction:
+        constant, first, count = 0, 0, 0
         if isinstance(step, Map):
             name, reads = step.function, [ref.value for ref in step.reads]
             if step.constants:
@@ -63,8 +62,8 @@ class FlatLayout:
             self.tables += step.table
         # Unused operands alias the output, so that every address is valid.
         reads += [step.out.value] * (3 - len(reads))
-        places = [number for value in (step.out.value, *reads) for number in (space, self.at(value))]
-        return (OPCODES.index(name), self.height(step.out.value), *places, constant, first, count)
+        out, a, b, c = (Place(SPACES.index("params"), self.at(value)) for value in (step.out.value, *reads))
+        return Instruction(OPCODES.index(name), self.height(step.out.value), out, a, b, c, constant, first, count)
 
 
 def prologue_fields(

@@ -18,7 +18,7 @@ POINTER, INT = ctypes.c_void_p, ctypes.c_int64
 _FIELDS: list[tuple[str, Any]] = [
     *((name, INT) for name in ("num_step", "num_readout", "num_readout_back", "num_step_back", "num_first_back")),
     *((name, POINTER) for name in ("step", "readout", "readout_back", "step_back", "first_back")),
-    *((name, POINTER) for name in ("terms", "constants")),
+    *((name, POINTER) for name in ("terms", "addends", "constants")),
     *((name, INT) for name in ("num_matrices", "num_vectors", "num_jobs")),
     *((name, POINTER) for name in ("matrices", "vectors", "pieces", "jobs")),
     *((name, INT) for name in ("record_rows", "input_rows", "ring_rows", "carry_rows", "scratch_rows", "sums_rows")),

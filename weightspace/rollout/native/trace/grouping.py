@@ -6,7 +6,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from weightspace.rollout.native.trace.program import Builder, Map, Matrix, Operation, Piece, Product, Program, Ref
+from weightspace.rollout.native.trace.program import (
+    Builder,
+    Map,
+    Matrix,
+    Operation,
+    Piece,
+    Product,
+    Program,
+    Ref,
+    Term,
+)
 
 
 def arranged(
@@ -49,7 +59,7 @@ def _grouped(builder: Builder, operations: list[Operation]) -> tuple[list[Operat
     """Products of the same tiles become one with all their rows, computed where the first of them was."""
     groups: dict[tuple[Ref, ...], list[Product]] = {}
     for operation in operations:
-        if isinstance(operation, Product) and operation.addend is None and not operation.transposed:
+        if isinstance(operation, Product) and not operation.addends and not operation.transposed:
             groups.setdefault(tuple(tile for _, tile in operation.terms), []).append(operation)
     moved: dict[int, Ref] = {}
     joined: dict[int, Product] = {}
@@ -73,7 +83,7 @@ def _grouped(builder: Builder, operations: list[Operation]) -> tuple[list[Operat
 def _joined(builder: Builder, group: Sequence[Product]) -> Product:
     rows = sum(product.out.rows for product in group)
     terms = tuple(
-        (Matrix(matrix.cols, tuple(p for product in group for p in product.terms[i][0].pieces)), tile)
+        Term(Matrix(matrix.cols, tuple(p for product in group for p in product.terms[i].matrix.pieces)), tile)
         for i, (matrix, tile) in enumerate(group[0].terms)
     )
     bias = None
@@ -93,9 +103,9 @@ def _follow(ref: Ref, moved: Mapping[int, Ref]) -> Ref:
 def _moved(operation: Operation, moved: Mapping[int, Ref]) -> Operation:
     """The operation, reading values where they lie now."""
     if isinstance(operation, Product):
-        terms = tuple((matrix, _follow(tile, moved)) for matrix, tile in operation.terms)
-        addend = None if operation.addend is None else _follow(operation.addend, moved)
-        return dataclasses.replace(operation, terms=terms, addend=addend)
+        terms = tuple(Term(matrix, _follow(tile, moved)) for matrix, tile in operation.terms)
+        addends = tuple(dataclasses.replace(addend, tile=_follow(addend.tile, moved)) for addend in operation.addends)
+        return dataclasses.replace(operation, terms=terms, addends=addends)
     assert isinstance(operation, Map)
     args = tuple(_follow(arg, moved) if isinstance(arg, Ref) else arg for arg in operation.args)
     return dataclasses.replace(operation, args=args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class Untraceable(ValueError):
@@ -66,20 +67,45 @@ class Matrix:
         return Matrix(self.cols, tuple(kept))
 
 
+class Term(NamedTuple):
+    """A matrix times a tile in a sum."""
+
+    matrix: Matrix
+    tile: Ref
+
+
+@dataclass(frozen=True)
+class Addend:
+    """A tile in a sum: scale * vector * tile, where the vector, if any, is of params and the same in every lane."""
+
+    tile: Ref
+    scale: float = 1.0
+    vector: Matrix | None = None
+
+    def part(self, start: int, rows: int) -> Addend:
+        """Some of the rows."""
+        vector = None if self.vector is None else self.vector.part(start, rows)
+        return Addend(self.tile.part(start, rows), self.scale, vector)
+
+    def times(self, number: float) -> Addend:
+        """The addend scaled once more."""
+        return Addend(self.tile, number * self.scale, self.vector)
+
+
 @dataclass(frozen=True)
 class Linear:
-    """A sum of products, bias and other tiles that is not computed yet, because it may become part of a larger sum."""
+    """A sum of products, biases and addends that is not computed yet, because it may become part of a larger sum."""
 
     rows: int
-    terms: tuple[tuple[Matrix, Ref], ...] = ()
+    terms: tuple[Term, ...] = ()
     biases: tuple[Matrix, ...] = ()
-    addends: tuple[Ref, ...] = ()
+    addends: tuple[Addend, ...] = ()
 
     def part(self, start: int, rows: int) -> Linear:
         """Some of its rows."""
         return Linear(
             rows,
-            tuple((matrix.part(start, rows), tile) for matrix, tile in self.terms),
+            tuple(Term(matrix.part(start, rows), tile) for matrix, tile in self.terms),
             tuple(bias.part(start, rows) for bias in self.biases),
             tuple(tile.part(start, rows) for tile in self.addends),
         )
@@ -87,21 +113,21 @@ class Linear:
 
 @dataclass(frozen=True)
 class Product:
-    """out = bias + addend + the sum over terms of matrix (out rows, cols) times tile (cols, lane).
+    """out = bias + the sum of addends + the sum over terms of matrix (out rows, cols) times tile (cols, lane).
 
-    Transposed, each matrix is (tile rows, out rows).
+    Transposed, each matrix is (tile rows, out rows). Without terms it is a sum of addends, written in one pass.
     """
 
     out: Ref
-    terms: tuple[tuple[Matrix, Ref], ...]
+    terms: tuple[Term, ...]
     bias: Matrix | None = None
-    addend: Ref | None = None
+    addends: tuple[Addend, ...] = ()
     transposed: bool = False
 
     @property
     def reads(self) -> tuple[Ref, ...]:
         """The tiles it reads."""
-        return (*(tile for _, tile in self.terms), *([self.addend] if self.addend else []))
+        return (*(tile for _, tile in self.terms), *(addend.tile for addend in self.addends))
 
 
 @dataclass(frozen=True)
@@ -121,11 +147,12 @@ class Map:
 
 @dataclass(frozen=True)
 class SumInto:
-    """The gradient of `vector` grows by the sum over lanes of a, or of a times b."""
+    """The gradient of `vector` grows by the sum over lanes of a, or of scale * a * b."""
 
     vector: Matrix
     a: Ref
     b: Ref | None = None
+    scale: float = 1.0
 
     @property
     def reads(self) -> tuple[Ref, ...]:
@@ -140,6 +167,33 @@ class WeightGradient:
     matrix: Matrix
     dy: Ref
     x: Ref | None
+
+
+def sum_of(
+    out: Ref,
+    addends: tuple[Addend, ...],
+    terms: tuple[Term, ...] = (),
+    bias: Matrix | None = None,
+    *,
+    transposed: bool = False,
+) -> Product | Map:
+    """The operation that writes a sum: a map where one does it, else a product."""
+    tiles = tuple(addend.tile for addend in addends)
+    vectors = [addend.vector for addend in addends if addend.vector is not None]
+    scales = tuple(addend.scale for addend in addends)
+    if not terms and bias is None:
+        if not addends:
+            return Map(out, "zero")
+        if not vectors and len(addends) == 1:
+            return Map(out, "copy", tiles) if scales == (1,) else Map(out, "affine", tiles, (*scales, 0.0))
+        if not vectors and scales in ((1, 1), (1, -1), (-1, 1)):
+            return Map(out, "add" if scales == (1, 1) else "sub", tiles[::-1] if scales[0] < 0 else tiles)
+        if len(vectors) == 1 and scales in ((1,), (1, 1)):
+            scaled = tiles if addends[0].vector is not None else tiles[::-1]
+            return Map(out, "mul_vector" if len(tiles) == 1 else "fma_vector", (scaled[0], vectors[0], *scaled[1:]))
+    if not terms and bias is not None and scales == (1,) and not vectors:
+        return Map(out, "add_vector", (*tiles, bias))
+    return Product(out, terms, bias, addends, transposed)
 
 
 Operation = Product | Map

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from weightspace.families.spike import SPIKE
-from weightspace.rollout.native.trace.program import Linear, Ref, Untraceable
+from weightspace.rollout.native.trace.program import Addend, Linear, Map, Ref, Term, Untraceable
 from weightspace.rollout.native.trace.tape import Tape
 
 aten = torch.ops.aten
@@ -68,7 +68,7 @@ def _mm(tape: Tape, node: fx.Node, self: Any, mat2: Any) -> Linear:
     if self not in tape.known or mat2 in tape.known:
         raise Untraceable(f"{node.target} of something other than a tile and params")
     matrix = tape.matrix(mat2)
-    return Linear(matrix.rows, ((matrix, tape.tile(self)),))
+    return Linear(matrix.rows, (Term(matrix, tape.tile(self)),))
 
 
 def _addmm(tape: Tape, node: fx.Node, self: Any, mat1: Any, mat2: Any) -> Linear:
@@ -94,11 +94,17 @@ def _add(tape: Tape, node: fx.Node, self: Any, other: Any) -> Linear | Ref:
     return Linear(left.rows, left.terms, (*left.biases, tape.vector(params, left.rows)), left.addends)
 
 
-def _subtract(tape: Tape, node: fx.Node, self: Any, other: Any) -> Ref:
+def _subtract(tape: Tape, node: fx.Node, self: Any, other: Any) -> Linear | Ref:
     if (number := _number(other)) is not None:
         return tape.emit("affine", (tape.tile(self),), (1.0, -number))
     if self in tape.known and other in tape.known:
-        return tape.map(node, "sub", (tape.tile(self), tape.tile(other)))
+        left, right = tape.linear(self), tape.linear(other)
+        if left.rows != right.rows:
+            raise Untraceable(f"{node.target} joins tiles of different sizes")
+        if right.terms or right.biases:
+            right = Linear(right.rows, addends=(Addend(tape.tile(other)),))
+        negated = tuple(addend.times(-1.0) for addend in right.addends)
+        return Linear(left.rows, left.terms, left.biases, left.addends + negated)
     if self in tape.known:
         tile = tape.tile(self)
         return tape.emit("add_vector", (tile, tape.vector(tape.of_params(aten.neg.default, other), tile.rows)))
@@ -111,27 +117,25 @@ def _reversed_subtract(tape: Tape, node: fx.Node, self: Any, other: Any, alpha: 
     return tape.emit("affine", (tape.tile(self),), (-float(alpha), float(other)))
 
 
-def _multiply(tape: Tape, node: fx.Node, self: Any, other: Any) -> Ref:
+def _multiply(tape: Tape, node: fx.Node, self: Any, other: Any) -> Linear | Ref:
     if (number := _number(other)) is not None:
-        return tape.emit("affine", (tape.tile(self),), (number, 0.0))
+        return tape.scaled(self, number)
     if self in tape.known and other in tape.known:
         return tape.map(node, "mul", (tape.tile(self), tape.tile(other)))
     batched, params = (self, other) if self in tape.known else (other, self)
-    tile = tape.tile(batched)
-    return tape.emit("mul_vector", (tile, tape.vector(params, tile.rows)))
+    return tape.scaled(batched, vector=params)
 
 
-def _divide(tape: Tape, node: fx.Node, self: Any, other: Any) -> Ref:
+def _divide(tape: Tape, node: fx.Node, self: Any, other: Any) -> Linear | Ref:
     if (number := _number(other)) is not None:
         if number == 0:
             raise Untraceable("a tile divided by the number 0")
-        return tape.emit("affine", (tape.tile(self),), (1 / number, 0.0))
+        return tape.scaled(self, 1 / number)
     if self in tape.known and other in tape.known:
         return tape.map(node, "div", (tape.tile(self), tape.tile(other)))
     if self not in tape.known:
         raise Untraceable("params divided by a tile")
-    tile = tape.tile(self)
-    return tape.emit("mul_vector", (tile, tape.vector(tape.of_params(aten.reciprocal.default, other), tile.rows)))
+    return tape.scaled(self, vector=tape.of_params(aten.reciprocal.default, other))
 
 
 def _larger(tape: Tape, node: fx.Node, self: Any, other: Any) -> Ref:
@@ -142,8 +146,8 @@ def _smaller(tape: Tape, node: fx.Node, self: Any, other: Any) -> Ref:
     return tape.map(node, "minimum", (tape.tile(self), tape.tile(other)))
 
 
-def _negate(tape: Tape, node: fx.Node, self: Any) -> Ref:
-    return tape.emit("affine", (tape.tile(self),), (-1.0, 0.0))
+def _negate(tape: Tape, node: fx.Node, self: Any) -> Linear:
+    return tape.scaled(self, -1.0)
 
 
 def _softplus(tape: Tape, node: fx.Node, self: Any, beta: Any) -> Ref:
@@ -165,7 +169,12 @@ def _leaky_relu(tape: Tape, node: fx.Node, self: Any, negative_slope: Any) -> Re
 
 
 def _spike(tape: Tape, node: fx.Node, x: Any, slope: Any) -> Ref:
-    return tape.emit("spike", (tape.tile(x),), (float(slope),))
+    """1 where tile + offset is above 0; the potential's distance from a constant threshold is no tile of its own."""
+    tile, offset = tape.tile(x), 0.0
+    made = next((op for op in tape.operations if op.out == tile), None)
+    if isinstance(made, Map) and made.function == "affine" and made.constants[0] == 1:
+        (tile,), (_, offset) = made.reads, made.constants
+    return tape.emit("spike", (tile,), (float(slope), offset))
 
 
 def _split(tape: Tape, node: fx.Node, self: Any, split_size: Any, dim: Any) -> list[Linear]:

@@ -11,15 +11,16 @@ from torch import Tensor, fx
 
 from weightspace.families import Family
 from weightspace.rollout.native.trace.program import (
+    Addend,
     Builder,
     Linear,
     Map,
     Matrix,
     Operation,
     Piece,
-    Product,
     Ref,
     Untraceable,
+    sum_of,
 )
 
 aten = torch.ops.aten
@@ -57,20 +58,14 @@ class Tape:
         self.known[node] = self.placed[known]
         return self.placed[known]
 
-    def _compute(self, sum_of: Linear) -> Ref:
-        addends = list(sum_of.addends)
-        biases = list(sum_of.biases)
-        while len(addends) > (1 if sum_of.terms else 2):
-            addends[:2] = [self.emit("add", (addends[0], addends[1]))]
-        out = None
-        if sum_of.terms:
-            out = self.builder.value(sum_of.rows)
-            bias, addend = (biases.pop(0) if biases else None), (addends[0] if addends else None)
-            self.operations.append(Product(out, sum_of.terms, bias, addend))
-        elif len(addends) == 2:
-            out = self.emit("add", (addends[0], addends[1]))
+    def _compute(self, linear: Linear) -> Ref:
+        biases = list(linear.biases)
+        if not linear.terms and len(linear.addends) == 1 and linear.addends[0] == Addend(linear.addends[0].tile):
+            out = linear.addends[0].tile
         else:
-            out = addends[0]
+            out = self.builder.value(linear.rows)
+            bias = biases.pop(0) if biases else None
+            self.operations.append(sum_of(out, linear.addends, linear.terms, bias))
         for bias in biases:
             out = self.emit("add_vector", (out, bias))
         return out
@@ -107,7 +102,18 @@ class Tape:
         if isinstance(known, Linear) and len(node.users) == 1:
             return known
         tile = self.tile(node)
-        return Linear(tile.rows, addends=(tile,))
+        return Linear(tile.rows, addends=(Addend(tile),))
+
+    def scaled(self, node: Any, number: float = 1.0, vector: fx.Node | None = None) -> Linear:
+        """A batched node times a number or a vector of params, as a sum that may still grow."""
+        known = self.linear(node)
+        single = known.addends[0] if len(known.addends) == 1 and not known.terms and not known.biases else None
+        if single is None or (vector is not None and single.vector is not None):
+            single = Addend(self.tile(node))
+        single = single.times(number)
+        if vector is not None:
+            single = Addend(single.tile, single.scale, self.vector(vector, single.tile.rows))
+        return Linear(single.tile.rows, addends=(single,))
 
     def _pieces(self, node: fx.Node) -> tuple[int, Tensor]:
         """The tensor in which a node of params lies, and a view of that tensor with the node's shape."""

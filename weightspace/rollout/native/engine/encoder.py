@@ -1,0 +1,213 @@
+"""A program as the numbers that the engine reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from weightspace.rollout.native.engine.layout import Layout
+from weightspace.rollout.native.engine.records import (
+    MAX_ADDENDS,
+    MAX_TERMS,
+    NOWHERE,
+    OPCODES,
+    SPACES,
+    AddendSpec,
+    Instruction,
+    MatrixSpec,
+    Numbers,
+    PieceSpec,
+    Place,
+    TermSpec,
+    WeightJob,
+    table,
+)
+from weightspace.rollout.native.trace.program import (
+    Addend,
+    BackwardOperation,
+    Map,
+    Matrix,
+    Product,
+    Ref,
+    SumInto,
+    WeightGradient,
+)
+
+
+def _of_few_terms(operation: BackwardOperation) -> list[BackwardOperation]:
+    """The operation, a product of more terms or addends than C takes as several that add to one another in place."""
+    if not isinstance(operation, Product):
+        return [operation]
+    parts: list[BackwardOperation] = []
+    out, rest = Addend(operation.out), operation
+    while len(rest.terms) > MAX_TERMS or len(rest.addends) > MAX_ADDENDS:
+        parts.append(dataclasses.replace(rest, terms=rest.terms[:MAX_TERMS], addends=rest.addends[:MAX_ADDENDS]))
+        further = (out, *rest.addends[MAX_ADDENDS:])
+        rest = dataclasses.replace(rest, terms=rest.terms[MAX_TERMS:], addends=further, bias=None)
+    return [*parts, rest]
+
+
+def num_instructions(operations: Iterable[BackwardOperation]) -> int:
+    """How many instructions of C these operations become."""
+    return sum(len(_of_few_terms(operation)) for operation in operations)
+
+
+class Encoder:
+    """Writes operations as the numbers of engine.c, collecting the matrices and vectors they use."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.terms: list[TermSpec] = []
+        self.addends: list[AddendSpec] = []
+        self.constants: list[float] = [0.0, 0.0, 1.0, 0.0]
+        self.pieces: list[PieceSpec] = []
+        self.matrices: dict[tuple[Matrix, bool], MatrixSpec] = {}
+        self.vectors: dict[Matrix, MatrixSpec] = {}
+        self.packed_size = self.vector_size = self.gradient_size = 0
+
+    def instructions(self, operations: Iterable[BackwardOperation]) -> Numbers:
+        """Operations as rows of numbers."""
+        parts = (part for operation in operations for part in _of_few_terms(operation))
+        return table([self._instruction(part) for part in parts], Instruction)
+
+    def _instruction(self, operation: BackwardOperation) -> Instruction:
+        if isinstance(operation, Product):
+            return self._product(operation)
+        if isinstance(operation, SumInto):
+            return self._sum_into(operation)
+        return self._map(operation)
+
+    def _product(self, operation: Product) -> Instruction:
+        first_term, first_addend = len(self.terms), len(self.addends)
+        for matrix, tile in operation.terms:
+            cols = matrix.rows if operation.transposed else matrix.cols
+            self.terms.append(TermSpec(self.matrix(matrix, operation.transposed), cols, self.layout.at(tile)))
+        for addend in operation.addends:
+            vector = -1 if addend.vector is None else self._vector_at(addend.vector).row
+            self.addends.append(AddendSpec(self.layout.at(addend.tile), self._constants(addend.scale), vector))
+        bias = NOWHERE if operation.bias is None else self._vector_at(operation.bias)
+        return Instruction(
+            OPCODES.index("product"),
+            operation.out.rows,
+            self.layout.at(operation.out),
+            NOWHERE,
+            bias,
+            NOWHERE,
+            first_term=first_term,
+            num_terms=len(operation.terms),
+            first_addend=first_addend,
+            num_addends=len(operation.addends),
+        )
+
+    def _sum_into(self, operation: SumInto) -> Instruction:
+        sums = Place(SPACES.index("sums"), self._summed(operation.vector))
+        a = self.layout.at(operation.a)
+        if operation.b is None:
+            return Instruction(OPCODES.index("sum_into"), operation.a.rows, sums, a, a, a)
+        scale = self._constants(operation.scale)
+        opcode = OPCODES.index("sum_product_into")
+        return Instruction(opcode, operation.a.rows, sums, a, self.layout.at(operation.b), a, scale)
+
+    def _map(self, operation: Map) -> Instruction:
+        reads = [self._vector_at(arg) if isinstance(arg, Matrix) else self.layout.at(arg) for arg in operation.args]
+        out = self.layout.at(operation.out)
+        # Unused operands alias the output, so that every address is valid.
+        a, b, c = [*reads, out, out, out][:3]
+        constant = self._constants(*operation.constants) if operation.constants else 0
+        return Instruction(OPCODES.index(operation.function), operation.out.rows, out, a, b, c, constant)
+
+    def _constants(self, *numbers: float) -> int:
+        """The place of one or two numbers among all constants."""
+        if numbers == (1.0,):
+            return 2
+        self.constants += [*numbers, 0.0][:2]
+        return len(self.constants) - 2
+
+    def matrix(self, matrix: Matrix, transposed: bool) -> int:
+        """The number of a matrix, packed for products with it or with its transpose."""
+        key = (matrix, transposed)
+        if key not in self.matrices:
+            size = matrix.rows * matrix.cols
+            place = (self.packed_size, int(transposed))
+            self.matrices[key] = MatrixSpec(matrix.rows, matrix.cols, *self._pieces(matrix), *place)
+            self.packed_size += size
+        return list(self.matrices).index(key)
+
+    def vector(self, vector: Matrix) -> int:
+        """The number of a vector."""
+        if vector not in self.vectors:
+            self.vectors[vector] = MatrixSpec(vector.rows, 1, *self._pieces(vector), self.vector_size, 0)
+            self.vector_size += vector.rows
+        return list(self.vectors).index(vector)
+
+    def _vector_at(self, vector: Matrix) -> Place:
+        self.vector(vector)
+        return Place(SPACES.index("vectors"), self.vectors[vector].packed)
+
+    def _summed(self, vector: Matrix) -> int:
+        """The first row of `sums` for a vector whose gradient is summed tile by tile."""
+        self.vector(vector)
+        if self.vectors[vector].sums < 0:
+            self.vectors[vector] = self.vectors[vector]._replace(sums=self.layout.sizes["sums"])
+            self.layout.sizes["sums"] += vector.rows
+        self.vectors[vector] = self._with_gradient(self.vectors[vector])
+        return self.vectors[vector].sums
+
+    def _with_gradient(self, spec: MatrixSpec) -> MatrixSpec:
+        """The record with a place for the gradient."""
+        if spec.gradient >= 0:
+            return spec
+        first = self.gradient_size
+        self.gradient_size += spec.rows * spec.cols
+        return spec._replace(gradient=first)
+
+    def _pieces(self, matrix: Matrix) -> tuple[int, int]:
+        first, row = len(self.pieces), 0
+        for piece in matrix.pieces:
+            strides = (piece.row_stride, piece.col_stride)
+            self.pieces.append(PieceSpec(piece.tensor, piece.offset, *strides, row, piece.rows))
+            row += piece.rows
+        return first, len(matrix.pieces)
+
+    def _pieces_of(self, spec: MatrixSpec) -> list[PieceSpec]:
+        """The blocks of a matrix that lie in tensors; others are zeros."""
+        pieces = self.pieces[spec.first_piece : spec.first_piece + spec.num_pieces]
+        return [piece for piece in pieces if piece.tensor >= 0]
+
+    def extents(self) -> dict[int, int]:
+        """How many numbers of each tensor of a model are reached, by the number of the tensor."""
+        found: dict[int, int] = {}
+        for spec in (*self.matrices.values(), *self.vectors.values()):
+            for piece in self._pieces_of(spec):
+                last = piece.offset + (piece.rows - 1) * piece.row_stride + (spec.cols - 1) * piece.col_stride
+                found[piece.tensor] = max(found.get(piece.tensor, 0), last + 1)
+        return found
+
+    def summed_several_times(self, sizes: Sequence[int]) -> set[int]:
+        """The tensors, of so many numbers each, of which some element has several gradients in one slice."""
+        touched = {number: np.zeros(size, dtype=np.int64) for number, size in enumerate(sizes)}
+        for spec in (*self.matrices.values(), *self.vectors.values()):
+            if spec.gradient < 0:
+                continue
+            for piece in self._pieces_of(spec):
+                rows, cols = np.arange(piece.rows) * piece.row_stride, np.arange(spec.cols) * piece.col_stride
+                np.add.at(touched[piece.tensor], np.add.outer(rows, cols) + piece.offset, 1)
+        return {number for number, counts in touched.items() if (counts > 1).any()}
+
+    def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
+        """What is done for gradients of matrices and biases, as rows of numbers, those of one dy together."""
+        together: dict[Ref, list[WeightGradient]] = {}
+        for one in weights:
+            together.setdefault(one.dy, []).append(one)
+        jobs = []
+        for one in (one for group in together.values() for one in group):
+            dy = self.layout.at(one.dy)
+            if one.x is None:
+                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy))
+                self.vectors[one.matrix] = self._with_gradient(self.vectors[one.matrix])
+            else:
+                jobs.append(WeightJob(self.matrix(one.matrix, False), self.layout.at(one.x), dy))
+                self.matrices[one.matrix, False] = self._with_gradient(self.matrices[one.matrix, False])
+        return table(jobs, WeightJob)
