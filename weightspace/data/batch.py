@@ -60,7 +60,7 @@ class Training:
     """What an objective may learn its scales from: the training rows, and nothing else.
 
     targets, cell_means (rows, target) float64; input_size, output_size: the largest of the training and validation
-    rows. stacks: the weights, a chunk at a time; they can be gone through once.
+    rows. stacks: the weights, a chunk at a time, as often as they are gone through.
     """
 
     targets: Tensor
