@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -24,30 +25,29 @@ class Combined(Objective):
     before its weight, PART being its class (with a number where a class comes twice).
     """
 
+    learned_with: Literal["labels", "no_labels"] = "no_labels"
+    """What it is until a part of weight above 0 learns from labels."""
+
     def __init__(self, parts: Sequence[Objective], weights: Sequence[float] = ()) -> None:
         super().__init__()
         if not parts:
             raise ValueError("`parts` is empty; name at least one objective.")
         weights = tuple(weights) or (1.0,) * len(parts)
         if len(weights) != len(parts):
-            raise ValueError(f"`weights` has {len(weights)} numbers, but there are {len(parts)} `parts`; give one each.")
+            raise ValueError(f"`weights` has {len(weights)} numbers, but there are {len(parts)} `parts`; give as many.")
         for weight in weights:
             self.refuse_below(0, weights=weight)
         if not any(weights):
             raise ValueError(f"`weights` (={list(weights)}) are all 0, which teaches nothing.")
         self.weights, self.parts = weights, nn.ModuleList(parts)
+        if any(part.learned_with == "labels" for part, weight in zip(parts, weights, strict=True) if weight):
+            self.learned_with = "labels"
         self.needs_rollouts = any(part.needs_rollouts for part in parts)
         self.needs_neighbours = any(part.needs_neighbours for part in parts)
         names = [type(part).__name__ for part in parts]
         self.names = [
             f"{name}{names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)
         ]
-
-    @property
-    def learned_with(self) -> Literal["labels", "no_labels"]:  # type: ignore[override]
-        """Labels, if any part of weight above 0 learns from labels."""
-        kinds = {part.learned_with for part, weight in zip(self._objectives(), self.weights, strict=True) if weight}
-        return "labels" if "labels" in kinds else "no_labels"
 
     @property
     def label_adjacent(self) -> tuple[str, ...]:
@@ -67,8 +67,8 @@ class Combined(Objective):
     def fit_scales(self, training: Training) -> None:
         """Let every part learn its scales from its own targets."""
         for part, columns in zip(self._objectives(), self._columns(), strict=True):
-            own = {"targets": training.targets[:, columns], "cell_means": training.cell_means[:, columns]}
-            part.fit_scales(replace(training, **own))
+            targets, cell_means = training.targets[:, columns], training.cell_means[:, columns]
+            part.fit_scales(replace(training, targets=targets, cell_means=cell_means))
 
     def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted sum of the losses, and the metrics of all parts."""
@@ -92,7 +92,7 @@ class Combined(Objective):
         ends = [0]
         for part in self._objectives():
             ends.append(ends[-1] + len(part.targets))
-        return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        return [slice(*pair) for pair in pairwise(ends)]
 
 
 class _Once(Encoder):

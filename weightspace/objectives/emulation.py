@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ class Emulation(Emulator):
     the squared error in units of each model's own output variance. Tasks with fewer outputs use the first rows of W_o.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
+    learned_with = "no_labels"
     needs_rollouts = True
 
     def __init__(

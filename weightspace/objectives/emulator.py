@@ -63,14 +63,14 @@ class Emulator(Objective):
 
     def _changed(self, e: Tensor, read: Tensor, sequences: int) -> Tensor:
         """States (time, lane, width) of the GRU whose recurrent matrices the embeddings change; read like them."""
-        w_ih, w_hh, b_ih, b_hh = self.emulator._flat_weights
+        gru = dict(self.emulator.named_parameters())
         u = self.to_gates(e).unflatten(1, (self.rank, 3 * self.width)) / self.rank**0.5
         v = self.from_state(e).unflatten(1, (self.width, self.rank)) / self.width**0.5
         h = read.new_zeros(read.shape[1:])
         states = []
-        for driven in F.linear(read, w_ih, b_ih).unbind(0):
+        for driven in F.linear(read, gru["weight_ih_l0"], gru["bias_ih_l0"]).unbind(0):
             extra = (h.unflatten(0, (-1, sequences)) @ v @ u).flatten(0, 1)
-            from_x, from_h = driven.chunk(3, 1), (F.linear(h, w_hh, b_hh) + extra).chunk(3, 1)
+            from_x, from_h = driven.chunk(3, 1), (F.linear(h, gru["weight_hh_l0"], gru["bias_hh_l0"]) + extra).chunk(3, 1)
             reset, keep = (torch.sigmoid(a + b) for a, b in zip(from_x[:2], from_h[:2], strict=True))
             h = torch.lerp(torch.tanh(from_x[2] + reset * from_h[2]), h, keep)
             states.append(h)

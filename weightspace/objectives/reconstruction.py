@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Reconstruction(Objective):
     Positive rescaling changes most summaries: train on it with `GroupMoves` only where that is meant.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
+    learned_with = "no_labels"
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation", "sign"})
     """What leaves the loss unchanged, with an encoder that states it too."""
 

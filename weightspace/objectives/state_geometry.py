@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.data.batch import Batch, Training
@@ -44,7 +42,7 @@ class StateGeometry(Emulator):
     weights and their Markov norms (see `summaries_of`, `markov_of`). No gradient flows into a rollout.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
+    learned_with = "no_labels"
 
     def __init__(
         self,
@@ -156,7 +154,7 @@ class StateGeometry(Emulator):
 
     def _errors(self, members: Sequence[tuple[Tensor, Tensor, Behaviour]], key: int) -> Errors:
         """Errors (models,) by name, of members (embeddings, inputs, behaviour) whose inputs have one shape."""
-        e, x = (torch.cat([member[side] for member in members]) for side in (0, 1))
+        e, x = torch.cat([e for e, _, _ in members]), torch.cat([x for _, x, _ in members])
         times = _times(x.shape[1], x.shape[2], key)
         wanted = [_targets(seen, times) for _, _, seen in members]
         states, sizes, outputs = (torch.cat(side) for side in zip(*wanted, strict=True))
@@ -174,7 +172,8 @@ class StateGeometry(Emulator):
     def _told(self, part: str, g: Tensor, e: Tensor) -> Tensor:
         """z (models, place, width / 4) of the emulator's states (models, place, width), as the embedding asks."""
         scale, shift = self.film[part](e)[:, None].chunk(2, 2)
-        return F.linear(g * (1 + scale) + shift, self.write[part].weight)
+        z: Tensor = self.write[part](g * (1 + scale) + shift)
+        return z
 
 
 def _targets(seen: Behaviour, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
