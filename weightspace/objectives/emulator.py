@@ -70,7 +70,8 @@ class Emulator(Objective):
         states = []
         for driven in F.linear(read, gru["weight_ih_l0"], gru["bias_ih_l0"]).unbind(0):
             extra = (h.unflatten(0, (-1, sequences)) @ v @ u).flatten(0, 1)
-            from_x, from_h = driven.chunk(3, 1), (F.linear(h, gru["weight_hh_l0"], gru["bias_hh_l0"]) + extra).chunk(3, 1)
+            of_h = F.linear(h, gru["weight_hh_l0"], gru["bias_hh_l0"]) + extra
+            from_x, from_h = driven.chunk(3, 1), of_h.chunk(3, 1)
             reset, keep = (torch.sigmoid(a + b) for a, b in zip(from_x[:2], from_h[:2], strict=True))
             h = torch.lerp(torch.tanh(from_x[2] + reset * from_h[2]), h, keep)
             states.append(h)
