@@ -35,6 +35,8 @@ class Batch:
     """Per stack a neighbouring snapshot of each of its models (the same one where there is no other), if asked for."""
     models: Tensor | None = None
     """(models,) numbers that snapshots of one model share, if neighbours were asked for."""
+    cells: Tensor | None = None
+    """(models,) numbers that models of one cell (family, sizes, task, step) share."""
     key: int = 0
     """Seeds every draw made for this batch: a pure function of (seed, epoch, place in the epoch), 0 when evaluating."""
 
@@ -52,6 +54,7 @@ class Batch:
             rollouts=[(x.to(device), outputs.to(device)) for x, outputs in self.rollouts],
             neighbours=[stack.to(device) for stack in self.neighbours],
             models=None if self.models is None else self.models.to(device),
+            cells=None if self.cells is None else self.cells.to(device),
         )
 
 
