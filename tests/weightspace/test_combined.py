@@ -1,12 +1,15 @@
 """Combined: one reading of the models, the sum of what its parts say, and how it is made and made again."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.weightspace.test_objectives import Given, batch_of, rollouts
 from tests.weightspace.zoos import FAMILIES, write_zoo
+from weightspace import objectives
 from weightspace.data.augment import MaskEdges
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
@@ -111,3 +114,18 @@ def test_impossible_combinations_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Combined(parts, weights)
+
+
+def test_every_recipe_names_objectives_and_options_that_there_are():
+    def made(described):
+        options = dict(described.get("init_args", {}))
+        if "parts" in options:
+            options["parts"] = [made(part) for part in options["parts"]]
+        if "views" in options:
+            options["views"] = [MaskEdges()]
+        return objectives.available()[described["class_path"]](**options)
+
+    recipes = sorted((Path(__file__).parents[2] / "configs" / "encoder").glob("*.yaml"))
+    found = {path.stem: made(yaml.safe_load(path.read_text())["model"]["objective"]) for path in recipes}
+    assert {"state_geometry", "state_geometry-tiny", "combined"} <= set(found)
+    assert [type(part).__name__ for part in found["combined"].parts] == ["StateGeometry", "Matching", "Reconstruction"]
