@@ -36,10 +36,11 @@ class StateGeometry(Emulator):
     2018), z = A (g * (1 + f(e)) + b(e)), width / 4 wide, and the loss is |K - Z Z^T|^2 / |K|^2 plus 0.05 times the
     squared error of the log mean diagonal per unit told from e.
 
-    Every two sequences share the last `shared_suffix` (a share) of their inputs, so that K shows what is remembered.
-    Three errors are added, with these weights: `outputs`, of the Gram matrix of outputs; `kicks`, of the log of what is
-    left k steps after a kick of the state, over sqrt(k) (see `responses`); `summaries`, of invariant summaries of the
-    weights and their Markov norms (see `summaries_of`, `markov_of`). No gradient flows into a rollout.
+    Every two sequences share the last `shared_suffix` (a share, none if 0) of their inputs, so that K shows what is
+    remembered. Three errors are added, with weights that are 0 by default: `outputs`, of the Gram matrix of outputs;
+    `kicks`, of the log of what is left k steps after a kick of the state, over sqrt(k) (see `responses`); `summaries`,
+    of invariant summaries of the weights and their Markov norms (see `summaries_of`, `markov_of`). No gradient flows
+    into a rollout.
     """
 
     learned_with = "no_labels"
@@ -49,7 +50,7 @@ class StateGeometry(Emulator):
         max_input_size: int = 16,
         width: int = 128,
         sequences_per_model: int = 4,
-        shared_suffix: float = 0.5,
+        shared_suffix: float = 0.0,
         outputs: float = 0.0,
         kicks: float = 0.0,
         summaries: float = 0.0,
