@@ -58,8 +58,8 @@ class Emulator(Objective):
         self.refuse_longer("input", size, self.max_input_size)
         read = F.linear(x, self.read.weight[:, :size], self.read.bias) + self.project(e)[:, None, None]
         read = read.flatten(0, 1).transpose(0, 1)
-        h = self._changed(e, read, sequences) if self.rank else self.emulator(read)[0]
-        return h.transpose(0, 1).unflatten(0, (models, sequences))
+        h: Tensor = self._changed(e, read, sequences) if self.rank else self.emulator(read)[0]
+        return h.transpose(0, 1).reshape(models, sequences, -1, self.width)
 
     def _changed(self, e: Tensor, read: Tensor, sequences: int) -> Tensor:
         """States (time, lane, width) of the GRU whose recurrent matrices the embeddings change; read like them."""
@@ -69,7 +69,7 @@ class Emulator(Objective):
         h = read.new_zeros(read.shape[1:])
         states = []
         for driven in F.linear(read, gru["weight_ih_l0"], gru["bias_ih_l0"]).unbind(0):
-            extra = (h.unflatten(0, (-1, sequences)) @ v @ u).flatten(0, 1)
+            extra = (h.reshape(-1, sequences, self.width) @ v @ u).flatten(0, 1)
             of_h = F.linear(h, gru["weight_hh_l0"], gru["bias_hh_l0"]) + extra
             from_x, from_h = driven.chunk(3, 1), of_h.chunk(3, 1)
             reset, keep = (torch.sigmoid(a + b) for a, b in zip(from_x[:2], from_h[:2], strict=True))
