@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.graph import EDGE_TYPES, dense_graphs
+from weightspace.markov import NUM_PATHS, markov_of
 from weightspace.rows import rows
 from weightspace.spec import NODE_KINDS, ROW_ROLES
 from weightspace.store import Stack
@@ -18,6 +19,7 @@ _ROLES = len(ROW_ROLES)
 _PER_WEIGHTS = 1 + len(SHARES)
 _PER_MAP = len(SHARES) + len(POWERS)
 NUM_SUMMARIES = _PER_WEIGHTS * (len(EDGE_TYPES) + len(NODE_KINDS)) * _ROLES + _PER_MAP * _ROLES
+NUM_MARKOV = NUM_PATHS * _ROLES
 
 
 @torch.no_grad()
@@ -80,3 +82,18 @@ def _spectrum(matrix: Tensor, conjugated: bool) -> Tensor:
         power = power @ scaled
     powers = torch.stack(traces, dim=1)
     return torch.cat([quantiles, powers if conjugated else torch.full_like(powers, torch.nan)], dim=1)
+
+
+@torch.no_grad()
+def markov_summaries_of(stack: Stack) -> Tensor:
+    """Log sizes (models, role x path) of the paths W_out W^k W_in of a stack's effective weights (see `markov_of`).
+
+    With signs where declared sign flips leave them unchanged, else of absolute values; NaN where a model has none.
+    """
+    columns = markov_of(*stack.effective)
+    unknown = next(iter(stack.params.values())).new_full((len(stack),), torch.nan)
+    values = []
+    for role, path in product(ROW_ROLES, range(NUM_PATHS)):
+        column = columns.get(f"{role}.{path}", columns.get(f"size.{role}.{path}"))
+        values.append(unknown if column is None else column.to(unknown))
+    return torch.stack(values, dim=1)

@@ -52,6 +52,7 @@ def test_the_file_says_in_one_key_what_it_holds_and_its_bytes_are_stable(made, t
         "encoder": "MessagePassing",
         "objective": "Supervised",
         "learned_with": "labels",
+        "label_adjacent": [],
         "name": "MessagePassing-Supervised",
         "zoo": open_zoo(zoo).fingerprint,
         "split": "in_distribution",

@@ -159,6 +159,17 @@ def test_the_loss_is_the_divergence_of_softmaxed_outputs():
     assert metrics["agreement"][0].item() == pytest.approx(agreement)
 
 
+def test_an_emulator_whose_matrices_the_embedding_changes_starts_as_the_plain_one_and_learns_to_change():
+    embeddings, batch_parts = torch.randn(2, 3), rollouts(2, 2, 3)
+    batch = batch_of(embeddings, rollouts=[batch_parts], output_kinds=["categorical"])
+    plain, changed = emulation().eval(), emulation(rank=2).eval()
+    before = plain(Given(3), batch)[0]
+    loss = changed(Given(3), batch)[0]
+    assert loss.item() == pytest.approx(before.item(), rel=1e-6)
+    loss.backward()
+    assert (changed.to_gates.weight.grad != 0).any()
+
+
 def test_several_heads_are_compared_head_by_head():
     objective = emulation(sequences_per_model=6, max_output_size=6).eval()
     embeddings, (x, outputs) = torch.randn(2, 3), rollouts(2, 2, 6)

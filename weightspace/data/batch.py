@@ -35,6 +35,8 @@ class Batch:
     """Per stack a neighbouring snapshot of each model (itself where there is no other), if requested."""
     models: Tensor | None = None
     """(models,) integer code of the model of each snapshot, if neighbours were requested."""
+    cells: Tensor | None = None
+    """(models,) integer code of the cell (family, sizes, task, step) of each model."""
     key: int = 0
     """Seed of every draw for this batch: a pure function of (seed, epoch, number of the batch), 0 in evaluation."""
 
@@ -52,6 +54,7 @@ class Batch:
             rollouts=[(x.to(device), outputs.to(device)) for x, outputs in self.rollouts],
             neighbours=[stack.to(device) for stack in self.neighbours],
             models=None if self.models is None else self.models.to(device),
+            cells=None if self.cells is None else self.cells.to(device),
         )
 
 
@@ -60,7 +63,7 @@ class Training:
     """The data that an objective fits its scales on: the training rows alone.
 
     targets, cell_means (rows, target) float64; input_size, output_size: the largest of the training and validation
-    rows. stacks: the weights, a chunk at a time; an iterator that can be used once.
+    rows. stacks: the weights, a chunk at a time; each iteration reads them again.
     """
 
     targets: Tensor

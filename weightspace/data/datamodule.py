@@ -151,7 +151,7 @@ class ZooDataModule(pl.LightningDataModule):
             cell_means=torch.from_numpy(labels.cell_means[rows]),
             input_size=max(config["input_size"] for config in configs),
             output_size=max(config["output_size"] for config in configs),
-            stacks=self.training_stacks(),
+            stacks=_TrainingStacks(self),
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -212,6 +212,16 @@ class ZooDataModule(pl.LightningDataModule):
         if self._source is None:
             raise ValueError("The data module does not know what to serve; call `serve(targets, with_rollouts)` first.")
         return self._source
+
+
+class _TrainingStacks:
+    """The training rows of a data module, read again each time they are gone through."""
+
+    def __init__(self, data: ZooDataModule) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[Stack]:
+        return self._data.training_stacks()
 
 
 def _codes(table: pa.Table, rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from weightspace.data.augment import Augmentation
 from weightspace.data.batch import Batch
 from weightspace.data.sampling import Neighbours, Request
-from weightspace.data.targets import Labels
+from weightspace.data.targets import Labels, cell_codes
 from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, Zoo
 
@@ -49,6 +49,7 @@ class ZooBatches(Dataset[Batch]):
         self.neighbours = neighbours
         self._targets = torch.from_numpy(labels.values).float()
         self._cell_means = torch.from_numpy(labels.cell_means).float()
+        self._cells = torch.from_numpy(cell_codes(zoo.table))
         self._layouts = _output_layouts(zoo)
         self._shards = zoo.table.column("shard").to_numpy()
         self._cache = _Cache(zoo, self._shards, with_rollouts, cache_bytes)
@@ -78,6 +79,7 @@ class ZooBatches(Dataset[Batch]):
                 [self._cache.load(group).stack for group in neighbours], derive_key(request.key, "near")
             ),
             models=torch.from_numpy(self.neighbours.models)[rows] if self.neighbours else None,
+            cells=self._cells[rows],
             key=request.key,
         )
 

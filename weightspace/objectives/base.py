@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -20,9 +20,9 @@ Metrics = dict[str, tuple[Tensor, int]]
 class Objective(Constructed, nn.Module, ABC):
     """What an encoder is trained for. Parameter and buffer shapes follow from the constructor and `build` alone."""
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]]
+    learned_with: Literal["labels", "no_labels"]
     """Embeddings learned with and without labels are reported apart."""
-    needs_rollouts: ClassVar[bool] = False
+    needs_rollouts: bool = False
     """Whether batches bring stored rollouts along."""
     needs_neighbours: bool = False
     """Whether batches bring a neighbouring snapshot of every model along."""
@@ -33,6 +33,14 @@ class Objective(Constructed, nn.Module, ABC):
         for name, value in settings.items():
             if not lowest <= value < math.inf:
                 raise ValueError(f"`{name}` (={value}) must be at least {lowest} and finite.")
+
+    @property
+    def label_adjacent(self) -> tuple[str, ...]:
+        """Label columns that are computed from what this objective imitates without being told them.
+
+        Reports mark readings of these labels, which say less of what was learned than readings of others do.
+        """
+        return ()
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Contrastive(Objective):
     to has the same embedding, so such moves are refused.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
+    learned_with = "no_labels"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 
 from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
-from weightspace.objectives.base import Metrics, Objective
+from weightspace.objectives.base import Metrics
+from weightspace.objectives.emulator import Emulator
 
 
-class Emulation(Objective):
+class Emulation(Emulator):
     """Imitate stored rollouts from the embedding (Herrmann et al., Learning Useful Representations of Recurrent Neural
     Network Weight Matrices, ICML 2024, arXiv 2403.11998).
 
-    One recurrent emulator serves all models: z_t = W_x x_t + P e, GRU over z, outputs W_o h_t. The paper adds the
-    projection P e of the embedding at the first step alone; here it is added at every step, so that a short emulator
-    need not spend its memory on remembering whom it imitates, at no cost. Categorical outputs are compared by the
-    Kullback-Leibler divergence of the softmaxed outputs (model from emulator), head by head where a task has several,
-    continuous ones by the squared error in units of each model's own output variance. Tasks with fewer inputs or
-    outputs use the first columns of W_x and rows of W_o.
+    One recurrent emulator serves all models (see `Emulator`), outputs W_o g_t. The paper adds the projection P e of the
+    embedding at the first step alone; here it is added at every step, so that a short emulator need not spend its
+    memory on remembering whom it imitates, at no cost. Categorical outputs are compared by the Kullback-Leibler
+    divergence of the softmaxed outputs (model from emulator), head by head where a task has several, continuous ones by
+    the squared error in units of each model's own output variance. Tasks with fewer outputs use the first rows of W_o.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
-    needs_rollouts: ClassVar[bool] = True
+    learned_with = "no_labels"
+    needs_rollouts = True
 
     def __init__(
         self,
@@ -37,35 +37,19 @@ class Emulation(Objective):
         num_layers: int = 1,
         sequences_per_model: int = 4,
         embedding_weight: float = 0.0,
+        rank: int = 0,
     ) -> None:
-        super().__init__()
-        sizes = {"max_input_size": max_input_size, "max_output_size": max_output_size, "width": width}
-        self.refuse_below(1, **sizes, num_layers=num_layers, sequences_per_model=sequences_per_model)
+        super().__init__(max_input_size, width, num_layers, rank)
+        self.refuse_below(1, max_output_size=max_output_size, sequences_per_model=sequences_per_model)
         self.refuse_below(0, embedding_weight=embedding_weight)
-        self.max_input_size, self.max_output_size = max_input_size, max_output_size
-        self.width, self.sequences_per_model = width, sequences_per_model
+        self.max_output_size, self.sequences_per_model = max_output_size, sequences_per_model
         self.embedding_weight = embedding_weight
-        self.read = nn.Linear(max_input_size, width)
-        self.emulator = nn.GRU(width, width, num_layers)
         self.write = nn.Linear(width, max_output_size)
-
-    project: nn.Linear
-
-    def build(self, embedding_dim: int) -> None:
-        """Make the projection P (embedding -> emulator)."""
-        self.project = nn.Linear(embedding_dim, self.width, bias=False)
 
     def fit_scales(self, training: Training) -> None:
         """Refuse a zoo whose sizes the emulator cannot hold."""
-        self._check("input", training.input_size, self.max_input_size)
-        self._check("output", training.output_size, self.max_output_size)
-
-    def _check(self, axis: str, size: int, limit: int) -> None:
-        if size > limit:
-            raise ValueError(
-                f"Axis '{axis}' of the zoo has size {size}, but Emulation was made for `max_{axis}_size` (={limit}); "
-                f"train with `max_{axis}_size` {size} or more."
-            )
+        self.refuse_longer("input", training.input_size, self.max_input_size)
+        self.refuse_longer("output", training.output_size, self.max_output_size)
 
     def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean divergence over models; metrics `divergence` and `agreement` (share of equal best classes)."""
@@ -78,7 +62,7 @@ class Emulation(Objective):
         for (*_, kind, classes), members in self._alike(batch).items():
             e = torch.cat([embeddings.split(counts)[i] for i in members])
             x, outputs = (torch.cat([batch.rollouts[i][side] for i in members]) for side in (0, 1))
-            chosen = self._choose(x.shape[1], generator)
+            chosen = self.choose(x.shape[1], self.sequences_per_model, generator)
             emulated, outputs = self._emulate(e, x[:, chosen], outputs.shape[-1]), outputs[:, chosen]
             if kind == "categorical":
                 wanted, got = _by_head(outputs, classes), _by_head(emulated, classes)
@@ -102,21 +86,10 @@ class Emulation(Objective):
             alike[(*x.shape[1:], outputs.shape[-1], *layout)].append(i)
         return alike
 
-    def _choose(self, num_sequences: int, generator: torch.Generator) -> Tensor:
-        """Sequences to imitate in this batch: a random few when training, the same first few when evaluating."""
-        few = min(self.sequences_per_model, num_sequences)
-        return torch.randperm(num_sequences, generator=generator)[:few] if self.training else torch.arange(few)
-
     def _emulate(self, e: Tensor, x: Tensor, output_size: int) -> Tensor:
         """Outputs (models, sequences, time, output) of the emulator for embeddings (models, embedding) and inputs x."""
-        models, sequences, _, size = x.shape
-        self._check("input", size, self.max_input_size)
-        self._check("output", output_size, self.max_output_size)
-        read = F.linear(x, self.read.weight[:, :size], self.read.bias) + self.project(e)[:, None, None]
-        h, _ = self.emulator(read.flatten(0, 1).transpose(0, 1))
-        outputs = F.linear(h, self.write.weight[:output_size], self.write.bias[:output_size])
-        by_model: Tensor = outputs.transpose(0, 1).unflatten(0, (models, sequences))
-        return by_model
+        self.refuse_longer("output", output_size, self.max_output_size)
+        return F.linear(self.emulate(e, x), self.write.weight[:output_size], self.write.bias[:output_size])
 
 
 def _by_head(outputs: Tensor, classes: int | None) -> Tensor:

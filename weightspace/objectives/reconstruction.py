@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.data.augment import MaskEdges
@@ -13,6 +12,7 @@ from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 from weightspace.objectives.completion import Completion
+from weightspace.objectives.regression import head, moments, regression, standardised
 from weightspace.store import Stack
 from weightspace.summaries import NUM_SUMMARIES, summaries_of
 
@@ -29,7 +29,7 @@ class Reconstruction(Objective):
     Positive rescaling changes most summaries: train on it with `GroupMoves` only where that is meant.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "no_labels"
+    learned_with = "no_labels"
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation", "sign"})
     """What leaves the loss unchanged, with an encoder that states it too."""
 
@@ -51,25 +51,13 @@ class Reconstruction(Objective):
     def build(self, embedding_dim: int) -> None:
         """Make the two heads."""
         self.completion = Completion(embedding_dim, self.width)
-        last = nn.Linear(2 * self.width, NUM_SUMMARIES)
-        # Training starts from the mean of every summary.
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.summaries = nn.Sequential(nn.Linear(embedding_dim, 2 * self.width), nn.SiLU(), last)
+        self.summaries = head(embedding_dim, 2 * self.width, NUM_SUMMARIES)
 
     def fit_scales(self, training: Training) -> None:
         """Mean and standard deviation of each summary over the training models that have it."""
-        count, total, square = (torch.zeros(NUM_SUMMARIES, dtype=torch.float64) for _ in range(3))
-        for stack in training.stacks:
-            values = summaries_of(stack).double().cpu()
-            count += (~values.isnan()).sum(0)
-            total += values.nan_to_num(0.0).sum(0)
-            square += values.nan_to_num(0.0).square().sum(0)
-        mean = total / count.clamp(min=1)
-        scale = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+        mean, scale = moments(summaries_of(stack) for stack in training.stacks)
         self.mean.copy_(mean)
-        # What rounding leaves of a constant must not be blown up.
-        self.scale.copy_(torch.where(scale > 1e-5 * (1 + mean.abs()), scale, 0.0))
+        self.scale.copy_(scale)
 
     def forward(self, encoder: Encoder, batch: Batch) -> tuple[Tensor, Metrics]:
         """Sum of the two errors; metrics `r2_summaries` (share of their variance explained), `hidden_error` (squared
@@ -84,21 +72,10 @@ class Reconstruction(Objective):
         completed = [self.completion(*one) for one in zip(stacks, hidden, parts, strict=True)]
         errors, counts = (torch.cat(side) for side in zip(*completed, strict=True))
         hidden_error = errors.sum() / counts.sum().clamp(min=1)
-        known, wanted = self._wanted(stacks)
-        predicted = self.summaries(embeddings)
-        # Far outliers pull no harder than 5 standard deviations would.
-        elementwise = F.huber_loss(predicted, wanted, reduction="none", delta=5.0)
-        total = known.sum()
-        summary_loss = torch.where(known, elementwise, 0.0).sum() / total.clamp(min=1)
-        metrics: Metrics = {"hidden_error": (hidden_error.detach(), int(counts.sum()))}
-        if total:
-            square = torch.where(known, (predicted.detach() - wanted).square(), 0.0).sum() / total
-            metrics["r2_summaries"] = (1 - square, int(total))
-        return summary_loss + self.edge_weight * hidden_error, metrics
-
-    def _wanted(self, stacks: list[Stack]) -> tuple[Tensor, Tensor]:
-        """Which summaries (models, summary) a model has, and their standardised values, 0 where it has none."""
         values = torch.cat([summaries_of(stack) for stack in stacks])
-        known = ~values.isnan() & (self.scale > 0)
-        standardised = (values - self.mean) / torch.where(self.scale > 0, self.scale, 1.0)
-        return known, torch.where(known, standardised, 0.0)
+        known, wanted = standardised(values, self.mean, self.scale)
+        summary_loss, explained, count = regression(self.summaries(embeddings), known, wanted)
+        metrics: Metrics = {"hidden_error": (hidden_error.detach(), int(counts.sum()))}
+        if count:
+            metrics["r2_summaries"] = (explained, count)
+        return summary_loss + self.edge_weight * hidden_error, metrics

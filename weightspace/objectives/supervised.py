@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class Supervised(Objective):
     With `head_size` 0 the head is linear, which is what makes the embedding linearly readable.
     """
 
-    learned_with: ClassVar[Literal["labels", "no_labels"]] = "labels"
+    learned_with = "labels"
 
     def __init__(
         self,

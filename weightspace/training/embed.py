@@ -111,6 +111,7 @@ def _record(module: EmbeddingModule, name: str | None) -> dict[str, Any]:
         "encoder": encoder,
         "objective": objective,
         "learned_with": learned_with,
+        "label_adjacent": list(module.objective.label_adjacent),
         "name": name or f"{encoder}-{objective}",
     }
 

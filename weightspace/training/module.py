@@ -217,6 +217,7 @@ class EmbeddingModule(pl.LightningModule):
             "encoder": type(self.encoder).__name__,
             "objective": type(self.objective).__name__,
             "learned_with": self.objective.learned_with,
+            "label_adjacent": list(self.objective.label_adjacent),
             "zoo": self.data.zoo.fingerprint,
             "models": self.data.division.models,
             **self.data.division.record,
