@@ -31,6 +31,8 @@ ROOMS = {
     "rollout": BASE | {"families"},
     "store": BASE | {"families"},
     "features": ZOO,
+    "markov": BASE,
+    "responses": ZOO | {"features"},
     "graph": ZOO,
     "summaries": ZOO | {"features", "graph"},
     "data": READING,
@@ -44,7 +46,7 @@ ROOMS = {
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,
-    "probes": BASE | {"store", "features"},
+    "probes": BASE | {"store", "features", "markov", "responses"},
     "probes/benchmark.py": TRAINING | {"training"},
 }
 LIBRARIES = {
