@@ -19,7 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probes.evaluation import Evaluation, Prediction, divided, evaluate, metrics_of
+from probes.evaluation import Evaluation, divided, evaluate, ordered
+from probes.fitting import Prediction, metrics_of
 from probes.feature_sets import Embedding, FeatureSet, baselines, read_embeddings
 from probes.problem import Question, Rows, diverged, read_rows
 from probes.targets import Target, default_targets, named_target

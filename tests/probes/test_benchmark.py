@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from probes import evaluation, probe
+from probes import fitting, probe
 from probes.benchmark import COSTS, Trained, _averaged, benchmark
 from tests.weightspace.zoos import write_zoo
 from weightspace.families.elman import Elman
@@ -52,8 +52,8 @@ def test_a_planted_label_is_learned_and_probed_beside_statistics(made):
 
 
 def test_encoders_are_trained_anew_for_every_split_and_fold(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "NUM_PERMUTATIONS", 2)
-    monkeypatch.setattr(probe, "BOOSTING_ITERATIONS", (3,))
+    monkeypatch.setattr(fitting, "NUM_PERMUTATIONS", 2)
+    monkeypatch.setattr(probe, "MOST_TREES", 3)
     monkeypatch.setattr("probes.benchmark._throughput", lambda encoder, data: 1.0)
     zoo = write_zoo(tmp_path / "zoo", models=20, rollouts=False, held_out=True)
     splits = ["new_task", "new_family"]
