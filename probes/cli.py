@@ -17,6 +17,7 @@ from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
 SPLITS_HELP += "(default: all that the zoo has held-out rows for)."
+ADJACENT = " *"
 TITLES = {"r2_within_cell": "within-cell R2", "kendall_tau": "within-cell Kendall's tau", "accuracy": "accuracy"}
 
 
@@ -163,11 +164,12 @@ def _benchmark(options: Namespace) -> int:
 
 def table_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A table of the headline metric for each target and split, a line for each row."""
-    width = max((len(row["features"]) for row in rows), default=0)
+    width = max((len(row["features"]) for row in rows), default=0) + len(ADJACENT)
     headings: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        # Order between cells is not the headline anywhere.
-        if row["metric"] in TITLES and row.get("pairs") != "all":
+        # Order between cells is not the headline anywhere; of differences, the strongest baseline's and what is added.
+        shown = " - " not in row["features"] or row.get("strongest") or row.get("adds")
+        if row["metric"] in TITLES and row.get("pairs") != "all" and shown:
             headings.setdefault((row["target"], row["metric"], row["split"]), []).append(row)
     for (target, metric, split), same in headings.items():
         first = same[0]
@@ -177,7 +179,10 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for row in same:
             probe = row["probe"].replace("_", " ")
             learned_with = f"  {row['learned_with']}" if row["learned_with"] and " - " not in row["features"] else ""
-            yield f"  {row['features']:{width}}  {probe:25}  {_interval(row)}{learned_with}".rstrip()
+            name = row["features"] + ADJACENT * bool(row.get("label_adjacent"))
+            yield f"  {name:{width}}  {probe:25}  {_interval(row)}{learned_with}".rstrip()
+    if any(row.get("label_adjacent") for row in rows):
+        yield f"\n{ADJACENT.strip()} made from, or trained on, ingredients of this label: a high value says less"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

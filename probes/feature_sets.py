@@ -216,8 +216,8 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
     values = embeddings.double().numpy()
     if fingerprint != zoo.fingerprint:
         raise ValueError(
-            f"{path} embeds the zoo {str(fingerprint)[:12]}, but this zoo is {zoo.fingerprint[:12]}; run `weightspace embed` "
-            "on this zoo."
+            f"{path} embeds the zoo {str(fingerprint)[:12]}, but this zoo is {zoo.fingerprint[:12]}; run "
+            "`weightspace embed` on this zoo."
         )
     if len(shape) != 2 or shape[0] != zoo.num_rows or not values.size:
         raise ValueError(f"{path} holds embeddings {shape}, but the zoo has {zoo.num_rows} rows; embed it again.")

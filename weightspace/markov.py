@@ -27,7 +27,7 @@ def markov_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
     """
     maps = [row for row in rows(spec, params) if _is_linear(spec, row)]
     roles = dict.fromkeys(row.role for row in maps if _kinds(spec, row) == ("hidden", "hidden"))
-    columns = {}
+    columns: dict[str, Tensor] = {}
     for role in roles:
         parts = _parts(spec, maps, role)
         entries: dict[str, Callable[[Row], Tensor]] = {f"size.{role}": lambda row: row.masked.double().abs()}

@@ -20,7 +20,6 @@ from tests.probes.test_probe_targets import make_table
 from tests.weightspace.zoos import write_zoo
 from weightspace.store import open_zoo
 
-
 BASELINES = ("statistics", "spectra", "statistics+spectra", "markov", "responses", "metadata")
 
 
