@@ -95,13 +95,18 @@ def _add_benchmark(commands: Any) -> None:
     benchmark.add_argument(
         "--encoders", type=str, nargs="+", default=["MessagePassing"], metavar="NAME", help="Encoders to compare."
     )
-    benchmark.add_argument("--objective", type=str, default="Supervised", metavar="NAME", help="What they learn from.")
+    benchmark.add_argument(
+        "--objective", type=str, nargs="+", default=["Supervised"], metavar="NAME", help="Objectives to learn from."
+    )
     benchmark.add_argument("--seeds", type=int, default=1, help="Seeds of each encoder.")
     benchmark.add_argument(
         "--cpu_minutes",
         type=float,
         default=None,
         help="CPU minutes to train one encoder with one seed for one split or fold.",
+    )
+    benchmark.add_argument(
+        "--updates", type=int, default=None, help="Updates to train each for, where CPU minutes are no budget."
     )
     benchmark.add_argument(
         "--targets",
@@ -149,6 +154,7 @@ def _benchmark(options: Namespace) -> int:
         objective=options.objective,
         seeds=options.seeds,
         cpu_minutes=options.cpu_minutes,
+        updates=options.updates,
         targets=options.targets,
         splits=options.splits,
         progress=sys.stderr.isatty(),

@@ -131,7 +131,7 @@ def render(
         excluded=evaluation.excluded,
         held_out=evaluation.splits,
         headlines={split: metrics_of(split)[0][0] for split in SPLITS},
-        names=["shuffled", *dict.fromkeys(p.features.name for p in evaluation.predictions)],
+        names=["shuffled", *dict.fromkeys([*(p.features.name for p in evaluation.predictions), *_failed(evaluation)])],
         added=sorted({p.features.name for p in evaluation.predictions if isinstance(p.features, Beside)}),
         figures=list(_figures(evaluation.predictions)),
         maps=[
@@ -141,6 +141,11 @@ def render(
             for key, values in itertools.islice(features.made_for.items(), 1)
         ],
     )
+
+
+def _failed(evaluation: Evaluation) -> list[str]:
+    """Names of the features that there are not, as training failed."""
+    return [row["features"] for row in evaluation.rows if row["num_test"] == 0]
 
 
 def _png(figure: Figure) -> str:

@@ -48,9 +48,10 @@ FROM_OUTSIDE = {
     "zoo_builder": ZOO,
     "probes": BASE | {"store", "features", "markov", "responses"},
     "probes/benchmark.py": TRAINING | {"training"},
+    "probes/encoder_runs.py": TRAINING | {"training"},
 }
 LIBRARIES = {
-    "lightning": {"data", "training", "probes/benchmark.py"},
+    "lightning": {"data", "training", "probes/encoder_runs.py"},
     "torch_geometric": {"graph.py", "data", "encoders", "objectives"},
     # The digits come with scikit-learn.
     "sklearn": {"probes", "zoo_builder/tasks/tiled_digits.py"},
