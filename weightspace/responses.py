@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -97,6 +97,11 @@ def _rms(values: Tensor) -> Tensor:
     return values.flatten(1).square().mean(1).sqrt()
 
 
+def _quarters(series: Tensor) -> Sequence[Tensor]:
+    """Four parts of a series (models, time, ...), or as many as it has steps."""
+    return series.tensor_split(min(4, series.shape[1]), dim=1) if series.shape[1] else ()
+
+
 def _centred(series: Tensor) -> Tensor:
     """A series (models, time, sequence, channel) minus its mean over time and sequences, at a scale of 1."""
     centred = series - series.mean((1, 2), keepdim=True)
@@ -109,15 +114,16 @@ def _of_outputs(outputs: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"outputs.mean.{i}", mean[:, i]
         yield f"outputs.spread.{i}", _log(spread[:, i])
     yield "outputs.rms", _log(_rms(outputs))
-    sure = torch.log_softmax(outputs, dim=-1).amax(-1).mean(2)
-    for quarter, part in enumerate(sure.tensor_split(4, dim=1)):
-        yield f"outputs.sure.{quarter}", part.mean(1)
+    sure = torch.log_softmax(outputs, dim=-1).amax(-1)
+    for quarter, part in enumerate(_quarters(sure)):
+        yield f"outputs.sure.{quarter}", part.mean((1, 2))
 
 
 def _of_states(states: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for quarter, part in enumerate(states.tensor_split(4, dim=1)):
+    for quarter, part in enumerate(_quarters(states)):
         yield f"states.rms.{quarter}", _log(_rms(part))
-        yield f"states.change.{quarter}", _log(_rms(part.diff(dim=1)) / _rms(part).clamp(min=SMALLEST))
+    for quarter, part in enumerate(_quarters(states.diff(dim=1))):
+        yield f"states.change.{quarter}", _log(_rms(part) / _rms(states).clamp(min=SMALLEST))
     centred = _centred(states).flatten(1, 2)
     # Places x places and states x states have the same eigenvalues but zeros; the smaller one is decomposed.
     shares = torch.linalg.svdvals(centred).square()
@@ -166,8 +172,8 @@ def _of_kicks(family: Family, params: Params, x: Tensor, states: Tensor) -> Iter
         up, down = after.unflatten(2, (sequences, 2, len(units))).unbind(3)
         squares += ((up - down) / (2 * KICK)).square().sum((3, 4))
     left = _log((squares / size).sqrt()).mean(2)
-    for lag in (lag for lag in (*LAGS, num_steps) if lag <= num_steps):
-        yield f"kick.{'last' if lag == num_steps else lag}", left[:, lag - 1]
+    yield from ((f"kick.{lag}", left[:, lag - 1]) for lag in LAGS if lag <= num_steps)
+    yield "kick.last", left[:, -1]
 
 
 def _parted(family: Family, states: Tensor) -> State:
