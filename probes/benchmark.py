@@ -21,7 +21,7 @@ from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.components.discovery import near_match
-from weightspace.store import divisions, open_zoo
+from weightspace.store import Division, divisions, open_zoo
 
 
 def benchmark(
@@ -51,8 +51,7 @@ def benchmark(
     parts = [part for split in splits for part in divisions(opened.table, split)]
     refuse_unposed(read_rows(opened.table), chosen, parts)
     budget = Budget(cpu_minutes=cpu_minutes, updates=updates, max_epochs=max_epochs)
-    asked = itertools.product(encoders, [*objectives, None], range(seeds), parts)
-    planned = [Run(encoder=e, objective=o, seed=s, split=part.split, fold=part.fold) for e, o, s, part in asked]
+    planned = _planned(encoders, objectives, seeds, parts)
     runs = [finished(run, zoo, Path(out) / "runs", chosen, budget, progress) for run in planned]
     feature_sets = [*_embeddings(runs, len(objectives) > 1), *baselines(opened)]
     chosen = ordered(chosen, feature_sets)
@@ -71,6 +70,12 @@ def benchmark(
     page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)
     write(Path(out), "benchmark.json", document, page)
     return document
+
+
+def _planned(encoders: Sequence[str], objectives: Sequence[str], seeds: int, parts: Sequence[Division]) -> list[Run]:
+    """The runs of each encoder: with every objective, and untrained, by seed, split and fold."""
+    asked = itertools.product(encoders, [*objectives, None], range(seeds), parts)
+    return [Run(encoder=e, objective=o, seed=s, split=part.split, fold=part.fold) for e, o, s, part in asked]
 
 
 def name_of(run: Run, several: bool) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -193,6 +193,16 @@ def _refuse_wild(path: Path, values: np.ndarray, zoo: Zoo) -> None:
         )
 
 
+def _refuse_not_understood(path: Path, adjacent: Any, queries: Any) -> None:
+    """Raise ValueError unless the record names label columns, and says whether the encoder queries, in JSON's terms."""
+    understood = isinstance(adjacent, list) and all(isinstance(column, str) for column in adjacent)
+    if not understood or not isinstance(queries, bool):
+        raise ValueError(
+            f"{path} says label_adjacent {str(adjacent)[:80]!r} and queries {str(queries)[:80]!r}, but expected is a "
+            "list of label columns and true or false; embed it again."
+        )
+
+
 def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
     import safetensors
 
@@ -228,12 +238,7 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
         )
     if fold not in folds(zoo.table, split):
         raise ValueError(f"{path} was made for {split_title(split, fold)}, but this zoo has no such fold.")
-    understood = isinstance(adjacent, list) and all(isinstance(column, str) for column in adjacent)
-    if not understood or not isinstance(queries, bool):
-        raise ValueError(
-            f"{path} says label_adjacent {str(adjacent)[:80]!r} and queries {str(queries)[:80]!r}, but expected is a "
-            "list of label columns and true or false; embed it again."
-        )
+    _refuse_not_understood(path, adjacent, queries)
     return Embedding(
         name=f"{'untrained' if learned_with is None else 'embedding'}:{name}",
         learned_with=learned_with,
