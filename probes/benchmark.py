@@ -63,7 +63,7 @@ def benchmark(
         "zoo": opened.fingerprint,
         "objective": objectives[0] if len(objectives) == 1 else objectives,
         "targets": [target.name for target in chosen],
-        **{"excluded": evaluation.excluded, "splits": evaluation.splits},
+        "excluded": evaluation.excluded, "splits": evaluation.splits,
     }
     title = f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}"
     page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)

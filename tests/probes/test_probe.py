@@ -299,9 +299,10 @@ def test_boosting_stops_where_validation_models_gain_no_more(monkeypatch):
     scaler = StandardScaler().fit(values[train])
     trees = probe._trees(400).fit(scaler.transform(values[train]), y[train])
     errors = [np.mean((y[val] - guess) ** 2) for guess in trees.staged_predict(scaler.transform(values[val]))]
-    best = int(np.argmin(errors[: int(np.argmin(errors)) + 1]))
-    assert 5 < best < 399
-    assert fit.error == pytest.approx(errors[best])
+    (best,) = np.flatnonzero(np.isclose(errors, fit.error, rtol=1e-9))
+    # No tree before was better, nor any within the patience after it.
+    assert 5 < best < 399 - probe.PATIENCE
+    assert best == np.argmin(errors[: best + probe.PATIENCE])
     for place, guess in enumerate(trees.staged_predict(scaler.transform(values[test]))):
         if place == best:
             assert fit.predicted == pytest.approx(guess)
