@@ -3,142 +3,119 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import re
-import resource
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from probes.evaluation import evaluate
+from probes.encoder_runs import COSTS, MAX_EPOCHS, Budget, Run, finished
+from probes.evaluation import evaluate, ordered
 from probes.feature_sets import Embedding, baselines
+from probes.fitting import metrics_of
 from probes.problem import read_rows, refuse_unposed
 from probes.report import choose_targets, refuse_wrong_splits, render, write
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.components.discovery import refuse_unknown_name
-from weightspace.data.datamodule import ZooDataModule
-from weightspace.data.targets import Target as Learned
 from weightspace.store import Division, divisions, open_zoo
-from weightspace.training.embed import embed_rows, embed_stacks
-from weightspace.training.module import EmbeddingModule, fit
-from weightspace.training.restoring import load
-
-logger = logging.getLogger(__name__)
-
-MAX_EPOCHS = 40
-MAX_EPOCHS_IN_BUDGET = 10_000
-"""With a budget of CPU minutes the budget ends training, not the number of epochs."""
-
-
-COSTS = ("parameters", "models_per_cpu_second", "peak_memory_mb")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """One encoder trained with one seed for one split or fold: embeddings (rows, embedding_dim), and what they cost."""
-
-    encoder: str
-    seed: int
-    split: str
-    fold: int | None
-    learned_with: str
-    embeddings: np.ndarray
-    parameters: int
-    models_per_cpu_second: float
-    peak_memory_mb: float
-    training_cpu_seconds: float
-
-    @property
-    def name(self) -> str:
-        """What tables call the embeddings; seeds after the first carry their number in it."""
-        return f"embedding:{self.encoder}" + (f"#{self.seed}" if self.seed else "")
-
-    @property
-    def cost(self) -> dict[str, Any]:
-        """What training and embedding took."""
-        told = ("encoder", "seed", "split", "fold", *COSTS, "training_cpu_seconds")
-        return {name: getattr(self, name) for name in told}
 
 
 def benchmark(
     zoo: Path | str,
     out: Path | str,
     encoders: Sequence[str] = ("MessagePassing",),
-    objective: str = "Supervised",
+    objective: str | Sequence[str] = "Supervised",
     seeds: int = 1,
     cpu_minutes: float | None = None,
     targets: Sequence[str] = (),
     splits: Sequence[str] = ("in_distribution",),
     max_epochs: int = MAX_EPOCHS,
     progress: bool = False,
+    updates: int | None = None,
 ) -> dict[str, Any]:
-    """Train, freeze and probe each encoder with each seed; writes benchmark.json, returned too, and report.html.
+    """Train, freeze and probe each encoder with each objective and seed; writes benchmark.json, returned, and a report.
 
-    Each is trained anew for each of the `splits`, and for each fold of one that has folds. `cpu_minutes` bounds one
-    training. Values of several seeds are averaged, and so are the ends of their intervals, which therefore speak of
-    test models and not of seeds.
+    Each is trained anew for each of the `splits`, and for each fold of one that has folds. `cpu_minutes` or `updates`
+    bound one training. Finished runs in `out` are read back; one that fails is a row with its error. Values of several
+    seeds are averaged, and so are the ends of their intervals, which therefore speak of test models and not of seeds.
     """
-    _refuse_unusable(encoders, objective, seeds, splits, cpu_minutes)
+    objectives = [objective] if isinstance(objective, str) else list(objective)
+    _refuse_unusable(encoders, objectives, seeds, splits)
+    _refuse_unusable_budget(cpu_minutes, updates)
     opened = open_zoo(zoo)
     chosen = choose_targets(opened, targets)
     parts = [part for split in splits for part in divisions(opened.table, split)]
     refuse_unposed(read_rows(opened.table), chosen, parts)
-    trained = []
-    for name, seed, part in itertools.product(encoders, range(seeds), parts):
-        logger.info("Training %s with %s, seed %d, for %s.", name, objective, seed, part.name)
-        run = Path(out) / "runs" / _run_name(name, objective, seed, part)
-        data = ZooDataModule(zoo, seed=seed, split=part.split, fold=part.fold)
-        module = make(name, objective, chosen, seed)
-        trained.append(train(module, data, run, max_epochs=max_epochs, cpu_minutes=cpu_minutes, progress=progress))
-    feature_sets = [*_embeddings(trained), *baselines(opened)]
+    budget = Budget(cpu_minutes=cpu_minutes, updates=updates, max_epochs=max_epochs)
+    planned = _planned(encoders, objectives, seeds, parts)
+    runs = [finished(run, zoo, Path(out) / "runs", chosen, budget, progress) for run in planned]
+    feature_sets = [*_embeddings(runs, len(objectives) > 1), *baselines(opened)]
+    chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
+    evaluation.rows.extend(_failed(runs, len(objectives) > 1, chosen))
     document = {
-        "rows": _averaged(evaluation.rows, trained),
-        "runs": [one.cost for one in trained],
+        "rows": _averaged(evaluation.rows, runs, len(objectives) > 1),
+        "runs": [run.record for run in runs],
         "zoo": opened.fingerprint,
-        "objective": objective,
+        "objective": objectives[0] if len(objectives) == 1 else objectives,
         "targets": [target.name for target in chosen],
-        "excluded": evaluation.excluded,
-        "splits": evaluation.splits,
+        "excluded": evaluation.excluded, "splits": evaluation.splits,
     }
-    title = f"Encoders on {Path(zoo).resolve().name}, trained with {objective}"
+    title = f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}"
     page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)
     write(Path(out), "benchmark.json", document, page)
     return document
 
 
-def _run_name(encoder: str, objective: str, seed: int, part: Division) -> str:
-    """A run's folder; of what was trained for another split than `in_distribution`, with the split and fold."""
-    of_part = "" if part.split == "in_distribution" else f"-{part.split}"
-    of_part += "" if part.fold is None else f"-{part.fold}"
-    return f"{encoder}-{objective}-{seed}{of_part}"
+def _planned(encoders: Sequence[str], objectives: Sequence[str], seeds: int, parts: Sequence[Division]) -> list[Run]:
+    """The runs of each encoder: with every objective, and untrained, by seed, split and fold."""
+    asked = itertools.product(encoders, [*objectives, None], range(seeds), parts)
+    return [Run(encoder=e, objective=o, seed=s, split=part.split, fold=part.fold) for e, o, s, part in asked]
 
 
-def _embeddings(trained: Sequence[Trained]) -> list[Embedding]:
-    """Embeddings of each encoder and seed, for every split and fold it was trained for."""
-    alike: dict[str, list[Trained]] = {}
-    for one in trained:
-        alike.setdefault(one.name, []).append(one)
+def name_of(run: Run, several: bool) -> str:
+    """The name of a run's features in tables: with its objective where there are several, its seed after the first."""
+    named = f"{run.encoder}-{run.objective}" if several and run.objective else run.encoder
+    return f"{'embedding' if run.objective else 'untrained'}:{named}" + (f"#{run.seed}" if run.seed else "")
+
+
+def _embeddings(runs: Sequence[Run], several: bool) -> list[Embedding]:
+    """Embeddings of each encoder, objective and seed, for every split and fold that training came to an end for."""
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.embeddings is not None:
+            alike.setdefault(name_of(run, several), []).append(run)
     return [
         Embedding(
             name=name,
             learned_with=same[0].learned_with,
-            made_for={(one.split, one.fold): one.embeddings for one in same},
+            reads="queries" if same[0].queries else "weights",
+            label_adjacent=same[0].label_adjacent,
+            encoder=f"{same[0].encoder}#{same[0].seed}",
+            made_for={(run.split, run.fold): run.embeddings for run in same if run.embeddings is not None},
         )
         for name, same in alike.items()
     ]
 
 
+def _failed(runs: Sequence[Run], several: bool, targets: Sequence[Target]) -> Iterator[dict[str, Any]]:
+    """A row without a value, with the error as its reason, for each target of a run that failed."""
+    for run, target in itertools.product([run for run in runs if run.error], targets):
+        metric = metrics_of(run.split)[0][0] if target.kind == "regression" else "accuracy"
+        row: dict[str, Any] = {"features": name_of(run, several), "probe": "ridge", "target": target.name}
+        row |= {"metric": metric, "split": run.split, "value": None, "low": None, "high": None, "num_folds": 1}
+        row |= {"num_train": 0, "num_test": 0, "num_seeds": 1, "learned_with": None, "label_adjacent": False}
+        if metric == "kendall_tau":
+            row["pairs"] = "within_cell"
+        yield row | {"reason": run.error}
+
+
 def _refuse_unusable(
-    encoders: Sequence[str], objective: str, seeds: int, splits: Sequence[str], cpu_minutes: float | None
+    encoders: Sequence[str], objectives: Sequence[str], seeds: int, splits: Sequence[str]
 ) -> None:
     """Raise ValueError for what would only fail after training."""
     if not splits:
@@ -146,117 +123,48 @@ def _refuse_unusable(
     refuse_wrong_splits(splits)
     if seeds < 1:
         raise ValueError(f"`seeds` (={seeds}) must be at least 1.")
+    known_encoders: Mapping[str, Any] = encoder_files.available()
+    known_objectives: Mapping[str, Any] = objective_files.available()
+    sides = (("encoder", encoders, known_encoders), ("objective", objectives, known_objectives))
+    for what, names, known in sides:
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"`{what}s` (={list(names)}) must name at least one {what}, and each once.")
+        for name in names:
+            refuse_unknown_name(what, name, sorted(known))
+
+
+def _refuse_unusable_budget(cpu_minutes: float | None, updates: int | None) -> None:
+    """Raise ValueError for a budget that is none, or for two."""
     if cpu_minutes is not None and not 0 < cpu_minutes < math.inf:
         raise ValueError(f"`cpu_minutes` (={cpu_minutes}) must be above 0; leave it out for {MAX_EPOCHS} epochs.")
-    if len(set(encoders)) < len(encoders) or not encoders:
-        raise ValueError(f"`encoders` (={list(encoders)}) must name at least one encoder, and each once.")
-    for name in encoders:
-        refuse_unknown_name("encoder", name, sorted(encoder_files.available()))
-    refuse_unknown_name("objective", objective, sorted(objective_files.available()))
+    if updates is not None and updates < 1:
+        raise ValueError(f"`updates` (={updates}) must be at least 1; leave it out for {MAX_EPOCHS} epochs.")
+    if cpu_minutes is not None and updates is not None:
+        raise ValueError("Both `cpu_minutes` and `updates` are given; leave one of them out.")
 
 
-def make(encoder: str, objective: str, targets: Sequence[Target], seed: int) -> EmbeddingModule:
-    """An encoder of its default size with an objective, initialised by the seed.
-
-    An objective with labels learns the very targets that are probed, with their bounds.
-    """
-    torch.manual_seed(seed)
-    made: Any = encoder_files.available()[encoder]
-    goal: Any = objective_files.available()[objective]
-    if goal.learned_with == "labels":
-        return EmbeddingModule(made(), goal(targets=_learned(targets)), seed=seed)
-    return EmbeddingModule(made(), goal(), seed=seed)
-
-
-def _learned(targets: Sequence[Target]) -> list[Learned]:
-    return [
-        Learned(name=target.name, low=target.low, high=target.high, trained_only=target.leave_out_step_0)
-        for target in targets
-        if target.kind == "regression"
-    ]
-
-
-def train(
-    module: EmbeddingModule,
-    data: ZooDataModule,
-    run: Path,
-    *,
-    max_epochs: int = MAX_EPOCHS,
-    cpu_minutes: float | None = None,
-    progress: bool = False,
-) -> Trained:
-    """Train a module in the folder `run`, and embed every row of the zoo with its best checkpoint."""
-    _forget_peak_memory()
-    start = time.process_time()
-    epochs = MAX_EPOCHS_IN_BUDGET if cpu_minutes else max_epochs
-    best = fit(module, data, run, max_epochs=epochs, cpu_minutes=cpu_minutes, progress=progress)
-    cpu_seconds = time.process_time() - start
-    frozen = load(best).encoder.eval()
-    embeddings = embed_rows(frozen, data).double().numpy()
-    return Trained(
-        encoder=type(module.encoder).__name__,
-        seed=module.seed,
-        split=data.division.split,
-        fold=data.division.fold,
-        learned_with=module.objective.learned_with,
-        embeddings=embeddings,
-        parameters=sum(p.numel() for p in frozen.parameters()),
-        models_per_cpu_second=_throughput(frozen, data),
-        peak_memory_mb=_peak_memory_mb(),
-        training_cpu_seconds=cpu_seconds,
-    )
-
-
-def _throughput(encoder: encoder_files.Encoder, data: ZooDataModule, seconds: float = 1.0) -> float:
-    """Models embedded per second of CPU time, loading left out, over about a second of batches."""
-    batches = [batch.stacks for _, batch in zip(range(8), data.predict_dataloader(), strict=False)]
-    embed_stacks(encoder, batches[0])
-    models, start = 0, time.process_time()
-    while time.process_time() - start < seconds:
-        for stacks in batches:
-            embed_stacks(encoder, stacks)
-            models += sum(len(stack) for stack in stacks)
-    return models / (time.process_time() - start)
-
-
-def _forget_peak_memory() -> None:
-    """Make the peak start from now, where Linux lets us; elsewhere it is that of the whole process."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        logger.debug("The peak of memory cannot be reset here.")
-
-
-def _peak_memory_mb() -> float:
-    """Peak resident memory of this process, in MiB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _averaged(rows: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> list[dict[str, Any]]:
+def _averaged(rows: Sequence[dict[str, Any]], runs: Sequence[Run], several: bool) -> list[dict[str, Any]]:
     """Rows with values and interval ends averaged over seeds, costs beside the rows of the embedding itself."""
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for one in rows:
+    for single in rows:
         # Seeds share a name here: `embedding:NAME#1 - statistics` and `embedding:NAME - statistics` are one row.
-        row = one | {"features": re.sub(r"#\d+", "", one["features"])}
+        row = single | {"features": re.sub(r"#\d+", "", single["features"])}
         identity = tuple(row.get(name) for name in ("features", "of", "probe", "target", "split", "metric"))
         alike.setdefault(identity, []).append(row)
-    return [_average(same, trained) for same in alike.values()]
+    return [_average(same, runs, several) for same in alike.values()]
 
 
-def _average(same: Sequence[dict[str, Any]], trained: Sequence[Trained]) -> dict[str, Any]:
-    learned = same[0]["features"].startswith("embedding:")
+def _average(same: Sequence[dict[str, Any]], runs: Sequence[Run], several: bool) -> dict[str, Any]:
+    """The mean row of several seeds, with the costs of their encoder."""
+    learned = same[0]["features"].startswith(("embedding:", "untrained:"))
     row = same[0] | {"num_seeds": len(same) if learned else 1}
     for name in ("value", "low", "high"):
-        values = [one[name] for one in same if one[name] is not None]
+        values = [single[name] for single in same if single[name] is not None]
         row[name] = float(np.mean(values)) if values else None
     if row["low"] is not None:
         row.pop("reason", None)
-    own = (row["features"], row["split"])
-    runs = [one.cost for one in trained if (f"embedding:{one.encoder}", one.split) == own]
+    named = [run for run in runs if run.costs and re.sub(r"#\d+", "", name_of(run, several)) == row["features"]]
+    costs = [run.costs for run in named if run.costs and run.split == row["split"]]
     for name in COSTS:
-        row[name] = float(np.mean([run[name] for run in runs])) if runs else None
+        row[name] = float(np.mean([getattr(cost, name) for cost in costs])) if costs else None
     return row

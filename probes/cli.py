@@ -17,6 +17,7 @@ from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
 SPLITS_HELP += "(default: all that the zoo has held-out rows for)."
+ADJACENT = " *"
 TITLES = {"r2_within_cell": "within-cell R2", "kendall_tau": "within-cell Kendall's tau", "accuracy": "accuracy"}
 
 
@@ -94,13 +95,18 @@ def _add_benchmark(commands: Any) -> None:
     benchmark.add_argument(
         "--encoders", type=str, nargs="+", default=["MessagePassing"], metavar="NAME", help="Encoders to compare."
     )
-    benchmark.add_argument("--objective", type=str, default="Supervised", metavar="NAME", help="What they learn from.")
+    benchmark.add_argument(
+        "--objective", type=str, nargs="+", default=["Supervised"], metavar="NAME", help="Objectives to learn from."
+    )
     benchmark.add_argument("--seeds", type=int, default=1, help="Seeds of each encoder.")
     benchmark.add_argument(
         "--cpu_minutes",
         type=float,
         default=None,
         help="CPU minutes to train one encoder with one seed for one split or fold.",
+    )
+    benchmark.add_argument(
+        "--updates", type=int, default=None, help="Updates to train each for, where CPU minutes are no budget."
     )
     benchmark.add_argument(
         "--targets",
@@ -148,6 +154,7 @@ def _benchmark(options: Namespace) -> int:
         objective=options.objective,
         seeds=options.seeds,
         cpu_minutes=options.cpu_minutes,
+        updates=options.updates,
         targets=options.targets,
         splits=options.splits,
         progress=sys.stderr.isatty(),
@@ -163,11 +170,12 @@ def _benchmark(options: Namespace) -> int:
 
 def table_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A table of the headline metric for each target and split, a line for each row."""
-    width = max((len(row["features"]) for row in rows), default=0)
+    width = max((len(row["features"]) for row in rows), default=0) + len(ADJACENT)
     headings: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        # Order between cells is not the headline anywhere.
-        if row["metric"] in TITLES and row.get("pairs") != "all":
+        # Order between cells is not the headline anywhere; of differences, the strongest baseline's and what is added.
+        shown = " - " not in row["features"] or row.get("strongest") or row.get("adds")
+        if row["metric"] in TITLES and row.get("pairs") != "all" and shown:
             headings.setdefault((row["target"], row["metric"], row["split"]), []).append(row)
     for (target, metric, split), same in headings.items():
         first = same[0]
@@ -177,7 +185,10 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for row in same:
             probe = row["probe"].replace("_", " ")
             learned_with = f"  {row['learned_with']}" if row["learned_with"] and " - " not in row["features"] else ""
-            yield f"  {row['features']:{width}}  {probe:25}  {_interval(row)}{learned_with}".rstrip()
+            name = row["features"] + ADJACENT * bool(row.get("label_adjacent"))
+            yield f"  {name:{width}}  {probe:25}  {_interval(row)}{learned_with}".rstrip()
+    if any(row.get("label_adjacent") for row in rows):
+        yield f"\n{ADJACENT.strip()} made from, or trained on, ingredients of this label: a high value says less"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What probes read: files of embeddings, each for the split it was made for, and the baselines, for any split."""
+"""Features that are probed: files of embeddings, each for the split it was made for, and baselines for any split."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from weightspace import features
 from weightspace.features import Features
+from weightspace.markov import markov_of
+from weightspace.responses import ADJACENT, responses_of
 from weightspace.store import Division, Zoo, folds, recorded_split, split_title
 from weightspace.store.checksum import refuse_damaged_embeddings
 
@@ -22,18 +24,31 @@ DTYPES = ("F16", "BF16", "F32", "F64")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=,@:()/#-]{0,99}")
 
 
+Reads = Literal["weights", "queries", "records"]
+BAR = "statistics+spectra"
+"""The reading of weights that embeddings are put beside, to see what they add."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet(ABC):
-    """Features called `embedding:NAME`, `statistics`, `spectra` or `metadata`.
+    """Features called `embedding:NAME`, `statistics`, `spectra` or the like.
 
-    learned_with: `labels`, `no_labels`, or None if not learned.
+    learned_with: `labels`, `no_labels`, or None if not learned. reads: what they are made from; an embedding has to
+    beat the strongest baseline of its kind. label_adjacent: labels whose ingredients they were made from or trained on.
     """
 
     name: str
     learned_with: str | None = None
+    reads: Reads = "weights"
+    label_adjacent: tuple[str, ...] = ()
 
-    learned: ClassVar[bool]
-    """Whether training made them; what it did not is a baseline, which is probed with gradient boosting too."""
+    boosted: ClassVar[bool]
+    """Whether they are probed by gradient boosting, too."""
+
+    @property
+    @abstractmethod
+    def learned(self) -> bool:
+        """Whether training made them."""
 
     @abstractmethod
     def on(self, division: Division) -> Features:
@@ -46,11 +61,21 @@ class FeatureSet(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(FeatureSet):
-    """Embeddings (rows, embedding_dim) by the split and fold that their encoder was trained for."""
+    """Embeddings (rows, embedding_dim) by the split and fold that their encoder was trained for.
+
+    Those of an encoder that was not trained, with learned_with None, are called `untrained:NAME`; no row has shaped
+    them but by the scale of the weights, so that they stand on the splits that they were made for, like others.
+    """
 
     made_for: Mapping[tuple[str, int | None], np.ndarray]
+    encoder: str = ""
 
-    learned: ClassVar[bool] = True
+    boosted: ClassVar[bool] = False
+
+    @property
+    def learned(self) -> bool:
+        """Whether training made them."""
+        return not self.name.startswith("untrained:")
 
     def on(self, division: Division) -> Features:
         """The embeddings of the encoder that was trained for the division."""
@@ -70,41 +95,91 @@ class Baseline(FeatureSet):
 
     choose: Callable[[np.ndarray], Features]
 
-    learned: ClassVar[bool] = False
+    boosted: ClassVar[bool] = True
+
+    @property
+    def learned(self) -> bool:
+        """False: they are measured."""
+        return False
 
     def on(self, division: Division) -> Features:
         """The features in columns that the training rows have chosen."""
         return self.choose(division.train)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Beside(FeatureSet):
+    """An embedding and a baseline side by side: what one adds to the other."""
+
+    embedding: Embedding
+    baseline: Baseline
+
+    boosted: ClassVar[bool] = True
+
+    @property
+    def learned(self) -> bool:
+        """True, for the embedding's columns."""
+        return True
+
+    def on(self, division: Division) -> Features:
+        """The columns of both."""
+        sides = [part.on(division) for part in (self.embedding, self.baseline)]
+        values = np.concatenate([side.values for side in sides], axis=1)
+        return Features(values, [name for side in sides for name in side.names])
+
+
+def beside(feature_sets: Sequence[FeatureSet]) -> list[FeatureSet]:
+    """These features, and after them every learned embedding beside `statistics+spectra`, where that is among them."""
+    bars = [features for features in feature_sets if isinstance(features, Baseline) and features.name == BAR]
+    embeddings = [features for features in feature_sets if isinstance(features, Embedding) and features.learned]
+    return [*feature_sets, *(_beside(embedding, bar) for bar in bars for embedding in embeddings)]
+
+
+def _beside(embedding: Embedding, baseline: Baseline) -> Beside:
+    return Beside(
+        name=f"{embedding.name} + {baseline.name}",
+        learned_with=embedding.learned_with,
+        reads=embedding.reads,
+        label_adjacent=embedding.label_adjacent,
+        embedding=embedding,
+        baseline=baseline,
+    )
+
+
 def baselines(zoo: Zoo) -> list[Baseline]:
-    """What every embedding stands beside: statistics and spectra of the weights, and the record of each model."""
-    described = {"statistics": features.statistics_of, "spectra": features.spectra_of}
-    made: dict[str, Callable[[np.ndarray], Features]] = {
-        name: features.columns_of(zoo, describe).features for name, describe in described.items()
-    }
-    made["metadata"] = partial(features.metadata, zoo.table)
-    return [Baseline(name=name, choose=choose) for name, choose in made.items()]
+    """The features beside which embeddings stand: readings of weights, responses to queries, records of models."""
+    readings = (features.statistics_of, features.spectra_of, markov_of)
+    statistics, spectra, markov = (features.columns_of(zoo, describe) for describe in readings)
+    return [
+        Baseline(name="statistics", choose=statistics.features),
+        Baseline(name="spectra", choose=spectra.features),
+        Baseline(name=BAR, choose=statistics.beside(spectra).features),
+        Baseline(name="markov", choose=markov.features),
+        Baseline(name="responses", choose=responses_of(zoo).features, reads="queries", label_adjacent=ADJACENT),
+        Baseline(name="metadata", choose=partial(features.metadata, zoo.table), reads="records"),
+    ]
 
 
 def read_embeddings(paths: Sequence[Path | str], zoo: Zoo) -> list[Embedding]:
     """Read files of embeddings of a zoo; files of one name are one encoder trained anew for several splits or folds."""
     files: dict[tuple[str, str, int | None], Path] = {}
-    found: dict[str, Embedding] = {}
+    embeddings: dict[str, Embedding] = {}
     for path in map(Path, paths):
-        one = _read_embedding(path, zoo)
-        for split, fold in one.made_for:
-            earlier = files.setdefault((one.name, split, fold), path)
+        read = _read_embedding(path, zoo)
+        for split, fold in read.made_for:
+            earlier = files.setdefault((read.name, split, fold), path)
             if earlier != path:
                 raise ValueError(
-                    f"{earlier} and {path} are both named '{one.name}' and made for {split_title(split, fold)}; embed "
+                    f"{earlier} and {path} are both named '{read.name}' and made for {split_title(split, fold)}; embed "
                     "one under another name."
                 )
-        if one.name in found and found[one.name].learned_with != one.learned_with:
-            raise ValueError(f"'{one.name}' was learned with labels and without; embed {path} under another name.")
-        made_for = {**found[one.name].made_for, **one.made_for} if one.name in found else one.made_for
-        found[one.name] = Embedding(name=one.name, learned_with=one.learned_with, made_for=made_for)
-    return list(found.values())
+        same = embeddings.get(read.name, read)
+        if same.learned_with != read.learned_with:
+            raise ValueError(f"'{read.name}' was learned with labels and without; embed {path} under another name.")
+        if (same.reads, set(same.label_adjacent)) != (read.reads, set(read.label_adjacent)):
+            raise ValueError(f"'{read.name}' is of several encoders or objectives; embed {path} under another name.")
+        embeddings[read.name] = replace(same, made_for={**same.made_for, **read.made_for})
+    return list(embeddings.values())
 
 
 def _refuse_wild(path: Path, values: np.ndarray, zoo: Zoo) -> None:
@@ -115,6 +190,16 @@ def _refuse_wild(path: Path, values: np.ndarray, zoo: Zoo) -> None:
         raise ValueError(
             f"{path} holds embeddings that are not finite in float32 in {len(wild)} row(s), the first being row "
             f"{wild[0]}; embed the zoo again with another checkpoint."
+        )
+
+
+def _refuse_not_understood(path: Path, adjacent: Any, queries: Any) -> None:
+    """Raise ValueError unless the record names label columns, and says whether the encoder queries, in JSON's terms."""
+    understood = isinstance(adjacent, list) and all(isinstance(column, str) for column in adjacent)
+    if not understood or not isinstance(queries, bool):
+        raise ValueError(
+            f"{path} says label_adjacent {str(adjacent)[:80]!r} and queries {str(queries)[:80]!r}, but expected is a "
+            "list of label columns and true or false; embed it again."
         )
 
 
@@ -129,8 +214,9 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
             kept = file.get_slice("embedding")
             shape, dtype = tuple(kept.get_shape()), kept.get_dtype()
             embeddings = file.get_tensor("embedding") if dtype in DTYPES else None
-            found, learned_with = record["zoo"], record["learned_with"]
+            fingerprint, learned_with = record["zoo"], record["learned_with"]
             name, (split, fold) = str(record.get("name") or path.stem), recorded_split(record)
+            adjacent, queries = record.get("label_adjacent", []), record.get("queries", False)
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
         raise ValueError(f"{path} is not a file of `weightspace embed`: {reason}.") from None
@@ -138,10 +224,10 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
         raise ValueError(f"{path} holds embeddings of dtype {dtype}, expected one of {DTYPES}; embed it again.")
     refuse_damaged_embeddings(path, record, embeddings)
     values = embeddings.double().numpy()
-    if found != zoo.fingerprint:
+    if fingerprint != zoo.fingerprint:
         raise ValueError(
-            f"{path} embeds the zoo {str(found)[:12]}, but this zoo is {zoo.fingerprint[:12]}; run `weightspace embed` "
-            "on this zoo."
+            f"{path} embeds the zoo {str(fingerprint)[:12]}, but this zoo is {zoo.fingerprint[:12]}; run "
+            "`weightspace embed` on this zoo."
         )
     if len(shape) != 2 or shape[0] != zoo.num_rows or not values.size:
         raise ValueError(f"{path} holds embeddings {shape}, but the zoo has {zoo.num_rows} rows; embed it again.")
@@ -152,4 +238,12 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
         )
     if fold not in folds(zoo.table, split):
         raise ValueError(f"{path} was made for {split_title(split, fold)}, but this zoo has no such fold.")
-    return Embedding(name=f"embedding:{name}", learned_with=learned_with, made_for={(split, fold): values})
+    _refuse_not_understood(path, adjacent, queries)
+    return Embedding(
+        name=f"{'untrained' if learned_with is None else 'embedding'}:{name}",
+        learned_with=learned_with,
+        reads="queries" if queries else "weights",
+        label_adjacent=tuple(adjacent),
+        encoder=str(record.get("encoder", "")),
+        made_for={(split, fold): values},
+    )

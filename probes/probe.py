@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -14,10 +17,12 @@ from sklearn.preprocessing import StandardScaler
 
 # Fewer folds where every fold costs seconds.
 NUM_FOLDS, NUM_SLOW_FOLDS = 5, 3
+MOST_TREES = 1000
+PATIENCE = 30
+"""Trees without improvement on validation rows after which boosting ends."""
 # From strong to weak, so that ties go to the stronger penalty.
 RIDGE_ALPHAS = np.logspace(6, -3, 19)
 LOGISTIC_ALPHAS = (1e6, 1e4, 1e3, 1e2, 1e1, 1e0)
-BOOSTING_ITERATIONS = (5, 20, 40, 80)
 
 
 class RidgePath:
@@ -41,18 +46,28 @@ class RidgePath:
         return (scores @ (weights / (self.values + alpha)) + y.mean(axis=0) for alpha in alphas)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Predictions (test rows, ...) of a probe, and its mean squared error (...) on rows that it was not fit on."""
+
+    predicted: np.ndarray
+    error: np.ndarray
+
+
 class Design:
     """Training features (rows, columns) with the model of each row (rows), from which every probe is fit.
 
     Columns are standardised by the training rows alone; one that is constant there becomes 0 and has no say. Penalties
-    and numbers of trees are chosen by cross-validation in which all rows of a model stay together.
+    are chosen by cross-validation in which all rows of a model stay together, numbers of trees on validation rows, of
+    models that no fit has seen: those of `validation` (val rows, columns), or a fold of the training models if empty.
     """
 
-    def __init__(self, values: np.ndarray, models: np.ndarray) -> None:
+    def __init__(self, values: np.ndarray, models: np.ndarray, validation: np.ndarray | None = None) -> None:
         self.scaler, self.models = StandardScaler().fit(values), models
         # So a column that is constant in training is 0 on every row, whatever it is elsewhere.
         self.scaler.scale_[np.ptp(values, axis=0) == 0] = np.inf
         self.x = self.scaler.transform(values)
+        self.x_val = self.x[:0] if validation is None or not len(validation) else self.scaler.transform(validation)
         self.path = RidgePath(self.x)
         self.fold_paths = [(fit, held, RidgePath(self.x[fit])) for fit, held in self.folds(NUM_FOLDS)]
 
@@ -61,24 +76,37 @@ class Design:
         folds = GroupKFold(n_splits=min(count, len(np.unique(self.models))))
         yield from folds.split(self.x, groups=self.models)
 
-    def ridge(self, y: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Ridge predictions (test rows, outputs) for y (rows, outputs), each output with a penalty of its own."""
+    def ridge(self, y: np.ndarray, values: np.ndarray, y_val: np.ndarray | None = None) -> Fit:
+        """Ridge predictions (test rows, outputs) for y (rows, outputs), each output with a penalty of its own.
+
+        The error is that on the validation rows, whose labels are y_val (val rows, outputs), else of cross-validation.
+        """
         errors = np.zeros((len(RIDGE_ALPHAS), y.shape[1]))
         for fit, held, path in self.fold_paths:
             guesses = path.predict(self.x[held], y[fit], RIDGE_ALPHAS)
             errors += [np.sum((y[held] - guess) ** 2, axis=0) for guess in guesses]
         best = RIDGE_ALPHAS[np.argmin(errors, axis=0)]
-        return next(self.path.predict(self.scaler.transform(values), y, [best]))
+        error = np.min(errors, axis=0) / len(y)
+        x = np.concatenate([self.x_val, self.scaler.transform(values)])
+        guess, predicted = np.split(next(self.path.predict(x, y, [best])), [len(self.x_val)])
+        if y_val is not None and len(self.x_val):
+            error = np.mean((y_val - guess) ** 2, axis=0)
+        return Fit(predicted, error)
 
-    def boosting(self, y: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Gradient boosting predictions (test rows) for y (rows) (Friedman, 2001)."""
-        errors = np.zeros(len(BOOSTING_ITERATIONS))
-        for fit, held in self.folds(NUM_SLOW_FOLDS):
-            stages = list(_trees(max(BOOSTING_ITERATIONS)).fit(self.x[fit], y[fit]).staged_predict(self.x[held]))
-            errors += [np.sum((y[held] - stages[count - 1]) ** 2) for count in BOOSTING_ITERATIONS]
-        best = _trees(BOOSTING_ITERATIONS[int(np.argmin(errors))])
-        predicted: np.ndarray = best.fit(self.x, y).predict(self.scaler.transform(values))
-        return predicted
+    def boosting(self, y: np.ndarray, values: np.ndarray, y_val: np.ndarray | None = None) -> Fit:
+        """Gradient boosting predictions (test rows) for y (rows) (Friedman, 2001), stopped on validation rows (y_val).
+
+        Without validation rows, a fold of the training models chooses the number of trees, and all rows are fit again.
+        """
+        x, x_test = self.x, self.scaler.transform(values)
+        if len(self.x_val) and y_val is not None:
+            trees, count, error = _stopped(x, y, self.x_val, y_val)
+        else:
+            fit, held = next(self.folds(NUM_SLOW_FOLDS))
+            _, count, error = _stopped(x[fit], y[fit], x[held], y[held])
+            trees = _trees(count).fit(x, y)
+        predicted = next(itertools.islice(trees.staged_predict(x_test), count - 1, None))
+        return Fit(predicted, np.array(error))
 
     def logistic(self, y: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Classes (test rows) by logistic regression for classes y (rows)."""
@@ -92,7 +120,18 @@ class Design:
             return predicted
 
 
-def _trees(count: int) -> HistGradientBoostingRegressor:
-    """Boosted trees that stop after `count`: stopping early on random rows would let a model judge itself."""
-    settings = {"learning_rate": 0.15, "max_leaf_nodes": 15, "max_bins": 64, "early_stopping": False, "random_state": 0}
-    return HistGradientBoostingRegressor(max_iter=count, **settings)
+def _stopped(
+    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray
+) -> tuple[HistGradientBoostingRegressor, int, float]:
+    """Trees grown until validation rows no longer gain from more, the best number of them, and its squared error."""
+    trees = _trees(MOST_TREES, early_stopping=True, n_iter_no_change=PATIENCE, tol=0.0)
+    trees.fit(x, y, X_val=x_val, y_val=y_val)
+    # The scores are minus half the mean squared error, of no tree first.
+    errors = -2 * trees.validation_score_[1:]
+    return trees, 1 + int(np.argmin(errors)), float(np.min(errors))
+
+
+def _trees(count: int, **stopping: Any) -> HistGradientBoostingRegressor:
+    """Boosted trees, at most `count`; each split looks at a fifth of the columns, so that trees differ."""
+    settings = {"learning_rate": 0.07, "max_leaf_nodes": 15, "max_bins": 64, "max_features": 0.2, "random_state": 0}
+    return HistGradientBoostingRegressor(max_iter=count, **settings, **{"early_stopping": False, **stopping})

@@ -1,4 +1,10 @@
-"""A target on a division of a zoo: cells, the rows that take part, and labels moved between models for the control."""
+"""Targets on divisions of a zoo: cells, the rows that take part, and labels moved between models for the control.
+
+Rows      the zoo's table, one row per (model, snapshot), with the model and the cell of each
+Division  (weightspace.store) which rows one split, or one of its folds, trains on, chooses by and holds out
+Problem   one target on one Division: the rows that have the label, transformed labels, residuals within cells
+Question  one target on one split: its Problems, one per fold, judged together
+"""
 
 from __future__ import annotations
 
@@ -74,7 +80,9 @@ def read_rows(table: pa.Table) -> Rows:
 class Problem:
     """One target on one division.
 
-    train, test: row numbers (num_train), (num_test). y (rows): transformed labels, or class names.
+    train, test: row numbers (num_train), (num_test). val: row numbers of models that fits have not seen and choices are
+    made by, of cells that training has seen; none where there are not two such models. y (rows): transformed labels, or
+    class names.
     residual (rows): a regression's labels minus the training mean of their cell, 0 where training has no such cell.
     seen (rows): whether it has. excluded: what was left out, counts by reason.
     """
@@ -83,6 +91,7 @@ class Problem:
     target: Target
     division: Division
     train: np.ndarray
+    val: np.ndarray
     test: np.ndarray
     y: np.ndarray
     residual: np.ndarray
@@ -101,12 +110,12 @@ class Question:
 
     @property
     def target(self) -> Target:
-        """What is asked for."""
+        """The target of all problems."""
         return self.problems[0].target
 
     @property
     def split(self) -> str:
-        """What it is asked on."""
+        """The split of all problems."""
         return self.problems[0].division.split
 
     @property
@@ -142,7 +151,7 @@ class Question:
         return codes
 
     def truth(self, metric: str) -> np.ndarray:
-        """What a metric compares predictions with (num_test)."""
+        """The numbers or classes that a metric compares predictions with (num_test)."""
         within = metric == "r2_within_cell"
         return np.concatenate([(p.residual if within else p.y)[p.test] for p in self.problems])
 
@@ -151,11 +160,12 @@ def pose(rows: Rows, target: Target, division: Division) -> Problem:
     """Choose the rows of a target on a division and take cell means off its labels, or raise `NotEnoughError`."""
     labels, missing, infinite = _labels(rows.table, target)
     step_0 = (rows.column("step") == 0) & target.leave_out_step_0
-    kept = division.train | division.test
+    kept = division.train | division.val | division.test
+    judged = division.train | division.test
     excluded: dict[str, float] = {}
     reasons = {"diverged": diverged(rows), "missing": missing, "not_finite": infinite, "step_0": step_0}
     for reason, mask in reasons.items():
-        excluded[reason] = int(np.sum(kept & mask))
+        excluded[reason] = int(np.sum(kept & judged & mask))
         kept = kept & ~mask
     train, test = np.flatnonzero(kept & division.train), np.flatnonzero(kept & division.test)
     _refuse_too_few(rows, target, labels, train, test)
@@ -163,11 +173,13 @@ def pose(rows: Rows, target: Target, division: Division) -> Problem:
     if target.kind == "regression":
         numbers[kept] = target.apply(labels[kept])
     if target.transform == "clip":
-        excluded["clipped_share"] = float(np.mean(numbers[kept] != labels[kept]))
+        excluded["clipped_share"] = float(np.mean((numbers != labels)[kept & judged]))
     residual, seen = _residuals(rows.cell, numbers, train)
+    val = np.flatnonzero(kept & division.val & seen)
+    val = val if len(np.unique(rows.model[val])) > 1 else val[:0]
     excluded["test_rows_in_unseen_cells"] = int(np.sum(~seen[test]))
     y = numbers if target.kind == "regression" else labels
-    return Problem(rows, target, division, train, test, y, residual, seen, excluded)
+    return Problem(rows, target, division, train, val, test, y, residual, seen, excluded)
 
 
 def diverged(rows: Rows) -> np.ndarray:
@@ -217,11 +229,11 @@ def refuse_unposed(rows: Rows, targets: Sequence[Target], divisions: Sequence[Di
 def unposed(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The reasons, each with the split and the target it is for."""
     reasons = [
-        f"{name} on {split}: {one['skipped']}"
+        f"{name} on {split}: {fold_notes['skipped']}"
         for split, targets in excluded.items()
         for name, notes in targets.items()
-        for one in (notes.get("folds") or {"": notes}).values()
-        if "skipped" in one
+        for fold_notes in (notes.get("folds") or {"": notes}).values()
+        if "skipped" in fold_notes
     ]
     return " ".join(reasons) or "the zoo has no label with a value, and neither family nor task varies."
 
@@ -238,11 +250,11 @@ def _residuals(cell: np.ndarray, numbers: np.ndarray, train: np.ndarray) -> tupl
 
 
 def shuffled_order(problem: Problem, within_cell: bool, generator: np.random.Generator) -> np.ndarray:
-    """Positions (num_train) among the training rows whose labels these get when labels move between models.
+    """Positions (num_train) of the training rows that labels come from when they move between models.
 
-    The rows of a model get those of one other model, as a permutation. Within cells the donor shares the stratum and
-    lends each step its own, so every cell keeps its labels; otherwise steps are mixed too, so that nothing is left to
-    learn. Rows without a counterpart share out what is left, within their cell or anywhere.
+    All rows of a model take labels from one other model, and no label is taken twice. Within cells, that model shares
+    the stratum and rows of one step are matched, so that every cell keeps its labels; otherwise steps are mixed too, so
+    that nothing is left to learn. Rows without a counterpart take the labels left over, in their cell or anywhere.
     """
     rows, train = problem.rows, problem.train
     model, stratum, cell = rows.model[train], rows.stratum[train] * within_cell, rows.cell[train] * within_cell

@@ -19,8 +19,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probes.evaluation import Evaluation, Prediction, divided, evaluate, metrics_of
-from probes.feature_sets import Embedding, FeatureSet, baselines, read_embeddings
+from probes.evaluation import Evaluation, divided, evaluate, ordered
+from probes.feature_sets import BAR, Beside, Embedding, FeatureSet, baselines, read_embeddings
+from probes.fitting import Prediction, metrics_of
 from probes.problem import Question, Rows, diverged, read_rows
 from probes.targets import Target, default_targets, named_target
 from weightspace.components.discovery import refuse_unknown_name
@@ -30,7 +31,6 @@ LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow")
 MAX_POINTS = 3000
 # Okabe and Ito's palette, which stays apart under colour blindness; further classes repeat it with other markers.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#B8A800")
-PANELS = ("statistics", "gradient_boosting")
 
 
 def run(
@@ -51,8 +51,8 @@ def run(
     refuse_wrong_splits(splits)
     _refuse_unused(learned, divided(opened.table, splits))
     Path(out).mkdir(parents=True, exist_ok=True)
-    chosen = choose_targets(opened, targets)
     feature_sets = [*learned, *baselines(opened)]
+    chosen = ordered(choose_targets(opened, targets), feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, seed, splits)
     document = {
         "rows": evaluation.rows,
@@ -86,13 +86,13 @@ def refuse_wrong_splits(splits: Sequence[str]) -> None:
 
 def _refuse_unused(learned: Sequence[Embedding], parts: Mapping[str, list[Division] | str]) -> None:
     """Raise ValueError where an embedding would have no row on any split, rather than be silent about it."""
-    known = {split: found for split, found in parts.items() if not isinstance(found, str)}
-    for one in learned:
-        reasons = [one.unavailable(found) for found in known.values()]
+    known = {split: divisions for split, divisions in parts.items() if not isinstance(divisions, str)}
+    for embedding in learned:
+        reasons = [embedding.unavailable(divisions) for divisions in known.values()]
         if all(reasons):
             raise ValueError(
-                f"'{one.name}' can be judged on none of {', '.join(known)}, for its encoders may have seen what is "
-                f"held out: {'; '.join(map(str, reasons))}. Give the embeddings of every fold, or name other splits."
+                f"'{embedding.name}' can be judged on none of {', '.join(known)}, for its encoders may have seen what "
+                f"is held out: {'; '.join(map(str, reasons))}. Give the embeddings of every fold, or name other splits."
             )
 
 
@@ -130,15 +130,21 @@ def render(
         excluded=evaluation.excluded,
         held_out=evaluation.splits,
         headlines={split: metrics_of(split)[0][0] for split in SPLITS},
-        names=["shuffled", *(one.name for one in feature_sets)],
+        names=["shuffled", *dict.fromkeys([*(p.features.name for p in evaluation.predictions), *_failed(evaluation)])],
+        added=sorted({p.features.name for p in evaluation.predictions if isinstance(p.features, Beside)}),
         figures=list(_figures(evaluation.predictions)),
         maps=[
-            {"name": one.name, "of": split_title(*key), "png": _map(values, rows, targets)}
-            for one in feature_sets
-            if isinstance(one, Embedding)
-            for key, values in itertools.islice(one.made_for.items(), 1)
+            {"name": features.name, "of": split_title(*key), "png": _map(values, rows, targets)}
+            for features in feature_sets
+            if isinstance(features, Embedding)
+            for key, values in itertools.islice(features.made_for.items(), 1)
         ],
     )
+
+
+def _failed(evaluation: Evaluation) -> list[str]:
+    """Names of the features that there are not, as training failed."""
+    return [row["features"] for row in evaluation.rows if row["num_test"] == 0]
 
 
 def _png(figure: Figure) -> str:
@@ -210,26 +216,25 @@ def _colour_numbers(axes: Axes, points: np.ndarray, labels: np.ndarray, target: 
 
 
 def _figures(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """For each question, a PNG of what was predicted against what is true, with words for who cannot see it."""
+    """For each question, a PNG of predicted against true labels, with words for readers who cannot see it."""
     questions: dict[int, Question] = {id(prediction.question): prediction.question for prediction in predictions}
     for question in questions.values():
-        own = [p for p in predictions if p.question is question and _shown(p)]
-        if not own:
+        shown = [p for p in predictions if p.question is question and _shown(p)]
+        if not shown:
             continue
-        figure, panels = _axes(len(own), max(1, len({p.features.name for p in own})))
+        figure, panels = _axes(len(shown), max(1, len({p.features.name for p in shown})))
         draw = _confusion if question.target.kind == "classification" else _scatter
-        for axes, prediction in zip(panels, sorted(own, key=lambda p: p.metric, reverse=True), strict=True):
+        for axes, prediction in zip(panels, sorted(shown, key=lambda p: p.metric, reverse=True), strict=True):
             draw(axes, prediction)
         alt = f"{question.target.name}: predicted against true on {len(question.test)} test rows, "
-        alt += f"one panel for each of {', '.join(dict.fromkeys(p.features.name for p in own))}."
+        alt += f"one panel for each of {', '.join(dict.fromkeys(p.features.name for p in shown))}."
         yield {"target": question.target.name, "split": question.split, "png": _png(figure), "alt": alt}
 
 
 def _shown(prediction: Prediction) -> bool:
-    """Whether a prediction has a panel: every embedding, and the strongest baseline."""
-    ours = prediction.features.learned or prediction.features.name == PANELS[0]
-    strongest = prediction.probe in (PANELS[1], "logistic") or prediction.features.learned
-    return ours and strongest and prediction.metric != "kendall_tau"
+    """Whether a prediction has a panel: every embedding, and `statistics+spectra` by gradient boosting."""
+    bar = prediction.features.name == BAR and prediction.probe != "ridge"
+    return (isinstance(prediction.features, Embedding) or bar) and prediction.metric != "kendall_tau"
 
 
 def _scatter(axes: Axes, prediction: Prediction) -> None:

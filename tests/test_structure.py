@@ -31,6 +31,8 @@ ROOMS = {
     "rollout": BASE | {"families"},
     "store": BASE | {"families"},
     "features": ZOO,
+    "markov": BASE,
+    "responses": ZOO | {"features"},
     "graph": ZOO,
     "summaries": ZOO | {"features", "graph"},
     "data": READING,
@@ -45,11 +47,12 @@ ROOMS = {
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,
-    "probes": BASE | {"store", "features"},
+    "probes": BASE | {"store", "features", "markov", "responses"},
     "probes/benchmark.py": TRAINING | {"training"},
+    "probes/encoder_runs.py": TRAINING | {"training"},
 }
 LIBRARIES = {
-    "lightning": {"data", "training", "probes/benchmark.py"},
+    "lightning": {"data", "training", "probes/encoder_runs.py"},
     "torch_geometric": {"graph.py", "data", "encoders", "objectives"},
     # The digits come with scikit-learn.
     "sklearn": {"probes", "zoo_builder/tasks/tiled_digits.py"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,24 @@ class Columns:
     values: np.ndarray
     present: np.ndarray
     names: list[str]
+
+    @classmethod
+    def joined(cls, num_rows: int, parts: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> Columns:
+        """All columns from parts of them: row numbers (models), and the values (models) of each column they have."""
+        parts = list(parts)
+        names = list(dict.fromkeys(name for _, columns in parts for name in columns))
+        index = {name: i for i, name in enumerate(names)}
+        values, present = np.zeros((num_rows, len(names))), np.zeros((num_rows, len(names)), dtype=bool)
+        for numbers, columns in parts:
+            where = np.ix_(numbers, np.array([index[name] for name in columns]))
+            values[where], present[where] = np.stack(list(columns.values()), axis=1), True
+        return cls(values, present, names)
+
+    def beside(self, other: Columns) -> Columns:
+        """These columns and those of another reading of the same rows."""
+        sides = ((self.values, other.values), (self.present, other.present))
+        values, present = (np.concatenate(side, axis=1) for side in sides)
+        return Columns(values, present, [*self.names, *other.names])
 
     def features(self, train: np.ndarray | None = None) -> Features:
         """Features of all rows, in columns chosen by what the rows of the mask `train` (rows) have (all if None).
@@ -103,16 +121,8 @@ def spectra_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
 
 def columns_of(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> Columns:
     """Describe all models with `statistics_of`, `spectra_of` or the like, stack by stack."""
-    described = [(stack.rows.numpy(), _described(stack, describe)) for stack in zoo.stacks(max_models=CHUNK)]
-    names = list(dict.fromkeys(name for _, columns in described for name in columns))
-    index = {name: i for i, name in enumerate(names)}
-    values = np.zeros((zoo.table.num_rows, len(names)))
-    present = np.zeros((zoo.table.num_rows, len(names)), dtype=bool)
-    for numbers, columns in described:
-        where = np.ix_(numbers, np.array([index[name] for name in columns]))
-        values[where] = np.stack(list(columns.values()), axis=1)
-        present[where] = True
-    return Columns(values, present, names)
+    parts = ((stack.rows.numpy(), _described(stack, describe)) for stack in zoo.stacks(max_models=CHUNK))
+    return Columns.joined(zoo.num_rows, parts)
 
 
 def _described(stack: Stack, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> dict[str, np.ndarray]:

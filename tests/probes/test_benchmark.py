@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from probes import evaluation, probe
-from probes.benchmark import COSTS, Trained, _averaged, benchmark
+from probes import encoder_runs, fitting, probe
+from probes.benchmark import COSTS, _averaged, benchmark
+from probes.encoder_runs import Costs, Run
 from tests.weightspace.zoos import write_zoo
 from weightspace.families.elman import Elman
 from weightspace.store import open_zoo
@@ -32,12 +34,13 @@ def test_the_table_has_every_row_of_the_vocabulary_beside_its_costs(made, zoo):
     assert json.loads((out / "benchmark.json").read_text()) == document
     names = {row["features"] for row in document["rows"]}
     assert {"embedding:MessagePassing", "metadata", "statistics", "spectra", "shuffled"} <= names
-    assert {"embedding:MessagePassing - statistics", "embedding:MessagePassing - spectra"} <= names
+    assert {f"embedding:MessagePassing - {other}" for other in ("statistics", "untrained:MessagePassing")} <= names
+    assert "embedding:MessagePassing + statistics+spectra - statistics+spectra" in names
     for row in document["rows"]:
         assert set(row) >= ROW | {"num_seeds", *COSTS}
-        own = row["features"] == "embedding:MessagePassing"
+        own = row["features"] in ("embedding:MessagePassing", "untrained:MessagePassing")
         assert all((row[key] is not None) == own for key in COSTS)
-        assert row["num_seeds"] == (2 if row["features"].startswith("embedding:") else 1)
+        assert row["num_seeds"] == (2 if row["features"].startswith(("embedding:", "untrained:")) else 1)
     assert document["zoo"] == open_zoo(zoo).fingerprint
     assert {run["seed"] for run in document["runs"]} == {0, 1}
     assert "MessagePassing" in (out / "report.html").read_text()
@@ -52,13 +55,14 @@ def test_a_planted_label_is_learned_and_probed_beside_statistics(made):
 
 
 def test_encoders_are_trained_anew_for_every_split_and_fold(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "NUM_PERMUTATIONS", 2)
-    monkeypatch.setattr(probe, "BOOSTING_ITERATIONS", (3,))
-    monkeypatch.setattr("probes.benchmark._throughput", lambda encoder, data: 1.0)
+    monkeypatch.setattr(fitting, "NUM_PERMUTATIONS", 2)
+    monkeypatch.setattr(probe, "MOST_TREES", 3)
+    monkeypatch.setattr("probes.encoder_runs._throughput", lambda encoder, data: 1.0)
     zoo = write_zoo(tmp_path / "zoo", models=20, rollouts=False, held_out=True)
     splits = ["new_task", "new_family"]
     document = benchmark(zoo, tmp_path / "out", targets=["trace"], splits=splits, max_epochs=1)
-    assert [(run["split"], run["fold"]) for run in document["runs"]] == [
+    trained = [run for run in document["runs"] if run["objective"]]
+    assert [(run["split"], run["fold"]) for run in trained] == [
         ("new_task", None),
         ("new_family", 0),
         ("new_family", 1),
@@ -96,10 +100,11 @@ def test_seeds_are_averaged_row_by_row():
         }  # fmt: skip
 
     def trained(seed, parameters):
-        return Trained(
-            encoder="E", seed=seed, split="s", fold=None, learned_with="labels", embeddings=np.zeros((1, 1)),
-            parameters=parameters, models_per_cpu_second=1.0, peak_memory_mb=2.0, training_cpu_seconds=3.0,
-        )  # fmt: skip
+        costs = Costs(
+            parameters=parameters, models_per_cpu_second=1.0, peak_memory_mb=2.0, training_cpu_seconds=3.0
+        )
+        made = {"learned_with": "labels", "embeddings": np.zeros((1, 1)), "costs": costs}
+        return Run(encoder="E", objective="O", seed=seed, split="s", fold=None, **made)
 
     rows = [
         row("embedding:E", 0.2, 0.1, 0.3),
@@ -108,7 +113,7 @@ def test_seeds_are_averaged_row_by_row():
         row("embedding:E - statistics", -0.3, -0.4, 0.0),
         row("embedding:E#1 - statistics", -0.1, -0.2, 0.2),
     ]
-    found = {one["features"]: one for one in _averaged(rows, [trained(0, 10), trained(1, 20)])}
+    found = {one["features"]: one for one in _averaged(rows, [trained(0, 10), trained(1, 20)], False)}
     assert len(found) == 3
     own, difference = found["embedding:E"], found["embedding:E - statistics"]
     assert (own["value"], own["low"], own["high"]) == pytest.approx((0.3, 0.2, 0.5))
@@ -117,11 +122,50 @@ def test_seeds_are_averaged_row_by_row():
     assert (found["statistics"]["high"], found["statistics"]["num_seeds"]) == (None, 1)
 
 
+def test_finished_runs_are_read_back_and_a_failure_is_a_row_with_its_error(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "NUM_PERMUTATIONS", 2)
+    monkeypatch.setattr(probe, "MOST_TREES", 3)
+    monkeypatch.setattr("probes.encoder_runs._throughput", lambda encoder, data: 1.0)
+    asked = {"objective": ["Supervised", "Emulation"], "targets": ["trace"], "updates": 3}
+    making = encoder_runs.make
+
+    def failing(encoder, objective, targets, seed):
+        if objective == "Emulation":
+            raise RuntimeError("no\nmemory")
+        return making(encoder, objective, targets, seed)
+
+    monkeypatch.setattr(encoder_runs, "make", failing)
+    first = benchmark(zoo, tmp_path, **asked)
+    failed = [row for row in first["rows"] if row["features"] == "embedding:MessagePassing-Emulation"]
+    assert [(row["value"], row["reason"], row["metric"]) for row in failed] == [
+        (None, "RuntimeError: no memory", "r2_within_cell")
+    ]
+    assert "RuntimeError: no memory" in (tmp_path / "report.html").read_text()
+    supervised = tmp_path / "runs" / "MessagePassing-Supervised-0"
+    kept = (supervised / "finished.json").stat().st_mtime_ns
+    checkpoint = torch.load(supervised / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    # What failed is tried again, what is finished is not.
+    monkeypatch.setattr(encoder_runs, "make", making)
+    second = benchmark(zoo, tmp_path, **asked)
+    assert (supervised / "finished.json").stat().st_mtime_ns == kept
+    named = "embedding:MessagePassing-Supervised"
+    assert [r for r in first["rows"] if r["features"] == named] == [r for r in second["rows"] if r["features"] == named]
+    assert all(run["error"] is None for run in second["runs"])
+    learned = {row["features"]: row["learned_with"] for row in second["rows"]}
+    assert learned["embedding:MessagePassing-Emulation"] == "no_labels"
+    assert learned["untrained:MessagePassing"] is None
+
+
 def test_unknown_names_and_numbers_are_refused_before_anything_is_trained(zoo, tmp_path):
     with pytest.raises(ValueError, match=r"No encoder is called 'MesagePassing'.*Did you mean 'MessagePassing'"):
         benchmark(zoo, tmp_path, encoders=["MesagePassing"])
     with pytest.raises(ValueError, match=r"No objective is called 'Emulate'.*Did you mean 'Emulation'"):
         benchmark(zoo, tmp_path, objective="Emulate")
+    with pytest.raises(ValueError, match=r"Both `cpu_minutes` and `updates`"):
+        benchmark(zoo, tmp_path, cpu_minutes=1.0, updates=2)
+    with pytest.raises(ValueError, match=r"`updates` \(=0\)"):
+        benchmark(zoo, tmp_path, updates=0)
     with pytest.raises(ValueError, match="`seeds`"):
         benchmark(zoo, tmp_path, seeds=0)
     with pytest.raises(ValueError, match="each once"):

@@ -1,5 +1,6 @@
 """Probes on planted signals, against independent references, and on nothing at all."""
 
+import dataclasses
 import itertools
 import json
 
@@ -27,7 +28,7 @@ ROW = {"features", "target", "learned_with", "split", "metric", "value", "low", 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Few trees and resamples where they do not matter."""
-    monkeypatch.setattr(probe, "BOOSTING_ITERATIONS", (5, 20))
+    monkeypatch.setattr(probe, "MOST_TREES", 20)
     monkeypatch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 20)
 
 
@@ -155,7 +156,7 @@ def test_the_penalty_is_the_one_that_grouped_cross_validation_prefers():
     best = Ridge(alpha=probe.RIDGE_ALPHAS[np.argmin(errors)]).fit(x, y)
     assert 0 < np.argmin(errors) < len(errors) - 1
     expected = best.predict(StandardScaler().fit(values).transform(x_test)).reshape(-1, 1)
-    assert design.ridge(y, x_test) == pytest.approx(expected, abs=1e-8)
+    assert design.ridge(y, x_test).predicted == pytest.approx(expected, abs=1e-8)
 
 
 def test_no_model_is_on_both_sides_of_a_fold():
@@ -176,10 +177,10 @@ def test_columns_that_are_constant_in_training_have_no_say():
     y, x_test = values[:, :1].copy(), generator.normal(size=(5, 3))
     wild = x_test.copy()
     wild[:, 1] = 1e12
-    assert (Design(values, models).ridge(y, wild) == Design(values, models).ridge(y, x_test)).all()
+    assert (Design(values, models).ridge(y, wild).predicted == Design(values, models).ridge(y, x_test).predicted).all()
     nothing = Design(np.ones((60, 2)), models)
-    assert nothing.ridge(y, x_test[:, :2]) == pytest.approx(np.full((5, 1), y.mean()))
-    assert np.ptp(nothing.boosting(y[:, 0], x_test[:, :2])) == 0
+    assert nothing.ridge(y, x_test[:, :2]).predicted == pytest.approx(np.full((5, 1), y.mean()))
+    assert np.ptp(nothing.boosting(y[:, 0], x_test[:, :2]).predicted) == 0
 
 
 def test_bootstrap_values_equal_those_of_the_rows_drawn():
@@ -266,12 +267,14 @@ def test_targets_that_cannot_be_probed_are_skipped_and_none_left_is_an_error():
         evaluate(zoo_table, [features("embedding:a", causes)], targets[:1])
 
 
-def test_gradient_boosting_finds_what_a_line_cannot():
+def test_gradient_boosting_finds_what_a_line_cannot(monkeypatch):
+    monkeypatch.setattr(probe, "MOST_TREES", 300)
     generator = np.random.default_rng(0)
     values = generator.uniform(-1, 1, size=(600, 4))
     y, models = values[:, 0] * values[:, 1], np.repeat(np.arange(300), 2)
     design = Design(values[:500], models[:500])
-    boosted, line = design.boosting(y[:500], values[500:]), design.ridge(y[:500, None], values[500:])[:, 0]
+    boosted = design.boosting(y[:500], values[500:]).predicted
+    line = design.ridge(y[:500, None], values[500:]).predicted[:, 0]
     assert r2_score(y[500:], boosted) > 0.5
     assert r2_score(y[500:], line) < 0.1
 
@@ -284,3 +287,91 @@ def test_the_same_seed_gives_the_same_rows():
     assert first == second
     keys = [(row["features"], row["probe"], row["target"], row["metric"]) for row in first]
     assert not any(a == b for a, b in itertools.combinations(keys, 2))
+
+
+def test_boosting_stops_where_validation_models_gain_no_more(monkeypatch):
+    monkeypatch.setattr(probe, "MOST_TREES", 400)
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(300, 5))
+    y, models = np.sin(2 * values[:, 0]) + 0.5 * generator.normal(size=300), np.repeat(np.arange(150), 2)
+    train, val, test = slice(0, 160), slice(160, 230), slice(230, 300)
+    fit = Design(values[train], models[train], values[val]).boosting(y[train], values[test], y[val])
+    scaler = StandardScaler().fit(values[train])
+    trees = probe._trees(400).fit(scaler.transform(values[train]), y[train])
+    errors = [np.mean((y[val] - guess) ** 2) for guess in trees.staged_predict(scaler.transform(values[val]))]
+    (best,) = np.flatnonzero(np.isclose(errors, fit.error, rtol=1e-9))
+    # No tree before was better, nor any within the patience after it.
+    assert 5 < best < 399 - probe.PATIENCE
+    assert best == np.argmin(errors[: best + probe.PATIENCE])
+    for place, guess in enumerate(trees.staged_predict(scaler.transform(values[test]))):
+        if place == best:
+            assert fit.predicted == pytest.approx(guess)
+
+
+def test_the_error_of_ridge_is_that_on_validation_rows_where_there_are_any():
+    generator = np.random.default_rng(0)
+    values, models = generator.normal(size=(90, 4)), np.arange(90)
+    y = values @ generator.normal(size=(4, 2)) + generator.normal(size=(90, 2))
+    design = Design(values[:60], models[:60], values[60:80])
+    fit, guess = design.ridge(y[:60], values[80:], y[60:80]), design.ridge(y[:60], values[60:80]).predicted
+    assert fit.error == pytest.approx(np.mean((y[60:80] - guess) ** 2, axis=0))
+    assert len(fit.predicted) == 10
+
+
+def test_the_strongest_baseline_is_chosen_by_validation_models_and_by_kind():
+    zoo_table, causes, _ = planted(models=200, noise=0.3)
+    val = np.array(zoo_table.column("split").to_pylist()) == "val"
+    test = np.array(zoo_table.column("split").to_pylist()) == "test"
+    generator = np.random.default_rng(1)
+    # Better on the test models alone, and so not to be chosen.
+    lucky = causes + np.where(test, 0.0, 1.0)[:, None] * generator.normal(size=causes.shape)
+    steady = causes + np.where(val, 0.2, 0.6)[:, None] * generator.normal(size=causes.shape)
+    queries = dataclasses.replace(features("responses", causes), reads="queries")
+    sets = [features("embedding:a", causes, "labels"), features("statistics", lucky), features("spectra", steady)]
+    asking = dataclasses.replace(features("embedding:q", causes, "no_labels"), reads="queries")
+    rows = table(zoo_table, [*sets, queries, asking], [named_target(zoo_table, "label")])
+    flagged = {(row["metric"], row["features"]) for row in rows if row.get("strongest")}
+    metrics = ("r2_within_cell", "r2")
+    assert flagged == {(m, f) for m in metrics for f in ("embedding:a - spectra", "embedding:q - responses")}
+    assert sum(bool(row.get("strongest")) for row in rows) == 4
+
+
+def test_what_an_embedding_adds_is_the_difference_to_the_bar_by_the_same_probe():
+    zoo_table, causes, _ = planted(models=150, noise=0.3)
+    bar = features("statistics+spectra", causes[:, :2])
+    rows = table(zoo_table, [features("embedding:a", causes[:, 2:], "labels"), bar], [named_target(zoo_table, "label")])
+    both, alone = "embedding:a + statistics+spectra", "statistics+spectra"
+    for probe_name in ("ridge", "gradient_boosting"):
+        added = found(rows, features=f"{both} - {alone}", probe=probe_name, metric="r2_within_cell")
+        first, second = (found(rows, features=f, probe=probe_name, metric="r2_within_cell") for f in (both, alone))
+        assert added["adds"]
+        assert added["value"] == pytest.approx(first["value"] - second["value"])
+    assert found(rows, features=both, probe="ridge", metric="r2_within_cell")["value"] > 0.8
+    assert found(rows, features=f"{both} - {alone}", probe="ridge", metric="r2_within_cell")["low"] > 0
+
+
+def test_targets_whose_ingredients_were_trained_on_are_marked_and_come_last():
+    zoo_table, causes, _ = planted(models=80)
+    zoo_table = zoo_table.append_column("other", [causes[:, 0]])
+    adjacent = dataclasses.replace(features("embedding:a", causes, "no_labels"), label_adjacent=("label",))
+    targets = [named_target(zoo_table, name) for name in ("label", "other")]
+    rows = table(zoo_table, [adjacent, features("statistics", causes)], targets)
+    assert list(dict.fromkeys(row["target"] for row in rows)) == ["other", "label"]
+    for row in rows:
+        assert row["label_adjacent"] == (row["target"] == "label" and row["features"].startswith("embedding:a"))
+
+
+def test_an_encoder_is_set_against_itself_before_training():
+    zoo_table, causes, _ = planted(models=80)
+    made = {"made_for": {("in_distribution", None): causes}, "encoder": "E"}
+    sets = [
+        Embedding(name="embedding:a", learned_with="labels", **made),
+        Embedding(name="untrained:E", **made),
+        Embedding(name="untrained:F", **made | {"encoder": "F"}),
+    ]
+    rows = table(zoo_table, sets, [named_target(zoo_table, "label")])
+    differences = {row["features"] for row in rows if " - " in row["features"]}
+    assert differences == {"embedding:a - untrained:E"}
+    row = found(rows, features="embedding:a - untrained:E", metric="r2")
+    assert (row["value"], row["low"], row["high"]) == (0, 0, 0)
+    assert found(rows, features="untrained:E", metric="r2")["learned_with"] is None

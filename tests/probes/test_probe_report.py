@@ -20,12 +20,14 @@ from tests.probes.test_probe_targets import make_table
 from tests.weightspace.zoos import write_zoo
 from weightspace.store import open_zoo
 
+BASELINES = ("statistics", "spectra", "statistics+spectra", "markov", "responses", "metadata")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
     """Few trees and resamples, for these tests are of what is said and not of numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "BOOSTING_ITERATIONS", (5,))
+        patch.setattr(probe, "MOST_TREES", 5)
         patch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 10)
         yield
 
@@ -63,7 +65,8 @@ def test_probes_json_holds_the_rows_and_where_they_come_from(done, zoo):
     assert [target["name"] for target in document["targets"]] == ["score", "decay", "family"]
     assert document["excluded"]["in_distribution"]["score"]["step_0"] > 0
     assert "scikit-learn" in document["created_with"]
-    wanted = {"embedding:first", "embedding:second", "metadata", "statistics", "spectra", "shuffled"}
+    wanted = {"embedding:first", "embedding:second", *BASELINES, "shuffled"}
+    wanted |= {f"embedding:{name} + statistics+spectra" for name in ("first", "second")}
     assert {row["features"] for row in rows if " - " not in row["features"]} == wanted
     learned = {row["features"]: row["learned_with"] for row in rows}
     assert (learned["embedding:first"], learned["embedding:second"], learned["statistics"]) == (

@@ -8,21 +8,26 @@ import pytest
 import safetensors.torch
 import torch
 
-from probes import benchmark, bootstrap, evaluation
+from probes import benchmark, bootstrap, fitting, scoring
 from probes.cli import main
-from probes.probe import Design
+from probes.probe import Design, Fit
 from tests.weightspace import zoos
 from weightspace.store import open_zoo
 
 BOOSTING = Design.boosting
 
 
+def _by_ridge(design, y, values):
+    fit = design.ridge(y[:, None], values)
+    return Fit(fit.predicted[:, 0], fit.error[0])
+
+
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """Fewer resamples, and no boosted trees, which take seconds and are tried on two models on their own below."""
-    monkeypatch.setattr(Design, "boosting", lambda self, y, values: self.ridge(y[:, None], values)[:, 0])
-    monkeypatch.setattr(evaluation, "NUM_RESAMPLES", 40)
-    monkeypatch.setattr(evaluation, "NUM_PERMUTATIONS", 4)
+    monkeypatch.setattr(Design, "boosting", lambda self, y, values, y_val=None: _by_ridge(self, y, values))
+    monkeypatch.setattr(scoring, "NUM_RESAMPLES", 40)
+    monkeypatch.setattr(fitting, "NUM_PERMUTATIONS", 4)
     monkeypatch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 20)
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import r2_score
 
-from probes import bootstrap, evaluation, probe, report
+from probes import bootstrap, evaluation, fitting, probe, report, scoring
 from probes.bootstrap import Resamples
 from probes.cli import main
 from probes.evaluation import evaluate
@@ -30,12 +30,12 @@ DIVISIONS = [(split, fold) for split, fold, *_ in HELD_OUT]
 def quick():
     """Few trees, resamples and permutations, for these tests are of what is seen and said."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "BOOSTING_ITERATIONS", (3,))
+        patch.setattr(probe, "MOST_TREES", 3)
         patch.setattr(probe, "LOGISTIC_ALPHAS", (1e2,))
         patch.setattr(probe, "RIDGE_ALPHAS", np.array([1e2, 1e0]))
         patch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 5)
-        patch.setattr(evaluation, "NUM_PERMUTATIONS", 2)
-        patch.setattr(evaluation, "NUM_RESAMPLES", 20)
+        patch.setattr(fitting, "NUM_PERMUTATIONS", 2)
+        patch.setattr(scoring, "NUM_RESAMPLES", 20)
         # Figures take seconds; other tests draw them.
         patch.setattr(report, "_figures", lambda predictions: [])
         patch.setattr(report, "_map", lambda *arguments: "")
@@ -52,19 +52,21 @@ class Recorded(Design):
 
     made: list = []
 
-    def __init__(self, values, models):
-        super().__init__(values, models)
+    def __init__(self, values, models, validation):
+        super().__init__(values, models, validation)
         self.values = values
         scaled = (self.scaler.mean_, self.scaler.scale_, self.path.mean, self.path.values, self.path.basis)
-        self.made.append([values, models, *scaled])
+        self.made.append([values, models, validation, *scaled])
 
-    def ridge(self, y, values):
-        self.made.append([y, super().ridge(y, self.values)])
-        return super().ridge(y, values)
+    def ridge(self, y, values, y_val=None):
+        fit = super().ridge(y, self.values, y_val)
+        self.made.append([y, fit.predicted, fit.error])
+        return super().ridge(y, values, y_val)
 
-    def boosting(self, y, values):
-        self.made.append([y, super().boosting(y, self.values)])
-        return super().boosting(y, values)
+    def boosting(self, y, values, y_val=None):
+        fit = super().boosting(y, self.values, y_val)
+        self.made.append([y, fit.predicted, fit.error])
+        return super().boosting(y, values, y_val)
 
     def logistic(self, y, values):
         self.made.append([y, super().logistic(y, self.values)])
@@ -73,7 +75,7 @@ class Recorded(Design):
 
 def fitted(path, split, fold, monkeypatch):
     """Everything that is fitted for one division."""
-    monkeypatch.setattr(evaluation, "Design", Recorded)
+    monkeypatch.setattr(fitting, "Design", Recorded)
     monkeypatch.setattr(Recorded, "made", [])
     opened = open_zoo(path)
     own = [one for one in divisions(opened.table, split) if one.fold == fold]
