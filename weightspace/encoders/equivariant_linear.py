@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, silu
 
 from weightspace.declaration import NODE_KINDS
 from weightspace.encoders.base import Encoder
+from weightspace.encoders.edge_functions import moments
 from weightspace.encoders.fields import Fields, read_fields
 from weightspace.encoders.lifts import EdgeLift, NodeLift, States
-from weightspace.encoders.linear_maps import Basis, LinearMaps
+from weightspace.encoders.linear_maps import Basis, LinearMaps, Maps
 from weightspace.encoders.standardisation import Scales
 from weightspace.graph import EDGE_TYPES
 from weightspace.store import Stack
@@ -59,7 +61,7 @@ class EquivariantLinear(Encoder):
         self.edges = EdgeLift(edge_dim, max_ends, constant=True)
         self.nodes = NodeLift(node_dim, max_layers, max_ends)
         self.layers = nn.ModuleList(LinearMaps(edge_dim, node_dim, max_ends, basis) for _ in range(num_layers))
-        self.edge_stats = 4 * edge_dim
+        self.node_dim, self.edge_stats = node_dim, 4 * edge_dim
         pooled = len(EDGE_TYPES) * self.edge_stats + 2 * len(NODE_KINDS) * node_dim + node_dim
         self.head = nn.Sequential(
             nn.LayerNorm(pooled),
@@ -77,37 +79,38 @@ class EquivariantLinear(Encoder):
         """Embeddings (models, embedding_dim) of all models of the stacks, a few models at a time."""
         pooled = []
         for stack in stacks:
-            spec, params = stack.effective
-            for first in range(0, len(stack), CHUNK):
-                chunk = {name: value[first : first + CHUNK] for name, value in params.items()}
-                pooled.append(self._pooled(read_fields(spec, chunk)))
+            fields = read_fields(*stack.effective)
+            edges, nodes = self.edges.over(fields, self.scales), self.nodes.over(fields, self.scales)
+            layers = [layer.over(fields) for layer in self.layers if isinstance(layer, LinearMaps)]
+            for chunk in fields.chunks(CHUNK):
+                first, present = edges(chunk)
+                states = States(edges=first, nodes=nodes(chunk), present=present)
+                pooled.append(self._pooled(chunk, states, layers))
         embedding: Tensor = self.head(torch.cat(pooled))
         return embedding
 
-    def _pooled(self, fields: Fields) -> Tensor:
+    def _pooled(self, fields: Fields, states: States, layers: Sequence[Maps]) -> Tensor:
         """Invariants (models, pooled) of the last states."""
-        edges, present = self.edges(fields, self.scales)
-        states = States(edges=edges, nodes=self.nodes(fields, self.scales), present=present)
-        graph = fields.like.new_zeros(fields.models, self.layers[0].node_dim)
-        for layer in self.layers:
-            u, z, whole = layer(fields, states, graph)
+        graph, present = fields.like.new_zeros(fields.models, self.node_dim), states.present
+        for layer in layers:
+            u, z, whole = layer(states, graph)
             edges = {}
             for pair, value in u.items():
                 value = torch.relu_(value)
                 edges[pair] = states.edges[pair] + (value * present[pair] if pair in present else value)
-            nodes = {axis: states.nodes[axis] + nn.functional.silu(value) for axis, value in z.items()}
-            states, graph = States(edges=edges, nodes=nodes, present=present), graph + nn.functional.silu(whole)
+            nodes = {axis: states.nodes[axis] + silu(value) for axis, value in z.items()}
+            states, graph = States(edges=edges, nodes=nodes, present=present), graph + silu(whole)
         return torch.cat([self._pooled_edges(fields, states), self._pooled_nodes(fields, states), graph], dim=-1)
 
     def _pooled_edges(self, fields: Fields, states: States) -> Tensor:
         by_type: dict[int, list[Tensor]] = {}
         for pair, e in states.edges.items():
-            values = [e.mean((1, 2)), e.square().mean((1, 2))]
+            values = [*moments(e)]
             if pair[0] == pair[1] and self.complete:
                 diagonal = e.diagonal(dim1=1, dim2=2)
                 values += [diagonal.mean(-1), diagonal.square().mean(-1)]
             stats = torch.cat(values, -1)
-            stats = nn.functional.pad(stats, (0, self.edge_stats - stats.shape[-1]))
+            stats = pad(stats, (0, self.edge_stats - stats.shape[-1]))
             by_type.setdefault(fields.types[pair], []).append(stats)
         return _by_class(by_type, len(EDGE_TYPES), self.edge_stats, fields)
 
@@ -115,7 +118,7 @@ class EquivariantLinear(Encoder):
         by_kind: dict[int, list[Tensor]] = {}
         for axis, x in states.nodes.items():
             by_kind.setdefault(fields.sets[axis].kind, []).append(torch.cat([x.mean(1), x.square().mean(1)], -1))
-        return _by_class(by_kind, len(NODE_KINDS), 2 * self.layers[0].node_dim, fields)
+        return _by_class(by_kind, len(NODE_KINDS), 2 * self.node_dim, fields)
 
 
 def _by_class(values: dict[int, list[Tensor]], number: int, width: int, fields: Fields) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Values:
     present: Tensor | None
     """(models, ..., row) 1 where an entry exists, None where all do."""
 
+    def of(self, models: slice) -> Values:
+        """The values of some of the models."""
+        return replace(self, values=self.values[models], present=None if self.present is None else self.present[models])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fields:
@@ -56,6 +60,23 @@ class Fields:
     loops: Mapping[str, Values]
     like: Tensor
     """A scalar of the dtype and device of the weights."""
+
+    def masked(self, pair: Pair) -> bool:
+        """Whether a mask leaves edges of a pair of axes out."""
+        return pair in self.edges and self.edges[pair].present is not None
+
+    def chunks(self, size: int) -> Iterator[Fields]:
+        """The fields of `size` models at a time."""
+        for first in range(0, self.models, size):
+            part = slice(first, min(first + size, self.models))
+            yield replace(
+                self,
+                models=part.stop - part.start,
+                edges={nodes: value.of(part) for nodes, value in self.edges.items()},
+                triples={nodes: value.of(part) for nodes, value in self.triples.items()},
+                nodes={axis: value.of(part) for axis, value in self.nodes.items()},
+                loops={axis: value.of(part) for axis, value in self.loops.items()},
+            )
 
 
 def read_fields(spec: WeightSpec, params: Mapping[str, Tensor]) -> Fields:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES
-from weightspace.encoders.fields import Fields, Pair, Values
+from weightspace.encoders.fields import Fields, NodeSet, Pair, Values
 from weightspace.encoders.positions import Patterns, codes, num_codes
 from weightspace.encoders.standardisation import Scales
 from weightspace.graph import CHANNELS, EDGE_TYPES
@@ -44,35 +44,56 @@ class EdgeLift(nn.Module):
         self.to_places = Patterns(edge_dim, num_codes(max_ends))
         self.from_places = Patterns(edge_dim, num_codes(max_ends))
 
-    def forward(self, fields: Fields, scales: Scales) -> tuple[dict[Pair, Tensor], dict[Pair, Tensor]]:
-        """States (models, to, from, channel) and presence (models, to, from, 1), where masked, of every pair."""
+    def over(self, fields: Fields, scales: Scales) -> Lift:
+        """The lift of the edges of one declaration, to be used for as many models as there are."""
+        return Lift(self, fields, scales)
+
+    def rows(self, kind: int, part: Values, scale: Tensor, *, masked: bool) -> tuple[Tensor, Tensor | None]:
+        """Weights (row, channel) of values, and those of what is there: by row, or their sum, or None."""
+        weight, present = self.weight[kind, part.channels] / scale[:, None], self.present[kind, part.channels]
+        if masked:
+            return weight, present
+        return weight, present.sum(0) if self.constant else None
+
+
+class Lift:
+    """The first edge states of one declaration: fields -> states and presence (models, to, from, 1) where masked."""
+
+    def __init__(self, lift: EdgeLift, fields: Fields, scales: Scales) -> None:
+        self.sides = lift.sides
+        self.pairs = {}
+        for pair, part in fields.edges.items():
+            scale = scales.of_edges(fields.types[pair], part)
+            self.pairs[pair] = lift.rows(fields.types[pair], part, scale, masked=fields.masked(pair))
+        self.triples = {
+            nodes: lift.triple[part.channels] / scales.of_edges(fields.types[nodes], part)[:, None]
+            for nodes, part in fields.triples.items()
+        }
+        ordered = {axis: nodes.size for axis, nodes in fields.sets.items() if nodes.ordered}
+        self.to_places = {axis: lift.to_places(size)[:, None] for axis, size in ordered.items()}
+        self.from_places = {axis: lift.from_places(size) for axis, size in ordered.items()}
+
+    def __call__(self, fields: Fields) -> tuple[dict[Pair, Tensor], dict[Pair, Tensor]]:
         edges, present = {}, {}
         for pair, part in fields.edges.items():
-            kind = fields.types[pair]
-            weight = self.weight[kind, part.channels] / scales.of_edges(kind, part)[:, None]
+            weight, there = self.pairs[pair]
             e = part.values @ weight
+            if there is not None:
+                e = e + (there if part.present is None else part.present @ there)
             if part.present is not None:
                 present[pair] = part.present.amax(-1, keepdim=True)
-                e = e + part.present @ self.present[kind, part.channels]
-            elif self.constant:
-                e = e + self.present[kind, part.channels].sum(0)
-            edges[pair] = self._placed(fields, pair, e)
-        for nodes, part in fields.triples.items():
-            for pair, value in self._pairs(nodes, part, scales.of_edges(fields.types[nodes], part)):
-                placed = self._placed(fields, pair, value)
-                edges[pair] = edges[pair] + placed if pair in edges else placed
+            edges[pair] = self._placed(pair, e)
+        for (to, first, second), part in fields.triples.items():
+            t = torch.relu(part.values @ self.triples[to, first, second])
+            for pair, axis, side in (((to, first), 3, 0), ((to, second), 2, 1)):
+                value = self._placed(pair, t.mean(axis) @ self.sides[side])
+                edges[pair] = edges[pair] + value if pair in edges else value
         return edges, present
 
-    def _pairs(self, nodes: tuple[str, str, str], part: Values, scale: Tensor) -> list[tuple[Pair, Tensor]]:
-        to, first, second = nodes
-        t = torch.relu((part.values / scale) @ self.triple[part.channels])
-        return [((to, first), t.mean(3) @ self.sides[0]), ((to, second), t.mean(2) @ self.sides[1])]
-
-    def _placed(self, fields: Fields, pair: Pair, e: Tensor) -> Tensor:
-        to, source = (fields.sets[axis] for axis in pair)
-        if source.ordered:
-            e = e * self.from_places(source.size)
-        return e * self.to_places(to.size)[:, None] if to.ordered else e
+    def _placed(self, pair: Pair, e: Tensor) -> Tensor:
+        for places, axis in ((self.to_places, pair[0]), (self.from_places, pair[1])):
+            e = e * places[axis] if axis in places else e
+        return e
 
 
 class NodeLift(nn.Module):
@@ -91,27 +112,40 @@ class NodeLift(nn.Module):
         self.layer = nn.Embedding(max_layers, node_dim)
         self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
 
-    def forward(self, fields: Fields, scales: Scales) -> dict[str, Tensor]:
-        """States (models, axis, channel) of every node set."""
+    def over(self, fields: Fields, scales: Scales) -> Nodes:
+        """The lift of the nodes of one declaration, to be used for as many models as there are."""
+        return Nodes(self, fields, scales)
+
+    def declared(self, nodes: NodeSet, like: Tensor) -> Tensor:
+        """What is known of nodes without their weights: (axis or 1, channel)."""
+        x = self.size(like.new_full((1, 1), float(nodes.size)).log()) + self.kind.weight[nodes.kind]
+        x = x + self.layer.weight[nodes.layer] + self.nonlinearity.weight[nodes.nonlinearity]
+        return x + self.place(codes(nodes.size, self.number, like)) if nodes.ordered else x
+
+
+class Nodes:
+    """The first node states of one declaration: fields -> states (models, axis, channel) of every node set."""
+
+    def __init__(self, lift: NodeLift, fields: Fields, scales: Scales) -> None:
+        self.declared = {axis: lift.declared(nodes, fields.like) for axis, nodes in fields.sets.items()}
+        self.vectors, self.loops = {}, {}
+        for axis, part in fields.nodes.items():
+            kind = fields.sets[axis].kind
+            weight = lift.vector[kind, part.channels] / scales.of_nodes(kind, part)[:, None]
+            self.vectors[axis] = weight, lift.vector_present[kind, part.channels]
+        for axis, part in fields.loops.items():
+            kind = fields.sets[axis].kind
+            weight = lift.loop[kind, part.channels] / scales.of_loops(part)[:, None]
+            self.loops[axis] = weight, lift.loop_present[kind, part.channels]
+
+    def __call__(self, fields: Fields) -> dict[str, Tensor]:
         states = {}
         for axis, nodes in fields.sets.items():
-            size = fields.like.new_full((1,), float(nodes.size)).log()
-            x = self.size(size) + self.kind.weight[nodes.kind] + self.layer.weight[nodes.layer]
-            x = x + self.nonlinearity.weight[nodes.nonlinearity]
-            if nodes.ordered:
-                x = x + self.place(codes(nodes.size, self.number, fields.like))
-            if axis in fields.nodes:
-                part = fields.nodes[axis]
-                scale = scales.of_nodes(nodes.kind, part)
-                x = x + _rows(part, scale, self.vector[nodes.kind], self.vector_present[nodes.kind])
-            if axis in fields.loops:
-                part = fields.loops[axis]
-                x = x + _rows(part, scales.of_loops(part), self.loop[nodes.kind], self.loop_present[nodes.kind])
+            x = self.declared[axis]
+            for values, weights in ((fields.nodes, self.vectors), (fields.loops, self.loops)):
+                if axis in values:
+                    part, (weight, present) = values[axis], weights[axis]
+                    there = present.sum(0) if part.present is None else part.present @ present
+                    x = x + there + part.values @ weight
             states[axis] = x.expand(fields.models, nodes.size, -1)
         return states
-
-
-def _rows(part: Values, scale: Tensor, weight: Tensor, present: Tensor) -> Tensor:
-    """Sum over rows of standardised values times their weights, and which rows are there."""
-    known = present[part.channels].sum(0) if part.present is None else part.present @ present[part.channels]
-    return (part.values / scale) @ weight[part.channels] + known

@@ -34,7 +34,8 @@ class Scales(nn.Module):
         for stack in stacks:
             for scale, index, part in self._parts(read_fields(*stack.effective)):
                 present = torch.ones_like(part.values) if part.present is None else part.present
-                for total, value in zip(sums[id(scale)], (part.values.double().square(), present.double()), strict=True):
+                squares = part.values.double().square()
+                for total, value in zip(sums[id(scale)], (squares, present.double()), strict=True):
                     total[index].index_add_(0, part.channels.cpu(), value.flatten(0, -2).sum(0).cpu())
         for scale in (self.edge, self.node):
             square, count = sums[id(scale)]
