@@ -5,7 +5,8 @@ import torch
 
 from tests.trial_members.second_order import SecondOrder
 from weightspace import families
-from weightspace.encoders.equivariant_linear import CHUNK, EquivariantLinear
+from weightspace.encoders import fields
+from weightspace.encoders.equivariant_linear import EquivariantLinear
 from weightspace.encoders.matrix_power import MatrixPower, Product
 from weightspace.encoders.standardisation import Scales
 from weightspace.families.elman import Elman
@@ -61,8 +62,9 @@ def test_every_tensor_with_three_node_axes_is_read_and_its_axes_are_tied(kind):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_mixed_families_in_one_batch_and_in_chunks_are_read_as_each_model_alone(kind):
-    stacks = [stack(Elman(input_size=2, hidden_size=6, output_size=1), models=CHUNK + 3),
+def test_mixed_families_in_one_batch_and_in_chunks_are_read_as_each_model_alone(kind, monkeypatch):
+    monkeypatch.setattr(fields, "CACHED", 1)
+    stacks = [stack(Elman(input_size=2, hidden_size=6, output_size=1), models=fields.MIN_CHUNK + 1),
               stack(GRU(input_size=1, hidden_size=4, output_size=2), models=2)]  # fmt: skip
     encoder = made(kind, stacks[0])
     alone = [

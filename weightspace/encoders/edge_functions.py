@@ -42,9 +42,11 @@ class SquareUpdate(torch.autograd.Function):
         ctx.with_diagonal, ctx.both = d is not None, weights.shape[1] > e.shape[-1]
         u = e @ weights
         if ctx.both:
-            entry, opposite = u.chunk(2, dim=-1)
+            # Both terms lie along sources before the second half is turned: one addition over contiguous memory.
+            entry, opposite = u.add_(torch.cat([q, p], dim=-1)[:, None]).chunk(2, dim=-1)
             u = entry + opposite.transpose(1, 2)
-        u.add_(p[:, :, None]).add_(q[:, None])
+        else:
+            u.add_(p[:, :, None]).add_(q[:, None])
         if d is not None:
             u.diagonal(dim1=1, dim2=2).add_(d.mT)
         return u

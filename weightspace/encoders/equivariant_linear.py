@@ -20,8 +20,6 @@ from weightspace.graph import EDGE_TYPES
 from weightspace.store import Stack
 
 MAX_WIDTH = 2**16
-CHUNK = 16
-"""Models that are read at once: their fields stay in the cache of a core."""
 
 
 class EquivariantLinear(Encoder):
@@ -61,7 +59,7 @@ class EquivariantLinear(Encoder):
         self.edges = EdgeLift(edge_dim, max_ends, constant=True)
         self.nodes = NodeLift(node_dim, max_layers, max_ends)
         self.layers = nn.ModuleList(LinearMaps(edge_dim, node_dim, max_ends, basis) for _ in range(num_layers))
-        self.node_dim, self.edge_stats = node_dim, 4 * edge_dim
+        self.edge_dim, self.node_dim, self.edge_stats = edge_dim, node_dim, 4 * edge_dim
         pooled = len(EDGE_TYPES) * self.edge_stats + 2 * len(NODE_KINDS) * node_dim + node_dim
         self.head = nn.Sequential(
             nn.LayerNorm(pooled),
@@ -82,7 +80,7 @@ class EquivariantLinear(Encoder):
             fields = read_fields(*stack.effective)
             edges, nodes = self.edges.over(fields, self.scales), self.nodes.over(fields, self.scales)
             layers = [layer.over(fields) for layer in self.layers if isinstance(layer, LinearMaps)]
-            for chunk in fields.chunks(CHUNK):
+            for chunk in fields.chunks(self.edge_dim):
                 first, present = edges(chunk)
                 states = States(edges=first, nodes=nodes(chunk), present=present)
                 pooled.append(self._pooled(chunk, states, layers))

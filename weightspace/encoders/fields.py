@@ -14,6 +14,10 @@ from weightspace.rows import Row, rows
 from weightspace.spec import WeightSpec
 
 Pair = tuple[str, str]
+CACHED = 2**18
+"""Numbers of one field that are read at once, 1 MB: so the few fields of a layer stay in a cache of 2 MB or little more."""
+MIN_CHUNK = 4
+"""Fewest models that are read at once: below, the calls cost more than the numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +69,10 @@ class Fields:
         """Whether a mask leaves edges of a pair of axes out."""
         return pair in self.edges and self.edges[pair].present is not None
 
-    def chunks(self, size: int) -> Iterator[Fields]:
-        """The fields of `size` models at a time."""
+    def chunks(self, channels: int) -> Iterator[Fields]:
+        """The fields of so many models at a time that edge states of so many channels stay in the cache of a core."""
+        entries = sum(self.sets[nodes[0]].size * self.sets[nodes[1]].size for nodes in self.types)
+        size = max(MIN_CHUNK, CACHED // max(1, entries * channels))
         for first in range(0, self.models, size):
             part = slice(first, min(first + size, self.models))
             yield replace(

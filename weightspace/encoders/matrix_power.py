@@ -18,8 +18,6 @@ from weightspace.graph import CHANNELS
 from weightspace.store import Stack
 
 MAX_WIDTH = 2**16
-CHUNK = 16
-"""Models that are read at once: their fields stay in the cache of a core."""
 
 
 class MatrixPower(Encoder):
@@ -63,7 +61,7 @@ class MatrixPower(Encoder):
         stats = 5 * (edge_dim + num_layers * product_dim)
         self.hear = nn.Sequential(nn.LayerNorm(node_dim + stats), nn.Linear(node_dim + stats, 2 * node_dim), nn.SiLU())
         self.node = nn.Linear(2 * node_dim, node_dim)
-        self.traced = edge_dim + num_layers * product_dim
+        self.edge_dim, self.traced = edge_dim, edge_dim + num_layers * product_dim
         pooled = len(NODE_KINDS) * (self.traced + 2 * node_dim) + self.traced
         self.head = nn.Sequential(
             nn.LayerNorm(pooled),
@@ -83,7 +81,7 @@ class MatrixPower(Encoder):
         for stack in stacks:
             fields = read_fields(*stack.effective)
             lift, nodes = self.edges.over(fields, self.scales), self.nodes.over(fields, self.scales)
-            for chunk in fields.chunks(CHUNK):
+            for chunk in fields.chunks(self.edge_dim):
                 x = torch.cat(list(nodes(chunk).values()), dim=1)
                 pooled.append(self._pooled(chunk, self._field(chunk, lift), x))
         embedding: Tensor = self.head(torch.cat(pooled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,16 @@ def num_codes(max_ends: int) -> int:
 
 def codes(size: int, number: int, like: Tensor) -> Tensor:
     """Codes (position, code) of the places of an ordered axis: waves that tell as many apart as the longest has."""
-    place = torch.arange(size, device=like.device)[:, None]
-    angle = place * torch.pi / 2.0 ** torch.arange((number - 1) // 2, device=like.device)
-    waves = [torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])]
-    return torch.cat(waves, dim=1).to(like.dtype)
+    return _codes(size, number, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+def _codes(size: int, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept for calls that record gradients, too, whatever the mode of the first one is.
+    with torch.inference_mode(False):
+        place = torch.arange(size, device=device, dtype=torch.float64)[:, None]
+        angle = place * torch.pi / 2.0 ** torch.arange((number - 1) // 2, device=device)
+        return torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1).to(dtype)
 
 
 class Patterns(nn.Module):
