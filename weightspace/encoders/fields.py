@@ -15,7 +15,7 @@ from weightspace.spec import WeightSpec
 
 Pair = tuple[str, str]
 CACHED = 2**18
-"""Numbers of one field that are read at once, 1 MB: so the few fields of a layer stay in a cache of 2 MB or little more."""
+"""Numbers of one field that are read at once, 1 MB: so the few fields of a layer stay in a cache of 2 MB or so."""
 MIN_CHUNK = 4
 """Fewest models that are read at once: below, the calls cost more than the numbers."""
 
