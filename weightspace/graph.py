@@ -133,7 +133,7 @@ def _made_layout(spec: WeightSpec) -> Layout:
         node_roles[offsets[axis], channels[name]] = 1
     edge_type = torch.full((size, size), -1, dtype=torch.long)
     for name, (to, source) in _edges_of_tensors(spec, offsets).items():
-        edge_type[to, source] = _edge_type(spec, spec.node_axes(name))
+        edge_type[to, source] = type_of_connection(spec, spec.node_axes(name))
         for channel in channels[name]:
             edge_roles[to, source, channel] = 1
     constant = torch.zeros_like(edge_roles)
@@ -201,7 +201,7 @@ def _connections_of_pairs(spec: WeightSpec, offsets: Mapping[str, slice]) -> Ite
             yield PairConnections(pairs, offsets[source].start + units[:, number], EDGE_TYPES.index(edge))
 
 
-def _edge_type(spec: WeightSpec, nodes: tuple[str, ...]) -> int:
+def type_of_connection(spec: WeightSpec, nodes: tuple[str, ...]) -> int:
     """Edge type of a tensor with these node axes; one axis means a diagonal."""
     if len(nodes) == 1:
         return EDGE_TYPES.index("self")

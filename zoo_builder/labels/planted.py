@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
@@ -18,7 +19,7 @@ class MemoryMode(Label):
     gain: float = 1.5
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
-        self._matrix(spec)
+        recurrent_matrix(spec, type(self).__name__)
         return (
             LabelColumn(
                 name="memory_mode",
@@ -29,11 +30,33 @@ class MemoryMode(Label):
         )
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        matrix = driven.effective[self._matrix(driven.family.effective_spec)]
+        matrix = driven.effective[recurrent_matrix(driven.family.effective_spec, type(self).__name__)]
         return {"memory_mode": matrix.diagonal(dim1=1, dim2=2).sum(-1) / self.gain}
 
-    def _matrix(self, spec: WeightSpec) -> str:
-        rows = rows_of_recurrent(spec)
-        if len(rows) != 1 or any(row.name for row in rows.values()):
-            raise ValueError(f"MemoryMode needs exactly one recurrent matrix without gate rows; found {sorted(rows)}.")
-        return next(iter(rows.values())).tensor
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralAbscissa(Label):
+    """The largest real part of the eigenvalues of the recurrent matrix."""
+
+    def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
+        recurrent_matrix(spec, type(self).__name__)
+        return (
+            LabelColumn(
+                name="spectral_abscissa",
+                unit="1",
+                definition="Largest real part of the eigenvalues of the recurrent matrix.",
+                source="Trefethen and Embree, Spectra and Pseudospectra, Princeton University Press 2005",
+            ),
+        )
+
+    def measure(self, driven: Driven) -> dict[str, Tensor]:
+        matrix = driven.effective[recurrent_matrix(driven.family.effective_spec, type(self).__name__)]
+        return {"spectral_abscissa": torch.linalg.eigvals(matrix.double()).real.amax(-1)}
+
+
+def recurrent_matrix(spec: WeightSpec, label: str) -> str:
+    """Name of the one recurrent matrix that a label measures; ValueError where there is none, or gate rows, or more."""
+    rows = rows_of_recurrent(spec)
+    if len(rows) != 1 or any(row.name for row in rows.values()):
+        raise ValueError(f"{label} needs exactly one recurrent matrix without gate rows; found {sorted(rows)}.")
+    return next(iter(rows.values())).tensor

@@ -1,0 +1,126 @@
+"""Layers of all linear permutation-equivariant maps of a weight space, with pointwise nonlinearities between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu
+
+from weightspace.declaration import NODE_KINDS
+from weightspace.encoders.base import Encoder
+from weightspace.encoders.edge_functions import moments
+from weightspace.encoders.fields import Fields, read_fields
+from weightspace.encoders.lifts import EdgeLift, NodeLift, States
+from weightspace.encoders.linear_maps import Basis, LinearMaps, Maps
+from weightspace.encoders.standardisation import Scales
+from weightspace.graph import EDGE_TYPES
+from weightspace.store import Stack
+
+MAX_WIDTH = 2**16
+
+
+class EquivariantLinear(Encoder):
+    """Complete linear equivariant maps and relu, invariant to permutations of hidden units and factors.
+
+    Weight spaces as in DWSNets (Navon et al., ICML 2023, arXiv 2301.12780), NFN (Zhou et al., NeurIPS 2023, arXiv
+    2302.14040) and universal neural functionals (Zhou et al., NeurIPS 2024, arXiv 2402.05232), with both axes of a
+    recurrent matrix tied: see `LinearMaps`, and there for the option `basis`. States are e <- e + relu(u), x <- x +
+    silu(z); pooled by connection type and node kind: means, mean squares, and those of diagonals.
+
+    Shapes: stacks of (models, ...) params -> (models, embedding_dim).
+    """
+
+    symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        edge_dim: int = 8,
+        node_dim: int = 40,
+        num_layers: int = 3,
+        basis: Basis = "complete",
+        dropout: float = 0.0,
+        max_layers: int = 8,
+        max_ends: int = 256,
+    ) -> None:
+        super().__init__(embedding_dim)
+        sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "num_layers": num_layers}
+        for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
+            if not 1 <= size <= MAX_WIDTH:
+                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
+        if basis not in ("complete", "six"):
+            raise ValueError(f"`basis` (={basis!r}) must be 'complete' or 'six'.")
+        self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
+        self.complete = basis == "complete"
+        self.scales = Scales()
+        self.edges = EdgeLift(edge_dim, max_ends, constant=True)
+        self.nodes = NodeLift(node_dim, max_layers, max_ends)
+        self.layers = nn.ModuleList(LinearMaps(edge_dim, node_dim, max_ends, basis) for _ in range(num_layers))
+        self.edge_dim, self.node_dim, self.edge_stats = edge_dim, node_dim, 4 * edge_dim
+        pooled = len(EDGE_TYPES) * self.edge_stats + 2 * len(NODE_KINDS) * node_dim + node_dim
+        self.head = nn.Sequential(
+            nn.LayerNorm(pooled),
+            nn.Dropout(dropout),
+            nn.Linear(pooled, 2 * embedding_dim),
+            nn.SiLU(),
+            nn.Linear(2 * embedding_dim, embedding_dim),
+        )
+
+    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
+        """Root mean square of training weights by (connection type, channel) and (node kind, channel), as buffers."""
+        self.scales.fit(stacks)
+
+    def forward(self, stacks: Sequence[Stack]) -> Tensor:
+        """Embeddings (models, embedding_dim) of all models of the stacks, a few models at a time."""
+        pooled = []
+        for stack in stacks:
+            fields = read_fields(*stack.effective)
+            edges, nodes = self.edges.over(fields, self.scales), self.nodes.over(fields, self.scales)
+            layers = [layer.over(fields) for layer in self.layers if isinstance(layer, LinearMaps)]
+            for chunk in fields.chunks(self.edge_dim):
+                first, present = edges(chunk)
+                states = States(edges=first, nodes=nodes(chunk), present=present)
+                pooled.append(self._pooled(chunk, states, layers))
+        embedding: Tensor = self.head(torch.cat(pooled))
+        return embedding
+
+    def _pooled(self, fields: Fields, states: States, layers: Sequence[Maps]) -> Tensor:
+        """Invariants (models, pooled) of the last states."""
+        graph, present = fields.like.new_zeros(fields.models, self.node_dim), states.present
+        for layer in layers:
+            u, z, whole = layer(states, graph)
+            edges = {}
+            for pair, value in u.items():
+                value = torch.relu_(value)
+                edges[pair] = states.edges[pair] + (value * present[pair] if pair in present else value)
+            nodes = {axis: states.nodes[axis] + silu(value) for axis, value in z.items()}
+            states, graph = States(edges=edges, nodes=nodes, present=present), graph + silu(whole)
+        return torch.cat([self._pooled_edges(fields, states), self._pooled_nodes(fields, states), graph], dim=-1)
+
+    def _pooled_edges(self, fields: Fields, states: States) -> Tensor:
+        by_type: dict[int, list[Tensor]] = {}
+        for pair, e in states.edges.items():
+            values = [*moments(e)]
+            if pair[0] == pair[1] and self.complete:
+                diagonal = e.diagonal(dim1=1, dim2=2)
+                values += [diagonal.mean(-1), diagonal.square().mean(-1)]
+            stats = torch.cat(values, -1)
+            stats = pad(stats, (0, self.edge_stats - stats.shape[-1]))
+            by_type.setdefault(fields.types[pair], []).append(stats)
+        return _by_class(by_type, len(EDGE_TYPES), self.edge_stats, fields)
+
+    def _pooled_nodes(self, fields: Fields, states: States) -> Tensor:
+        by_kind: dict[int, list[Tensor]] = {}
+        for axis, x in states.nodes.items():
+            by_kind.setdefault(fields.sets[axis].kind, []).append(torch.cat([x.mean(1), x.square().mean(1)], -1))
+        return _by_class(by_kind, len(NODE_KINDS), 2 * self.node_dim, fields)
+
+
+def _by_class(values: dict[int, list[Tensor]], number: int, width: int, fields: Fields) -> Tensor:
+    """Means (models, class * width) of the values of each class, 0 where it has none."""
+    nothing = fields.like.new_zeros(fields.models, width)
+    means = [torch.stack(values[i]).mean(0) if i in values else nothing for i in range(number)]
+    return torch.cat(means, dim=-1)
