@@ -16,7 +16,7 @@ from weightspace.recipes import recipe
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = {"supervised": "embeddings.safetensors", "emulation": "embeddings_no_labels.safetensors"}
+EMBEDDINGS = {"supervised": "embeddings.safetensors", "state_geometry": "embeddings_no_labels.safetensors"}
 SPLITS = ("in_distribution", "new_task", "new_size")
 """Splits of the report: encoders are trained for the first; on the others it has the baselines alone. Folds of families
 would take another minute."""
@@ -27,7 +27,7 @@ SECONDS_BETWEEN_REPORTS = 20
 def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] = "default") -> dict[str, Any]:
     """Build, fit, embed, probe and report under `out`; a stage that is already there is not done again.
 
-    Leaves `zoo/`, `run/supervised/`, `run/emulation/`, `embeddings.safetensors` (learned with labels),
+    Leaves `zoo/`, `run/supervised/`, `run/state_geometry/`, `embeddings.safetensors` (learned with labels),
     `embeddings_no_labels.safetensors` and `probes/`. Returns the paths by name and the rows of probes.json.
     """
     if size not in ("tiny", "default"):
