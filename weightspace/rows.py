@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -77,6 +78,18 @@ def unfolded(value: Tensor) -> Tensor:
 
 def row_specs(spec: WeightSpec, names: Iterable[str] | None = None) -> Iterator[RowSpec]:
     """Every channel row of these tensors as declared; of all but masks if None."""
+    return iter(_row_specs(spec.to_json(), tuple(spec.tensors), None if names is None else tuple(names)))
+
+
+@lru_cache(maxsize=1024)
+def _row_specs(text: str, order: tuple[str, ...], names: tuple[str, ...] | None) -> tuple[RowSpec, ...]:
+    """Rows of a declaration written as JSON, tensors in this order: kept, because encoders read them in every batch."""
+    spec = WeightSpec.from_json(text)
+    ordered = replace(spec, tensors={name: spec.tensors[name] for name in order})
+    return tuple(_made_row_specs(ordered, names))
+
+
+def _made_row_specs(spec: WeightSpec, names: tuple[str, ...] | None) -> Iterator[RowSpec]:
     slots = slots_of(spec.axes, spec.tensors)
     for name in slots if names is None else names:
         roles = spec.tensors[name].row_roles
@@ -100,7 +113,7 @@ def rows(spec: WeightSpec, params: Mapping[str, Tensor], names: Iterable[str] | 
         if spec.channel_axis(row.tensor) is not None:
             value, mask = value[:, row.index], None if mask is None else mask[:, row.index]
         value = value.abs() if tensor.domain == "even" else value
-        yield Row(**{item.name: getattr(row, item.name) for item in fields(row)}, value=value, mask=mask)
+        yield Row(**vars(row), value=value, mask=mask)
 
 
 def flip_even(spec: WeightSpec, params: Mapping[str, Tensor], generator: torch.Generator) -> Params:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -232,6 +233,10 @@ class WeightSpec:
 
     def to_json(self) -> str:
         """The declaration as one line of JSON, equal specs giving equal text."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod

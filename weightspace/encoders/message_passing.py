@@ -110,7 +110,8 @@ class MessagePassing(Encoder):
 
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of stacks, by the dense path."""
-        return torch.cat([self._forward_dense(dense_graphs(*stack.effective)) for stack in stacks])
+        weights: dict[int, Tensor] = {}
+        return torch.cat([self._forward_dense(dense_graphs(*stack.effective), weights) for stack in stacks])
 
     def forward_data(self, batch: Data) -> Tensor:
         """Embeddings (models, embedding_dim) of a PyG batch of `graph.to_data` graphs, by the sparse path."""
@@ -124,7 +125,8 @@ class MessagePassing(Encoder):
         x = self._nodes(batch.x / self.node_scale[batch.kind], batch.node_roles, batch, size)
         return self._embed(topology, e, x, batch.kind, batch.edge_type)
 
-    def _forward_dense(self, graphs: DenseGraphs) -> Tensor:
+    def _forward_dense(self, graphs: DenseGraphs, weights: dict[int, Tensor]) -> Tensor:
+        """Embeddings of one stack; `weights` keeps the packed ones by number of channels, for the next stack."""
         where, present, opposite = graphs.layout, graphs.present, graphs.present.transpose(1, 2)
         edges = graphs.edges / self.edge_scale[where.edge_type, : graphs.edges.shape[-1]]
         nodes = graphs.nodes / self.node_scale[where.kind, : graphs.nodes.shape[-1]]
@@ -133,24 +135,15 @@ class MessagePassing(Encoder):
         types = where.edge_type, where.edge_type.T
         if why_not(self.widths, (edges, nodes, present), self.edge_in.weight) is None:
             fixed = self._fixed_edges(present, opposite, *types), self._fixed_nodes(where.node_roles, where, size)
-            embeddings: Tensor = self.head(self._pooled_natively(topology, edges, nodes, fixed, where))
+            channels = edges.shape[-1]
+            if channels not in weights:
+                first = [*self._edge_weights(channels)[:2], self._node_weights(channels)]
+                weights[channels] = packed(self.widths, first, self.layers)
+            around = _surroundings(topology, where, edges)
+            embeddings: Tensor = self.head(rounds(self.widths, around, (edges, nodes), fixed, weights[channels]))
             return embeddings
         e = torch.relu(topology.silence(self._edges(edges, edges.transpose(1, 2), present, opposite, *types)))
         return self._embed(topology, e, self._nodes(nodes, where.node_roles, where, size), where.kind, where.edge_type)
-
-    def _pooled_natively(
-        self, topology: Dense, edges: Tensor, nodes: Tensor, fixed: tuple[Tensor, Tensor], where: Layout
-    ) -> Tensor:
-        """What `_embed` gives to the head, from standardised weights and fixed terms of first states, computed in C."""
-        around = Surroundings(
-            absent=topology.absent[..., 0],
-            degree=topology.degree[..., 0],
-            of_kind={name: (where.kind == number).to(edges.dtype) for number, name in enumerate(NODE_KINDS)},
-            classes=(where.kind, where.edge_type),
-            class_sizes=(len(NODE_KINDS), len(EDGE_TYPES)),
-        )
-        first = [*self._edge_weights(edges.shape[-1])[:2], self._node_weights(nodes.shape[-1])]
-        return rounds(self.widths, around, (edges, nodes), fixed, packed(self.widths, first, self.layers))
 
     def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
         """First edge states: weights of both directions, which channels are there, and the connection's type."""
@@ -209,3 +202,14 @@ class MessagePassing(Encoder):
         values.append(topology.pool_edges(torch.cat([e, e.square()], dim=-1), types))
         embeddings: Tensor = self.head(torch.cat(values, dim=-1))
         return embeddings
+
+
+def _surroundings(topology: Dense, where: Layout, like: Tensor) -> Surroundings:
+    """The parts of a stack's graphs that hold whatever the weights, in the dtype of `like`."""
+    return Surroundings(
+        absent=topology.absent[..., 0],
+        degree=topology.degree[..., 0],
+        of_kind={name: (where.kind == number).to(like.dtype) for number, name in enumerate(NODE_KINDS)},
+        classes=(where.kind, where.edge_type),
+        class_sizes=(len(NODE_KINDS), len(EDGE_TYPES)),
+    )

@@ -46,6 +46,8 @@ class Stack:
     @property
     def effective(self) -> tuple[WeightSpec, Params]:
         """Declaration and stacked effective params (models, ...): those that the functions use."""
+        if type(self.family).effective is Family.effective:
+            return self.family.spec, self.params
         return self.family.effective_spec, torch.func.vmap(self.family.effective)(self.params)
 
     @property

@@ -74,6 +74,7 @@ class EmbeddingModule(pl.LightningModule):
         self.register_buffer("fitted", torch.tensor(False))
         self.spent, self.trained_for = 0.0, None
         self._stacks: list[Stack] = []
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
     fitted: Tensor
     spent: float
@@ -137,11 +138,11 @@ class EmbeddingModule(pl.LightningModule):
         return self._run(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the validation loss and metrics."""
+        """Validation loss and metrics of one batch, logged when the epoch ends."""
         self._run(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the test loss and metrics."""
+        """Test loss and metrics of one batch, logged when the epoch ends."""
         self._run(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -158,11 +159,25 @@ class EmbeddingModule(pl.LightningModule):
         with room_for(batch.stacks):
             loss: Tensor
             loss, metrics = self.objective(self.encoder, batch)
-        shared: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
-        self.log(f"{stage}/loss", loss, batch_size=len(batch), prog_bar=True, **shared)
-        for name, (value, count) in metrics.items():
-            self.log(f"{stage}/{name}", value, batch_size=count, **shared)
+        for name, (value, count) in {"loss": (loss, len(batch)), **metrics}.items():
+            total, seen = self._sums.get(f"{stage}/{name}", (torch.zeros((), device=loss.device), 0))
+            self._sums[f"{stage}/{name}"] = (total + value.detach() * count, seen + count)
         return loss
+
+    def _log_epoch(self, stage: str) -> None:
+        """Log the epoch's means: once, because logging every batch takes as long as a small encoder."""
+        for name in [name for name in self._sums if name.startswith(f"{stage}/")]:
+            total, count = self._sums.pop(name)
+            is_loss, is_parallel = name == f"{stage}/loss", self.trainer.world_size > 1
+            self.log(name, total / count, batch_size=count, prog_bar=is_loss, sync_dist=is_parallel)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation loss and metrics."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test loss and metrics."""
+        self._log_epoch("test")
 
     def configure_optimizers(self) -> Any:
         """AdamW, with no weight decay on biases, norms and embeddings' one-dimensional parameters."""
@@ -191,7 +206,8 @@ class EmbeddingModule(pl.LightningModule):
         return 0.5 * (1 + math.cos(math.pi * remaining))
 
     def on_train_epoch_end(self) -> None:
-        """Raise Diverged before the epoch is saved as a checkpoint."""
+        """Log the training loss and metrics; raise Diverged before the epoch is saved as a checkpoint."""
+        self._log_epoch("train")
         self._refuse_diverged()
 
     def _refuse_diverged(self) -> None:
