@@ -14,3 +14,8 @@ def recipe(name: str) -> Path:
             return place / name
     known = sorted({path.relative_to(place).as_posix() for place in PLACES for path in place.rglob("*.yaml")})
     raise ValueError(f"No recipe is called '{name}'; there are {known}.")
+
+
+def available() -> dict[str, Path]:
+    """Every recipe that comes with the package, of zoos and of encoders, by the name of its file without `.yaml`."""
+    return {path.stem: path for place in reversed(PLACES) for path in sorted(place.rglob("*.yaml"))}
