@@ -57,17 +57,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = documents.parse(file.read_bytes())
     except ValueError as error:
         raise DamagedManifest(f"{file} {error}.{way_out}") from None
-    found = manifest.get("format")
-    if type(found) is int and found > FORMAT:
-        raise ValueError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade weightspace.")
-    if type(found) is not int or found != FORMAT:
-        raise DamagedManifest(f"{file} has format {found!r}, expected {FORMAT}.{way_out}")
+    version = manifest.get("format")
+    if type(version) is int and version > FORMAT:
+        raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT}; upgrade weightspace.")
+    if type(version) is not int or version != FORMAT:
+        raise DamagedManifest(f"{file} has format {version!r}, expected {FORMAT}.{way_out}")
     check_manifest(manifest, str(file), way_out)
     return manifest
 
 
 def check_manifest(manifest: Any, file: str, way_out: str = "") -> None:
-    """Raise DamagedManifest if a manifest was edited, ValueError if one that was not says what no writer says."""
+    """Raise DamagedManifest where the digest does not fit the content, ValueError where the content is invalid."""
     try:
         intact = sealed(manifest) == manifest
     except (ValueError, TypeError, RecursionError):
@@ -80,7 +80,7 @@ def check_manifest(manifest: Any, file: str, way_out: str = "") -> None:
 
 
 def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a manifest, most basic first."""
+    """Problems of a manifest, the most basic first."""
     for name, kind in FIELDS.items():
         if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
             yield f"has no {kind.__name__} of `{name}`"
@@ -97,7 +97,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _head_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with what a manifest says of the zoo as a whole."""
+    """Problems of the fields about the zoo as a whole."""
     for name in ("method", "device"):
         if not isinstance(manifest["executor"].get(name), str):
             yield f"does not say the `{name}` of its `executor`"
@@ -123,7 +123,7 @@ def _head_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def shard_problems(shard: Any, seen: set[str]) -> Iterator[str]:
-    """What is wrong with the entry of a shard, most basic first; its name goes to those that were `seen`."""
+    """Problems of the entry of a shard, the most basic first; adds its name to `seen`."""
     name = shard.get("name") if isinstance(shard, dict) else None
     if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
         yield f"names a shard {name!r}; a name has five digits"

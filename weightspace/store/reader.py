@@ -45,7 +45,7 @@ class Stack:
 
     @property
     def effective(self) -> tuple[WeightSpec, Params]:
-        """What the models really use: its declaration and stacked params (models, ...)."""
+        """The declaration and stacked params (models, ...) that the functions really use."""
         return self.family.effective_spec, torch.func.vmap(self.family.effective)(self.params)
 
     @property
@@ -78,9 +78,9 @@ class Zoo:
         with self._with_way_out():
             path = promised(self.path, TABLE, self.manifest["files"][TABLE]["bytes"])
             table = read_table(path, self.manifest["labels"], [shard.part for shard in self.shards])
-            found, said = pc.count_distinct(table["model_id"]).as_py(), self.manifest["num_models"]
-            if found != said:
-                raise Damaged(path, f"has {found} models, {MANIFEST} says {said}")
+            count, promised_count = pc.count_distinct(table["model_id"]).as_py(), self.manifest["num_models"]
+            if count != promised_count:
+                raise Damaged(path, f"has {count} models, {MANIFEST} says {promised_count}")
         return table
 
     def shard_of(self, row: int) -> int:

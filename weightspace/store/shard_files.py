@@ -29,7 +29,7 @@ _DTYPES = {
     "I32": "int32",
     "BOOL": "bool",
 }
-"""What safetensors calls the dtypes that somebody may have mistaken for ours."""
+"""Names of dtypes in safetensors, for messages that refuse them."""
 
 
 class ShardFiles:
@@ -42,7 +42,7 @@ class ShardFiles:
 
     @property
     def part(self) -> Part:
-        """What the shard's rows of a table must say."""
+        """The shard, row count and family that the table's rows must name."""
         return Part(int(self.entry["name"]), self.entry["rows"], self.entry["family"])
 
     def check(self) -> None:

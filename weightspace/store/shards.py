@@ -33,7 +33,7 @@ class OtherPlan(ValueError):
 
 
 def own_json(plan: str, family: Mapping[str, Any], rows: int, files: Mapping[str, Any]) -> dict[str, Any]:
-    """What the JSON of a shard says of itself and of its other files."""
+    """The content of a shard's JSON: its plan, and its entry in the manifest."""
     return {"format": FORMAT, "plan": plan, "family": family, "rows": rows, "files": files}
 
 
@@ -112,7 +112,7 @@ def good_shards(zoo: Path, indices: Iterable[int], plan: str) -> tuple[list[int]
 
 
 def shard_problem(zoo: Path, index: int, plan: str) -> str | None:
-    """What is wrong with a shard by its own JSON, every byte read, or None."""
+    """The problem of a shard by its own JSON, every byte read; None if it is whole."""
     folder = zoo / SHARDS / shard_name(index)
     try:
         found, entry = read_entry(zoo, index)

@@ -78,7 +78,7 @@ SCHEMA = pa.schema([(name, column.type) for name, column in _DECLARED.items()])
 
 @dataclass(frozen=True)
 class Part:
-    """What the rows of one shard must say: its index, their number, and of which family at which sizes they are."""
+    """The index, row count and family that the table's rows of one shard must name."""
 
     shard: int
     rows: int

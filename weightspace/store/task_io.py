@@ -1,4 +1,4 @@
-"""What the inputs and outputs of a task are, as a zoo's manifest says it and stacks of its models carry it."""
+"""Inputs and outputs of a task, as a zoo's manifest records them and stacks of its models carry them."""
 
 from __future__ import annotations
 

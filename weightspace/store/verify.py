@@ -84,7 +84,7 @@ def _file_faults(zoo: Path, name: str, expected: Mapping[str, Any]) -> Iterator[
 
 
 def _content_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
-    """What is wrong with a shard whose bytes are as promised."""
+    """Faults in the content of a shard whose bytes are as promised."""
     shard = zoo.shards[index]
     try:
         plan, entry = read_entry(zoo.path, index)
@@ -108,7 +108,7 @@ def _content_faults(zoo: Zoo, index: int) -> Iterator[Fault]:
 
 
 def _table_faults(zoo: Zoo) -> Iterator[Fault]:
-    """Where the table of the zoo is not its shards' tables one after another; a bounded part is read at a time."""
+    """Faults of the zoo's table, which joins those of the shards; a bounded part is read at a time."""
     num_models = 0
     try:
         with pq.ParquetFile(zoo.path / TABLE) as file:

@@ -47,7 +47,7 @@ ROWS_PER_GROUP = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class ShardContent:
-    """What one shard holds: rows of one family at one size."""
+    """Content of one shard: rows of one family at one size."""
 
     family: Family
     params: Params
@@ -93,7 +93,7 @@ def write_shard(zoo: Path, index: int, content: ShardContent, plan: str) -> None
             write_flushed(folder / name, data)
         fsync_folder(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Who comes second has the same bytes.
+        # Losing the race is fine: the other writer wrote the same bytes.
         with contextlib.suppress(FileExistsError), _not_empty_exists():
             os.rename(folder, target)
         fsync_folder(target.parent)
