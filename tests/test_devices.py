@@ -125,7 +125,7 @@ def test_a_label_that_does_not_apply_keeps_to_its_device_too(monkeypatch):
     params = {k: v[None] for k, v in family.spec.random_params(generator(0, "m", "params")).items()}
     with pretended_cuda(monkeypatch):
         there = {name: tensor.to("cuda") for name, tensor in params.items()}
-        found = labels.measure(["LengthGeneralisation"], family, there, task, {}, 0, ["m"])
+        found = labels.measure(["LengthGeneralisation"], family, there, task, Members(0, ["m"]))
         assert found["longer_score"].isnan().tolist() == [True]
         assert not found["longer_score"].is_cuda
 

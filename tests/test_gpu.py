@@ -174,7 +174,7 @@ def test_labels_measured_on_cuda_are_those_of_the_cpu(family):
     models = [family.init(generator(0, model_id, "init")) for model_id in IDS]
     params = {name: torch.stack([model[name] for model in models]) for name in family.spec.tensors}
     names = [name for name in labels.available() if name != "MemoryMode"]
-    here, there = (labels.measure(names, family, p, RECALL, {}, 0, IDS) for p in (params, on_cuda(params)))
+    here, there = (labels.measure(names, family, p, RECALL, Members(0, IDS)) for p in (params, on_cuda(params)))
     assert here.keys() == there.keys()
     for name, column in here.items():
         torch.testing.assert_close(there[name], column, rtol=1e-6, atol=1e-8, equal_nan=True, msg=name)

@@ -102,7 +102,7 @@ def _encoder_rows(encoder: encoders.Encoder, family: Family) -> Iterator[Row]:
             moves.append((False, f"permute rows of {tensor} alone,", moved))
     embeddings = _embedded(encoder, stack)
     for declared, move, moved in moves:
-        error = _relative(_embedded(encoder, Stack(family, moved, stack.rows)), embeddings)
+        error = _relative(_embedded(encoder, replace(stack, params=moved)), embeddings)
         threshold = EMBEDDING_TOLERANCE if declared else VIOLATION_THRESHOLD
         yield _row(f"{move} of {type(family).__name__}", declared, torch.float32, error, threshold)
 
@@ -254,7 +254,7 @@ def _graph_embedding(family: Family) -> Row:
     encoder, stack = _untrained(MessagePassing), _random_stack(family, torch.float32)
     encoder.fit_standardisation([stack])
     ((_, moved),) = _encoder_moves(encoder, family, stack.params)
-    error = _relative(_embedded(encoder, Stack(family, moved, stack.rows)), _embedded(encoder, stack))
+    error = _relative(_embedded(encoder, replace(stack, params=moved)), _embedded(encoder, stack))
     return _row("graph embedding under declared permutations", True, torch.float32, error, EMBEDDING_TOLERANCE)
 
 

@@ -17,3 +17,8 @@ def recipe(name: str) -> Path:
             files.setdefault(path.relative_to(folder).as_posix(), path)
     refuse_unknown_name("recipe", name, sorted(files))
     return files[name]
+
+
+def available() -> dict[str, Path]:
+    """Every recipe that comes with the package, of zoos and of encoders, by the name of its file without `.yaml`."""
+    return {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.rglob("*.yaml"))}

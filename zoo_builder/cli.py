@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser, Namespace
 from weightspace.components import plugins
 from weightspace.terminal import printable
 from zoo_builder.bench import command as bench_command
+from zoo_builder.catalogue import KINDS, listing, listing_text
 from zoo_builder.studies import command as study_command
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 ENGINES = {"processes": "zoo_builder.workers.processes", "ray": "zoo_builder.workers.ray"}
 """Where `run_shards` of each engine is."""
-KINDS = ("families", "tasks", "labels", "learners", "studies")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,11 +85,12 @@ def _parser() -> ArgumentParser:
     info.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("info", info, help="what a zoo holds")
     listing = ArgumentParser(
-        description="Lists what recipes can name, with a definition and a citation each.",
-        epilog="Example: zoo-builder list families",
+        description="Lists what recipes, configs and commands can name, with a definition and a citation each. With "
+        "NAME: its fields with type, default and range, a label's columns with unit and meaning, or a recipe's text.",
+        epilog="Example: zoo-builder list tasks Copy",
     )
-    listing.add_argument("kind", choices=KINDS, help="what to list")
-    listing.add_argument("name", nargs="?", type=str, help="list this one alone")
+    listing.add_argument("kind", choices=list(KINDS), help="what to list")
+    listing.add_argument("name", nargs="?", type=str, help="one of them, in detail")
     listing.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("list", listing, help="what there is to build with")
     _add_study(commands)
@@ -246,8 +247,6 @@ def _info(options: Namespace) -> int:
 
 
 def _list(options: Namespace) -> int:
-    from zoo_builder.overview import listing, listing_text
-
     rows = listing(options.kind, options.name)
     _print(rows, listing_text(rows), options.json)
     return 0

@@ -41,6 +41,15 @@ class Members:
         for first in range(0, len(self.ids), size):
             yield self.part(first, first + size)
 
+    def repeated(self, times: int) -> Members:
+        """The same models several times, one round after another."""
+        values, settings = (
+            {name: torch.cat([column] * times) for name, column in columns.items()}
+            for columns in (self.values, self.settings)
+        )
+        params = None if self.params is None else {name: torch.cat([t] * times) for name, t in self.params.items()}
+        return Members(self.seed, list(self.ids) * times, values, settings, params)
+
     def padded(self) -> Members:
         """The models with the last one repeated, up to a multiple of MULTIPLE."""
         ids = [*self.ids, *[self.ids[-1]] * (-len(self.ids) % MULTIPLE)]

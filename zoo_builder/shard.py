@@ -142,8 +142,7 @@ def measure_labels(
     padded, count = members.padded(), len(members.ids)
     snapshots = [padded_params(params, snapshot, len(padded.ids), device) for snapshot in range(num_snapshots)]
     stacked = {name: torch.cat([params[name] for params in snapshots]) for name in params}
-    drawn = (cohort.task, padded.values, plan.seed, padded.ids)
-    measured = labels.measure(names, cohort.family, stacked, *drawn, method=method)
+    measured = labels.measure(names, cohort.family, stacked, cohort.task, padded, method)
     apart = {name: column.unflatten(0, (num_snapshots, -1))[:, :count] for name, column in measured.items()}
     return [{name: column[snapshot] for name, column in apart.items()} for snapshot in range(num_snapshots)]
 

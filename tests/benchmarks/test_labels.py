@@ -5,6 +5,7 @@ the machine falsifies them little.
 """
 
 import collections
+import dataclasses
 import time
 from pathlib import Path
 
@@ -82,12 +83,12 @@ def test_labels_measured_with_other_sequences_are_nearly_the_same():
     for own in plan.shards:
         cohort, ids = own.cohort, own.model_ids
         members = cohort.members(plan.seed, ids)
-        learned, values = shard._learned(plan, cohort, members, "cpu", "native", None), members.values
+        learned = shard._learned(plan, cohort, members, "cpu", "native", None)
         for place in range(len(plan.snapshots)):
             params = {name: tensor[:, place].contiguous() for name, tensor in learned.params.items()}
             for seed in (1, 2):
-                given = (cohort.family, params, cohort.task, values, seed, ids)
-                columns = labels.measure(plan.recipe["labels"], *given, method="native")
+                others = dataclasses.replace(members, seed=seed)
+                columns = labels.measure(plan.recipe["labels"], cohort.family, params, cohort.task, others, "native")
                 for name, sides in found.items():
                     # As it is probed: see weightspace.data.targets.
                     column = columns[name].clamp(-0.5, 1.5) if name == "memory_decay_rate" else columns[name]

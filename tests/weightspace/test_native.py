@@ -21,7 +21,7 @@ from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.gradients import losses_and_gradients
 from weightspace.rollout.native.engine import compiler, records
 from weightspace.rollout.native.engine import encoded as engine
-from zoo_builder.overview import listing, listing_text
+from zoo_builder.catalogue import listing, listing_text
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}

@@ -10,6 +10,7 @@ from zoo_builder import labels
 from zoo_builder.labels.activity import MAX_LAG, autocorrelation, crossing_time, dimension
 from zoo_builder.labels.driven import WINDOW
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 
 
 def waves(frequency, num_lanes=8, constant=0):
@@ -51,7 +52,7 @@ def test_linear_units_driven_by_noise_keep_the_time_of_their_eigenvalue():
     family, ids = Linear(input_size=1, hidden_size=2, output_size=1), ["a", "b"]
     params = fresh_params(family, 0, ids)
     params["a"] = torch.stack([0.8 * torch.eye(2), torch.zeros(2, 2)])
-    measured = labels.measure(["Activity"], family, params, None, {}, 0, ids)
+    measured = labels.measure(["Activity"], family, params, None, Members(0, ids))
     # The second forgets at once: from 1 at lag 0 to 0 at lag 1.
     assert measured["autocorrelation_time"].tolist() == pytest.approx([-1 / math.log(0.8), 1 - math.exp(-1)], rel=0.2)
     # One input moves both units together.

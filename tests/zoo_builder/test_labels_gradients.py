@@ -13,6 +13,7 @@ from zoo_builder.labels import Driven
 from zoo_builder.labels.driven import JACOBIAN_STEPS
 from zoo_builder.labels.gradients import MAX_LAG, log_gradients
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 
@@ -22,14 +23,14 @@ def test_gradients_of_a_scaled_rotation_decay_by_its_scale_and_those_of_a_shift_
     shift = torch.diag(torch.ones(2, dtype=torch.float64), -1)
     params = {name: value.double() for name, value in fresh_params(family, 0, ids).items()}
     params["a"] = torch.stack([0.8 * rotation, 1.1 * rotation, shift])
-    slope = labels.measure(["GradientFlow"], family, params, None, {}, 0, ids)["gradient_log_slope"]
+    slope = labels.measure(["GradientFlow"], family, params, None, Members(0, ids))["gradient_log_slope"]
     assert slope[:2].tolist() == pytest.approx([math.log(0.8), math.log(1.1)], rel=1e-6)
     assert slope[2].isnan()
 
 
 def test_gradients_agree_with_one_backward_pass_through_the_same_steps():
     family, ids = GRU(input_size=1, hidden_size=3, output_size=2, num_layers=2), ["a", "b"]
-    driven = Driven(family, fresh_params(family, 0, ids), DelayedRecall(), {}, 0, ids)
+    driven = Driven(family, fresh_params(family, 0, ids), DelayedRecall(), Members(0, ids))
     found, trajectory = log_gradients(driven), driven.trajectory
     v = driven.streams("gradients").normal(trajectory.before.shape[2], 2, dtype=torch.float64)
     v = v / v.norm(dim=-1, keepdim=True)

@@ -7,13 +7,14 @@ from tests.zoo_builder.linear_family import Linear, shift_register
 from weightspace.families.elman import Elman
 from zoo_builder import labels
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.tiled_digits import TiledDigits
 
 
 def measure(family, params, task, values=None):
     ids = ["a", "b"]
-    return labels.measure(["LengthGeneralisation", "Performance"], family, params, task, values or {}, 0, ids)
+    return labels.measure(["LengthGeneralisation", "Performance"], family, params, task, Members(0, ids, values or {}))
 
 
 def test_a_register_is_right_at_any_length_and_one_that_never_forgets_its_first_input_gets_worse():

@@ -10,8 +10,9 @@ from weightspace.families.gru import GRU
 from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.driven import WINDOW
-from zoo_builder.labels.lyapunov import ALIGNING, MAX_EXPONENTS, SPECTRUM_LANES, kaplan_yorke, spectrum
+from zoo_builder.labels.lyapunov import ALIGNING, MAX_EXPONENTS, SPECTRUM_TRAJECTORIES, kaplan_yorke, spectrum
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 
@@ -20,7 +21,7 @@ def measure(matrices):
     ids = [str(i) for i in range(len(matrices))]
     family = Linear(input_size=1, hidden_size=matrices.shape[1], output_size=1)
     params = {name: value.double() for name, value in fresh_params(family, 0, ids).items()}
-    return labels.measure(["LyapunovSpectrum"], family, params | {"a": matrices}, None, {}, 0, ids)
+    return labels.measure(["LyapunovSpectrum"], family, params | {"a": matrices}, None, Members(0, ids))
 
 
 def test_a_linear_network_has_the_logarithms_of_its_eigenvalues():
@@ -59,17 +60,17 @@ def test_kaplan_yorke_dimensions_by_hand():
 @pytest.mark.parametrize("hidden_size", [3, MAX_EXPONENTS + 2])
 def test_the_first_exponent_is_the_growth_of_one_vector_and_all_add_up_to_the_determinant(hidden_size):
     family, ids = GRU(input_size=1, hidden_size=hidden_size, output_size=2), ["a", "b"]
-    driven = Driven(family, fresh_params(family, 0, ids), DelayedRecall(), {}, 0, ids)
+    driven = Driven(family, fresh_params(family, 0, ids), DelayedRecall(), Members(0, ids))
     exponents, finite = spectrum(driven)
     assert finite.all()
     assert exponents.shape == (2, min(hidden_size, MAX_EXPONENTS))
     assert (exponents.diff() <= 0).all()
-    measured = labels.measure(["LyapunovSpectrum", "Dynamics"], family, driven.params, DelayedRecall(), {}, 0, ids)
+    measured = labels.measure(["LyapunovSpectrum", "Dynamics"], family, driven.params, DelayedRecall(), Members(0, ids))
     torch.testing.assert_close(measured["lyapunov_1"], measured["largest_lyapunov"], rtol=0, atol=0.05)
     if hidden_size < MAX_EXPONENTS:
         logs = []
         for t in range(ALIGNING, WINDOW):
-            before = driven.trajectory.before[:, t, :SPECTRUM_LANES].contiguous()
-            jacobians = driven.jacobians_at(before, driven.trajectory.x[:, t, :SPECTRUM_LANES].contiguous(), {})
+            before = driven.trajectory.before[:, t, :SPECTRUM_TRAJECTORIES].contiguous()
+            jacobians = driven.jacobians_at(before, driven.trajectory.x[:, t, :SPECTRUM_TRAJECTORIES].contiguous(), {})
             logs.append(torch.linalg.slogdet(jacobians).logabsdet)
         torch.testing.assert_close(exponents.sum(1), torch.stack(logs).mean((0, 2)), rtol=1e-8, atol=1e-8)

@@ -12,13 +12,14 @@ from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.memory import MAX_LAG
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 
 def linear_memory(*matrices):
     family, ids = Linear(input_size=1, hidden_size=3, output_size=1), [f"m{i}" for i in range(len(matrices))]
     params = fresh_params(family, 0, ids) | {"a": torch.stack(matrices).float()}
-    return labels.measure(["Memory"], family, params, None, {}, 0, ids)
+    return labels.measure(["Memory"], family, params, None, Members(0, ids))
 
 
 def rotation():
@@ -48,8 +49,8 @@ def test_a_network_that_forgets_at_once_has_no_rate():
 def test_memory_agrees_with_a_loop_over_starts_and_lags():
     family, ids, task = Elman(input_size=1, hidden_size=4, output_size=2), ["a", "b"], DelayedRecall(delay=2)
     params = fresh_params(family, 0, ids)
-    measured = labels.measure(["Memory"], family, params, task, {}, 0, ids)
-    jacobians = Driven(family, params, task, {}, 0, ids).jacobians.numpy()
+    measured = labels.measure(["Memory"], family, params, task, Members(0, ids))
+    jacobians = Driven(family, params, task, Members(0, ids)).jacobians.numpy()
     for m in range(2):
         norms = []
         for lag in range(1, MAX_LAG + 1):

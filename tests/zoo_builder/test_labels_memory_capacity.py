@@ -8,13 +8,14 @@ from tests.zoo_builder.linear_family import Linear, shift_register
 from zoo_builder import labels
 from zoo_builder.labels.memory_capacity import RIDGE, capacities
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 
 
 def test_a_shift_register_remembers_its_length_less_the_present():
     family, params = shift_register(6, 1.0)
     forgetful = {**params, "a": torch.zeros(6, 6)}
     stacked = {name: torch.stack([params[name], forgetful[name]]) for name in params}
-    found = labels.measure(["MemoryCapacity"], family, stacked, None, {}, 0, ["a", "b"])["memory_capacity"]
+    found = labels.measure(["MemoryCapacity"], family, stacked, None, Members(0, ["a", "b"]))["memory_capacity"]
     assert found.tolist() == pytest.approx([5, 0], abs=0.1)
 
 
@@ -50,9 +51,9 @@ def test_inputs_come_in_along_one_random_direction():
     params = fresh_params(family, 0, ids)
     # Its two units remember the two inputs of one step each, which are the same signal: one lag, not two.
     params["a"], params["b"] = torch.zeros(2, 2, 2), torch.eye(2).expand(2, 2, 2)
-    found = labels.measure(["MemoryCapacity"], family, params, None, {}, 0, ids)["memory_capacity"]
+    found = labels.measure(["MemoryCapacity"], family, params, None, Members(0, ids))["memory_capacity"]
     assert found.tolist() == pytest.approx([0, 0], abs=0.1)
     params["a"][0] = torch.tensor([[0.5, 0.0], [1.0, 0.0]])
-    found = labels.measure(["MemoryCapacity"], family, params, None, {}, 0, ids)["memory_capacity"]
+    found = labels.measure(["MemoryCapacity"], family, params, None, Members(0, ids))["memory_capacity"]
     assert found[0].item() > 0.5
     assert found.max().item() <= 2.1

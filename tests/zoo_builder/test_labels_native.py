@@ -16,12 +16,14 @@ from weightspace.rollout import forward, native
 from zoo_builder import labels, tasks
 from zoo_builder.labels import Driven, driven
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 from zoo_builder.tasks.adding import Adding
 from zoo_builder.tasks.categorical import counts_right_answers
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.tiled_digits import TiledDigits
 
 IDS = ["a", "b", "c"]
+MEMBERS = Members(0, IDS)
 GENERAL = [name for name in labels.available() if name != "MemoryMode"]
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 # With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
@@ -49,7 +51,7 @@ def test_every_label_is_the_same_natively_as_by_torch(family):
     assert native.why_not(family, torch.float64) is None
     params = wide(fresh_params(family, 0, IDS))
     found, expected = (
-        labels.measure(GENERAL, family, params, None, {}, 0, IDS, method=method) for method in ("native", "stacked")
+        labels.measure(GENERAL, family, params, None, MEMBERS, method) for method in ("native", "stacked")
     )
     agree(found, expected)
 
@@ -60,7 +62,7 @@ def test_scores_and_losses_are_the_same_natively_as_by_torch(task):
     params = wide(fresh_params(family, 0, IDS))
     names = ["Performance", "LengthGeneralisation", "Dynamics"]
     found, expected = (
-        labels.measure(names, family, params, task, {}, 0, IDS, method=method) for method in ("native", "stacked")
+        labels.measure(names, family, params, task, MEMBERS, method) for method in ("native", "stacked")
     )
     agree(found, expected)
 
@@ -72,7 +74,7 @@ def test_labels_of_models_in_float32_are_those_of_float64_to_single_precision(fa
     in_double = [name for name in GENERAL if name not in (*in_single, "Performance", "LengthGeneralisation")]
     for names, tolerance in ((in_single, 1e-5), (in_double, 1e-8)):
         found, expected = (
-            labels.measure(names, family, params, None, {}, 0, IDS, method=method) for method in ("native", "stacked")
+            labels.measure(names, family, params, None, MEMBERS, method) for method in ("native", "stacked")
         )
         agree(found, expected, tolerance)
 
@@ -82,7 +84,7 @@ def test_scores_and_losses_of_models_in_float32_are_those_of_float64_but_for_ans
     family = GRU(input_size=task.input_size, hidden_size=5, output_size=task.output_size)
     params = fresh_params(family, 0, IDS)
     found, expected = (
-        labels.measure(["Performance"], family, params, task, {}, 0, IDS, method=method)
+        labels.measure(["Performance"], family, params, task, Members(0, IDS), method=method)
         for method in ("native", "stacked")
     )
     agree({"loss": found["loss"]}, {"loss": expected["loss"]}, 1e-5)
@@ -112,7 +114,7 @@ def test_a_task_that_overrides_score_or_criterion_is_judged_by_what_it_says(kind
     assert counts_right_answers(TASK)
     assert not counts_right_answers(task)
     found, expected = (
-        labels.measure(["Performance"], SMALL, params, task, {}, 0, IDS, method=method)
+        labels.measure(["Performance"], SMALL, params, task, Members(0, IDS), method=method)
         for method in ("native", "stacked")
     )
     agree(found, expected)
@@ -123,8 +125,8 @@ def test_where_measuring_does_not_compile_torch_measures_the_same_and_one_line_s
     monkeypatch.setattr(forward, "measures_here", functools.cache(native.measures_here.__wrapped__))
     params = fresh_params(SMALL, 0, IDS)
     with caplog.at_level(logging.WARNING):
-        found, again = (labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="native") for _ in range(2))
-    expected = labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="stacked")
+        found, again = (labels.measure(GENERAL, SMALL, params, TASK, MEMBERS, "native") for _ in range(2))
+    expected = labels.measure(GENERAL, SMALL, params, TASK, Members(0, IDS), method="stacked")
     agree(found, expected, 0)
     agree(again, expected, 0)
     assert [record.getMessage() for record in caplog.records] == [
@@ -134,9 +136,9 @@ def test_where_measuring_does_not_compile_torch_measures_the_same_and_one_line_s
 
 def test_native_labels_depend_on_a_models_own_params_alone():
     params = fresh_params(SMALL, 0, IDS)
-    together = labels.measure(GENERAL, SMALL, params, TASK, {}, 0, IDS, method="native")
+    together = labels.measure(GENERAL, SMALL, params, TASK, Members(0, IDS), method="native")
     own = {name: tensor[1:2] for name, tensor in params.items()}
-    alone = labels.measure(GENERAL, SMALL, own, TASK, {}, 0, IDS[1:2], method="native")
+    alone = labels.measure(GENERAL, SMALL, own, TASK, Members(0, IDS[1:2]), method="native")
     agree(
         alone,
         {name: column[1:2] for name, column in together.items()},
@@ -149,7 +151,7 @@ def test_native_labels_depend_on_a_models_own_params_alone():
 def test_snapshots_that_are_measured_together_have_the_labels_of_each_alone(task, method, monkeypatch):
     family = Elman(input_size=task.input_size, hidden_size=4, output_size=task.output_size)
     values = {"delay": torch.tensor([1.0, 2, 3], dtype=torch.float64)} if "delay" in task.varying else {}
-    names, own_models = GENERAL, (task, values, 0, IDS)
+    names, own_models = GENERAL, (task, Members(0, IDS, values))
     snapshots = [fresh_params(family, seed, IDS) for seed in range(3)]
     apart = [labels.measure(names, family, params, *own_models, method=method) for params in snapshots]
     stacked = {name: torch.cat([params[name] for params in snapshots]) for name in snapshots[0]}
@@ -175,7 +177,7 @@ def test_tangents_that_leave_the_range_of_numbers_between_two_scalings_are_follo
     params["a"] = torch.stack([scale * torch.eye(3, dtype=torch.float64) for scale in scales])
     # Without input the state stays at its start, whatever the scale.
     params = {name: value * (name == "a") for name, value in params.items()}
-    own = Driven(family, params, None, {}, 0, [*IDS, "d"], "native")
+    own = Driven(family, params, None, Members(0, [*IDS, "d"]), "native")
     assert own.method == "native"
     growth = own.trajectory.log_growth
     assert growth.shape[1] == driven.WINDOW

@@ -10,6 +10,7 @@ from weightspace.families.gru import GRU
 from zoo_builder import labels
 from zoo_builder.labels.non_normality import henrici
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 
 
 def test_normal_matrices_have_none_nilpotent_ones_all_and_triangular_ones_their_corner():
@@ -26,7 +27,7 @@ def test_normal_matrices_have_none_nilpotent_ones_all_and_triangular_ones_their_
 def test_the_jacobian_and_the_weights_of_a_linear_network_are_its_matrix():
     family, ids = Linear(input_size=1, hidden_size=4, output_size=1), ["a", "b"]
     params = fresh_params(family, 0, ids)
-    measured = labels.measure(["NonNormality"], family, params, None, {}, 0, ids)
+    measured = labels.measure(["NonNormality"], family, params, None, Members(0, ids))
     torch.testing.assert_close(measured["a_henrici"], henrici(params["a"].double()), rtol=1e-9, atol=0)
     torch.testing.assert_close(measured["jacobian_henrici"], measured["a_henrici"], rtol=1e-9, atol=0)
     assert 0.05 < measured["a_henrici"].min() < measured["a_henrici"].max() < 0.95
@@ -35,7 +36,7 @@ def test_the_jacobian_and_the_weights_of_a_linear_network_are_its_matrix():
 def test_every_gate_row_is_measured():
     family, ids = GRU(input_size=1, hidden_size=4, output_size=2), ["a", "b"]
     params = fresh_params(family, 0, ids)
-    measured = labels.measure(["NonNormality"], family, params, None, {}, 0, ids)
+    measured = labels.measure(["NonNormality"], family, params, None, Members(0, ids))
     for row, name in enumerate("rzn"):
         expected = henrici(params["weight_hh.0"][:, row].double())
         torch.testing.assert_close(measured[f"weight_hh_0_{name}_henrici"], expected, rtol=1e-9, atol=0)

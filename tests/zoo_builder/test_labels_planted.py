@@ -15,7 +15,7 @@ def test_the_memory_mode_is_the_planted_cosine():
     family, ids = Elman(input_size=1, hidden_size=8, output_size=1), ["a", "b", "c"]
     learned = Planted(noise=0.0).learn(family, None, Members(0, ids), [0])
     params = {name: tensor[:, 0] for name, tensor in learned.params.items()}
-    measured = labels.measure(["MemoryMode"], family, params, None, {}, 0, ids)["memory_mode"]
+    measured = labels.measure(["MemoryMode"], family, params, None, Members(0, ids))["memory_mode"]
     matrix = params["weight_hh.0"].double()
     # Of gain u v^T, the squared norm is gain^2 and the square's norm is gain^2 |u.v|.
     expected = torch.linalg.matrix_norm(matrix @ matrix) / 1.5**2

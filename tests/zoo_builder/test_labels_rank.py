@@ -12,6 +12,7 @@ from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.spectra import effective_rank, matrix_ranks, participation_ratio, stable_rank
 from zoo_builder.learning.base import fresh_params
+from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 KINDS = ("effective_rank", "stable_rank", "participation_ratio")
@@ -50,7 +51,7 @@ def test_ranks_do_not_depend_on_scale():
 def test_a_linear_network_has_the_ranks_of_its_recurrent_matrix():
     family, ids = Linear(input_size=2, hidden_size=4, output_size=1), ["a", "b"]
     params = fresh_params(family, 0, ids)
-    measured = labels.measure(["Rank"], family, params, None, {}, 0, ids)
+    measured = labels.measure(["Rank"], family, params, None, Members(0, ids))
     for m in range(2):
         for kind, rank in zip(KINDS, numpy_ranks(params["a"][m].double().numpy()), strict=True):
             assert measured[f"jacobian_{kind}"][m].item() == pytest.approx(rank / 4)
@@ -60,7 +61,7 @@ def test_a_linear_network_has_the_ranks_of_its_recurrent_matrix():
 def test_states_driven_along_one_direction_have_rank_one():
     family = Linear(input_size=1, hidden_size=5, output_size=1)
     params = fresh_params(family, 0, ["a", "b"]) | {"a": torch.eye(5).repeat(2, 1, 1) * 0.5}
-    measured = labels.measure(["Rank"], family, params, None, {}, 0, ["a", "b"])
+    measured = labels.measure(["Rank"], family, params, None, Members(0, ["a", "b"]))
     for kind in KINDS:
         torch.testing.assert_close(measured[f"state_{kind}"], torch.full((2,), 0.2, dtype=torch.float64))
 
@@ -68,7 +69,7 @@ def test_states_driven_along_one_direction_have_rank_one():
 def test_states_that_are_independent_inputs_fill_the_space():
     family = Linear(input_size=4, hidden_size=4, output_size=1)
     params = {"a": torch.zeros(1, 4, 4), "b": torch.eye(4)[None], "c": torch.zeros(1, 1, 4)}
-    measured = labels.measure(["Rank"], family, params, None, {}, 0, ["a"])
+    measured = labels.measure(["Rank"], family, params, None, Members(0, ["a"]))
     assert measured["state_effective_rank"].item() == pytest.approx(1, abs=0.01)
     assert measured["state_participation_ratio"].item() == pytest.approx(1, abs=0.02)
     assert measured["jacobian_effective_rank"].isnan().all()
@@ -77,8 +78,8 @@ def test_states_that_are_independent_inputs_fill_the_space():
 def test_state_ranks_and_gate_rows_agree_with_numpy():
     family, ids = GRU(input_size=1, hidden_size=4, output_size=2), ["a", "b", "c"]
     params, task = fresh_params(family, 0, ids), DelayedRecall(delay=1)
-    measured = labels.measure(["Rank"], family, params, task, {}, 0, ids)
-    states = Driven(family, params, task, {}, 0, ids).trajectory.before.flatten(1, 2).numpy()
+    measured = labels.measure(["Rank"], family, params, task, Members(0, ids))
+    states = Driven(family, params, task, Members(0, ids)).trajectory.before.flatten(1, 2).numpy()
     for m in range(3):
         spectrum = np.linalg.eigvalsh(np.cov(states[m].T))
         p = spectrum / spectrum.sum()

@@ -70,7 +70,7 @@ def test_a_family_learns_and_is_labelled(family):
         before, after = learned.params[name].unbind(1)
         assert (before != after).any(), name
     params = {name: value[:, -1] for name, value in learned.params.items()}
-    measured = labels.measure(["Rank", "Memory"], family, params, TASK, {}, 0, IDS)
+    measured = labels.measure(["Rank", "Memory"], family, params, TASK, Members(0, IDS))
     for name in ("state_effective_rank", "jacobian_stable_rank", "memory_decay_rate"):
         assert measured[name].isfinite().all()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,17 @@ from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import JACOBIAN_STEPS, LANES, Driven
+from zoo_builder.labels.driven import JACOBIAN_STEPS, TRAJECTORIES, Driven
 from zoo_builder.labels.inputs import SEQUENCES_TOGETHER
+from zoo_builder.members import Members
 from zoo_builder.tasks import Task
 
 __all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
 
 MODELS_TOGETHER: dict[Method, int] = {"native": 64, "stacked": 32, "sequential": 32}
-"""How many models are measured at once on the CPU: enough to hide what a call costs, few enough for its caches."""
+"""Models measured at once on the CPU: enough to hide the cost of a call, few enough for its caches."""
 CPU_BYTES, CUDA_BYTES = 2**28, 4 * 2**30
-"""What the Jacobians, or on CUDA the states of a rollout, of all that is measured together may take."""
+"""Most bytes of the Jacobians of a chunk, or on CUDA of the states of its rollout."""
 
 
 def available() -> dict[str, type[Label]]:
@@ -34,7 +35,7 @@ def available() -> dict[str, type[Label]]:
 
 
 def load(name: str, fields: Mapping[str, Any]) -> Label:
-    """The label with this class name and these fields; the name of a column is told which label measures it."""
+    """The label with this class name and these fields; the refusal of a column's name says which label measures it."""
     if isinstance(name, str) and name not in available():
         measuring = [label for label, kind in available().items() if name in _columns_on_examples(kind())]
         if measuring:
@@ -43,23 +44,23 @@ def load(name: str, fields: Mapping[str, Any]) -> Label:
 
 
 def _columns_on_examples(label: Label) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for family in families.available().values():
-        # Some labels are for few families only.
+        # A label may be for a few families only.
         with contextlib.suppress(ValueError):
-            found |= {column.name for column in label.columns(family.examples()[0].effective_spec)}
-    return found
+            names |= {column.name for column in label.columns(family.examples()[0].effective_spec)}
+    return names
 
 
 def columns(names: Iterable[str], specs: Iterable[WeightSpec]) -> dict[str, LabelColumn]:
-    """What the labels `names` store for families with these effective specs, by column name, sorted."""
-    found = {column.name: column for spec in specs for label in _loaded(tuple(names)) for column in label.columns(spec)}
-    return dict(sorted(found.items()))
+    """The columns of the labels `names` for families with these effective specs, by name, sorted."""
+    chosen = _loaded(tuple(names))
+    return dict(sorted((column.name, column) for spec in specs for label in chosen for column in label.columns(spec)))
 
 
 @lru_cache(maxsize=64)
 def _loaded(names: tuple[str, ...]) -> tuple[Label, ...]:
-    # They are asked for again with every stack of models.
+    # Cached: every stack of models asks for them again.
     return tuple(load(name, {}) for name in names)
 
 
@@ -68,38 +69,37 @@ def measure(
     family: Family,
     params: Params,
     task: Task | None,
-    values: Mapping[str, Tensor],
-    seed: int,
-    model_ids: Sequence[str],
+    members: Members,
     method: Method = "stacked",
 ) -> dict[str, Tensor]:
     """The labels `names` of stacked params (models, ...), measured on the device where these are.
 
-    Each column is (models,), float64, on the CPU, NaN where it does not apply. `values[field]` (models,) are the
-    models' own values of the task's varying fields. A model's labels depend on its own params and values, on `seed`
-    and on its id alone.
+    Each column is (models,), float64, on the CPU, NaN where it does not apply. Of `members` the values of the task's
+    varying fields, the seed and the ids are read: a model's labels depend on these and on its own params alone.
 
-    Several snapshots of the models may come one after another, as params and columns (snapshots * models, ...): what
-    models are driven by is then drawn only once.
+    Several snapshots of the models may come one after another, as params and columns (snapshots * models, ...): the
+    inputs that drive models are then drawn only once.
     """
-    labels = _loaded(tuple(names))
-    expected = columns(names, [family.effective_spec])
-    first = next(iter(params.values()))
-    snapshots = len(first) // len(model_ids)
-    own = {name: tensor.unflatten(0, (snapshots, len(model_ids))) for name, tensor in params.items()}
-    models, at_once = _together(family, task, first.device, method, len(model_ids))
-    found = {name: torch.empty(snapshots, len(model_ids), dtype=torch.float64) for name in expected}
-    for low in range(0, len(model_ids), models):
-        some, inputs = slice(low, low + models), None
-        own_models = {name: tensor[some] for name, tensor in values.items()}, seed, model_ids[some]
-        for snapshot in range(0, snapshots, at_once):
-            part = {k: v[snapshot : snapshot + at_once, some] for k, v in own.items()}
-            driven = Driven(family, _side_by_side(part), task, *own_models, method, inputs)
+    chosen = _loaded(tuple(names))
+    first, count = next(iter(params.values())), len(members.ids)
+    num_snapshots = len(first) // count
+    by_snapshot = {name: tensor.unflatten(0, (num_snapshots, count)) for name, tensor in params.items()}
+    measured = {
+        name: torch.empty(num_snapshots, count, dtype=torch.float64)
+        for name in columns(names, [family.effective_spec])
+    }
+    size = _chunk_size(family, task, first.device, method, count)
+    for low in range(0, count, size.models):
+        models, inputs = slice(low, low + size.models), None
+        part = members.part(low, low + size.models)
+        for snapshot in range(0, num_snapshots, size.snapshots):
+            cells = slice(snapshot, snapshot + size.snapshots), models
+            chunk = {name: tensor[cells] for name, tensor in by_snapshot.items()}
+            driven = Driven(family, _side_by_side(chunk), task, part, method, inputs)
             inputs = driven.inputs
-            measured = _measure(labels, driven)
-            for name, column in found.items():
-                column[snapshot : snapshot + at_once, some] = measured[name].unflatten(0, (-1, len(own_models[2])))
-    return {name: column.flatten() for name, column in found.items()}
+            for name, column in _measure(chosen, driven).items():
+                measured[name][cells] = column.unflatten(0, (-1, len(part.ids)))
+    return {name: column.flatten() for name, column in measured.items()}
 
 
 def _side_by_side(params: Params) -> Params:
@@ -107,19 +107,26 @@ def _side_by_side(params: Params) -> Params:
     return {name: tensor.flatten(0, 1) for name, tensor in params.items()}
 
 
-def _together(
+class _ChunkSize(NamedTuple):
+    """Models, and snapshots of each of them, that are measured at once."""
+
+    models: int
+    snapshots: int
+
+
+def _chunk_size(
     family: Family, task: Task | None, device: torch.device, method: Method, num_models: int
-) -> tuple[int, int]:
-    """How many models, and how many snapshots of these, are measured at once: as many as fit, or as the CPU likes."""
+) -> _ChunkSize:
+    """The largest chunk that fits a GPU's memory, or that is fast on the CPU."""
     size = family.spec.state_size
-    jacobians = JACOBIAN_STEPS * LANES * size**2
+    jacobians = JACOBIAN_STEPS * TRAJECTORIES * size**2
     if device.type == "cpu":
         models = MODELS_TOGETHER[method]
-        return models, max(CPU_BYTES // (8 * jacobians * models), 1) if method == "native" else 1
+        return _ChunkSize(models, max(CPU_BYTES // (8 * jacobians * models), 1) if method == "native" else 1)
     states = 0 if task is None else SEQUENCES_TOGETHER * task.num_steps * size
     fitting = max(CUDA_BYTES // (8 * max(jacobians, states)), 2)
     models = min(fitting, num_models)
-    return models, fitting // models
+    return _ChunkSize(models, fitting // models)
 
 
 def _measure(labels: Sequence[Label], driven: Driven) -> dict[str, Tensor]:

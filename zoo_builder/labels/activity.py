@@ -63,7 +63,10 @@ def dimension(samples: Tensor) -> Tensor:
 
 
 def autocorrelation(states: Tensor) -> Tensor:
-    """Autocorrelation (models, lag), lags 0 to MAX_LAG, of states (models, time, lane, unit); NaN if none varies."""
+    """Autocorrelation (models, lag), lags 0 to MAX_LAG, of states (models, time, trajectory, unit).
+
+    NaN where no unit varies.
+    """
     num_steps = states.shape[1]
     centred = states - states.mean((1, 2), keepdim=True)
     variance = centred.square().mean((1, 2))

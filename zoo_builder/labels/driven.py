@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -24,22 +24,34 @@ from weightspace.rollout.tangents import (
     unflatten,
 )
 from weightspace.spec import Params, State
-from zoo_builder.labels.inputs import LANES, SEQUENCES, Inputs
+from zoo_builder.labels.inputs import SEQUENCES, TRAJECTORIES, Inputs
+from zoo_builder.members import Members
 from zoo_builder.tasks import Batch, Split, Task
 from zoo_builder.tasks.categorical import counts_right_answers
 
-__all__ = ["DRIVE", "JACOBIANS", "JACOBIAN_STEPS", "LANES", "SEQUENCES", "WARM_UP", "WINDOW", "Driven", "Trajectory"]
+__all__ = [
+    "DRIVE",
+    "JACOBIANS",
+    "JACOBIAN_STEPS",
+    "SEQUENCES",
+    "TRAJECTORIES",
+    "WARM_UP",
+    "WINDOW",
+    "Driven",
+    "Trajectory",
+]
 
 WARM_UP, TANGENT_WARM_UP = 48, 16
-"""Steps from the initial state that no label reads, and how many more align tangent vectors."""
+"""Steps from the initial state that no label reads, and further ones over which tangent vectors align."""
 WINDOW = 48
 """Steps after the warm-up that labels read."""
 JACOBIAN_STEPS = 12
 """First steps of the window along which whole Jacobians are taken."""
 
 _DRIVEN = (
-    f"{LANES} trajectories driven by held-out sequences of the model's own task (standard normal inputs where there is "
-    f"no task), one sequence after another with the state carried on, after {WARM_UP + TANGENT_WARM_UP} warm-up steps"
+    f"{TRAJECTORIES} trajectories driven by held-out sequences of the model's own task (standard normal inputs where "
+    f"there is no task), one sequence after another with the state carried on, after {WARM_UP + TANGENT_WARM_UP} "
+    "warm-up steps"
 )
 DRIVE = f"{WINDOW} steps of {_DRIVEN}"
 JACOBIANS = (
@@ -50,28 +62,28 @@ JACOBIANS = (
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What the driven models did in the window after the warm-up; states are side by side in the order of the spec."""
+    """Driven models in the window after the warm-up; states are side by side in the order of the spec."""
 
     x: Tensor
-    """Inputs (models, time, lane, input)."""
+    """Inputs (models, time, trajectory, input)."""
     noise: dict[str, Tensor]
-    """Noise (models, time, lane, axis)."""
+    """Noise (models, time, trajectory, axis)."""
     before: Tensor
-    """States before each step (models, time, lane, state)."""
+    """States before each step (models, time, trajectory, state)."""
     log_growth: Tensor
-    """Log of how much each step stretched a unit tangent vector that is carried along (models, time, lane), nats."""
+    """Log of the factor by which each step stretched a unit tangent vector (models, time, trajectory), nats."""
 
 
 class Driven:
-    """A stack of models with everything labels read of them, computed when first asked for.
+    """A stack of models and the quantities that labels read of them, computed when first asked for.
 
-    By torch everything is in float64. Natively, what models answer and what is measured along their trajectories is in
-    the precision of their params, in which they learned; all else is in float64. Inputs come from the streams
+    By torch everything is in float64. Natively, outputs and measurements along trajectories are in the precision of
+    the params, in which the models learned; all else is in float64. Inputs come from the streams
     "labels/..." of each model. Models with non-finite params take part as zeros and are marked in `finite`. A single
     model is doubled, because the arithmetic of a stack of one differs in the last bits.
 
     Several snapshots of the models may be measured at once, one after another in `params` (snapshots * models, ...).
-    They have the same inputs, which may be given if they are known. Wherever shapes say models, snapshots are meant.
+    They have the same inputs; `inputs` are those of an earlier call. "models" in shapes then counts snapshots * models.
     """
 
     def __init__(
@@ -79,9 +91,7 @@ class Driven:
         family: Family,
         params: Params,
         task: Task | None,
-        values: Mapping[str, Tensor],
-        seed: int,
-        model_ids: Sequence[str],
+        members: Members,
         method: Method = "stacked",
         inputs: Inputs | None = None,
     ) -> None:
@@ -89,27 +99,31 @@ class Driven:
         self.num_models = len(first)
         repeat = 2 if self.num_models == 1 else 1
         wide = {k: torch.cat([v] * repeat).detach() for k, v in params.items()}
-        self.family, self.task, self.seed, self.device = family, task, seed, first.device
-        own_ids, own_values = tuple(model_ids) * repeat, {name: torch.cat([v] * repeat) for name, v in values.items()}
-        self.snapshots = repeat * self.num_models // len(own_ids)
-        self.model_ids = own_ids * self.snapshots
+        self.family, self.task, self.device = family, task, first.device
+        members = members.repeated(repeat)
+        self.snapshots = repeat * self.num_models // len(members.ids)
         self.method: Method = "native" if is_measured_natively(family, first, method) else "stacked"
         self.dtype = first.dtype if self.method == "native" else torch.float64
         self.finite = torch.stack([v.flatten(1).isfinite().all(1) for v in wide.values()]).all(0)
         if not bool(self.finite.all()):
             wide = {name: torch.where(_like(self.finite, v), v, 0) for name, v in wide.items()}
-        self.own_params = {name: value.to(self.dtype) for name, value in wide.items()}
+        self.params_as_run = {name: value.to(self.dtype) for name, value in wide.items()}
         num_steps = WARM_UP + TANGENT_WARM_UP + WINDOW
-        self.inputs = inputs or Inputs(family, task, own_values, seed, own_ids, self.device, num_steps)
+        self.inputs = inputs or Inputs(family, task, members, self.device, num_steps)
+
+    @property
+    def not_applicable(self) -> Tensor:
+        """NaN for every model (models,), float64: a label that does not apply."""
+        return self.finite.new_full(self.finite.shape, torch.nan, dtype=torch.float64)
 
     @cached_property
     def params(self) -> Params:
         """The params (models, ...) in float64."""
-        return {name: value.double() for name, value in self.own_params.items()}
+        return {name: value.double() for name, value in self.params_as_run.items()}
 
     @cached_property
     def effective(self) -> Params:
-        """What the functions really use (models, ...), in the terms of `family.effective_spec`."""
+        """The params that the functions really use (models, ...), by the names of `family.effective_spec`."""
         if type(self.family).effective is Family.effective:
             return self.params
         return torch.func.vmap(self.family.effective)(self.params)
@@ -122,9 +136,9 @@ class Driven:
         """Batches of sequences of the task with the models' outputs (models, scored, batch, output)."""
         for drawn in self.inputs.batches(split):
             batch, noise = mapped(drawn, self._at_every_snapshot)
-            given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
+            x, start, noise = mapped((batch.x, batch.start, noise), lambda tensor: tensor.to(self.dtype))
             scored = batch.target.shape[1]
-            yield batch, last_outputs(self.family, self.own_params, *given, scored, method=self.method)
+            yield batch, last_outputs(self.family, self.params_as_run, x, start, noise, scored, method=self.method)
 
     def judgements(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Score and loss (models,), float64, on batches of sequences of the task."""
@@ -136,27 +150,24 @@ class Driven:
         for batch, noise in self.inputs.batches(split):
             criterion = self.task.criterion(batch)
             assert criterion is not None
-            given = (self._own(batch.x), self._own(batch.start), {k: self._own(v) for k, v in noise.items()})
-            judged = [answered(self.family, own, *given, criterion) for own in self._by_snapshot()]
+            x, start, noise = mapped((batch.x, batch.start, noise), lambda tensor: tensor.to(self.dtype))
+            judged = [answered(self.family, params, x, start, noise, criterion) for params in self._by_snapshot()]
             score, loss = (torch.cat(column) for column in zip(*judged, strict=True))
             yield score, loss
 
     def _by_snapshot(self) -> Iterator[Params]:
-        """The params (models, ...) of one snapshot after another: natively, they share inputs as these are."""
-        count = len(self.model_ids) // self.snapshots
-        for first in range(0, len(self.model_ids), count):
-            yield {name: value[first : first + count] for name, value in self.own_params.items()}
+        """The params (models, ...) of each snapshot: natively, all snapshots read the same inputs in memory."""
+        count = len(self.inputs.members.ids)
+        for first in range(0, count * self.snapshots, count):
+            yield {name: value[first : first + count] for name, value in self.params_as_run.items()}
 
     def _at_every_snapshot(self, tensor: Tensor) -> Tensor:
-        """What is the same at every snapshot, (models, ...), for all of them."""
+        """A tensor (models, ...) that all snapshots share, repeated for each: (snapshots * models, ...)."""
         return tensor if self.snapshots == 1 else tensor.repeat(self.snapshots, *[1] * (tensor.dim() - 1))
-
-    def _own(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype)
 
     @cached_property
     def measured(self) -> Measured:
-        """What is averaged along the driven trajectories."""
+        """Averages along the driven trajectories."""
         if self.method == "native":
             return self._natively(self.dtype, JACOBIAN_STEPS)
         driven = self.trajectory
@@ -173,9 +184,9 @@ class Driven:
         """The driven trajectories, float64."""
         x, start, noise = mapped(self.inputs.drive, lambda tensor: self._at_every_snapshot(tensor.double()))
         if is_native(self.family, x, self.method):
-            found = self._natively(torch.float64, 0, want_states=True)
-            assert found.visited is not None
-            before, growth = found.visited, found.growth
+            measured = self._natively(torch.float64, 0, want_states=True)
+            assert measured.visited is not None
+            before, growth = measured.visited, measured.growth
         else:
             before, growth = self._carried(x, start, noise)
         late = {name: value[:, -WINDOW:] for name, value in noise.items()}
@@ -189,10 +200,11 @@ class Driven:
         tangent = unflatten(self.family, self.inputs.directions.to(dtype))
         drive = partial(native_drive, x=x, start=start, noise=noise, tangent=tangent, steps=steps)
         snapshots = mapped(list(self._by_snapshot()), lambda tensor: tensor.to(dtype))
-        return joined([drive(self.family, own, want_states=want_states) for own in snapshots])
+        return joined([drive(self.family, params, want_states=want_states) for params in snapshots])
 
     def _carried(self, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """States before each step of the window (models, time, lane, state), and log growth (models, time, lane)."""
+        """States before each step of the window (models, time, trajectory, state), and log growth (models, time,
+        trajectory)."""
         early = {name: value[:, :WARM_UP] for name, value in noise.items()}
         state = torch.func.vmap(self.family.initial_state)(self.params, start)
         after = last_states(self.family, self.params, x[:, :WARM_UP], state, early, 1, method=self.method)
@@ -212,25 +224,25 @@ class Driven:
 
     @cached_property
     def jacobians(self) -> Tensor:
-        """dh(t+1)/dh(t) of the whole state, (models, time, lane, to state, from state)."""
+        """dh(t+1)/dh(t) of the whole state, (models, time, trajectory, to state, from state)."""
         driven = self.trajectory
         if self.method == "native":
             x, noise = driven.x[:, :JACOBIAN_STEPS], {k: v[:, :JACOBIAN_STEPS] for k, v in driven.noise.items()}
             state = unflatten(self.family, driven.before[:, 0])
             return jacobians(self.family, self.params, x, state, noise, method=self.method)
-        found = []
-        # One time step at a time: what fits in the cache costs a fraction of what does not.
+        steps = []
+        # One time step at a time: Jacobians that fit in the cache cost a fraction of those that do not.
         for t in range(JACOBIAN_STEPS):
             noise = {name: value[:, t] for name, value in driven.noise.items()}
-            found.append(self.jacobians_at(driven.before[:, t], driven.x[:, t], noise))
-        return torch.stack(found, dim=1)
+            steps.append(self.jacobians_at(driven.before[:, t], driven.x[:, t], noise))
+        return torch.stack(steps, dim=1)
 
     @cached_property
     def mean_jacobian(self) -> Tensor:
-        """The mean of the Jacobians over time and lanes, (models, to state, from state), float64."""
+        """The mean of the Jacobians over time and trajectories, (models, to state, from state), float64."""
         if self.dtype == torch.float64:
             return self.measured.mean_jacobian
-        # As native ones lie in memory.
+        # Transposed, so that sums run in the order of the native Jacobians' memory.
         return self.jacobians.transpose(-1, -2).flatten(1, 2).mean(1).transpose(-1, -2)
 
     def step(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
@@ -239,20 +251,20 @@ class Driven:
         Inputs are (models, point, input), noise (models, point, axis).
         """
         early = {name: value[:, None] for name, value in noise.items()}
-        own = unflatten(self.family, state)
-        after = last_states(self.family, self.params, x[:, None], own, early, 1, method=self.method)
+        states = unflatten(self.family, state)
+        after = last_states(self.family, self.params, x[:, None], states, early, 1, method=self.method)
         return flatten(self.family, after)[:, 0]
 
     def push(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor], directions: Tensor) -> Tensor:
         """The Jacobians at states (models, point, state) times directions (models, direction, point, state)."""
-        own = unflatten(self.family, state)
-        return push(self.family, self.params, x, own, directions, noise, method=self.method)
+        states = unflatten(self.family, state)
+        return push(self.family, self.params, x, states, directions, noise, method=self.method)
 
     def jacobians_at(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """dh(t+1)/dh(t) at states (models, point, state), as (models, point, to state, from state)."""
         early = {name: value[:, None] for name, value in noise.items()}
-        own = unflatten(self.family, state)
-        return jacobians(self.family, self.params, x[:, None], own, early, method=self.method)[:, 0]
+        states = unflatten(self.family, state)
+        return jacobians(self.family, self.params, x[:, None], states, early, method=self.method)[:, 0]
 
     def flat_readout(self, params: Params, state: Tensor) -> Tensor:
         """One model's outputs (point, output) at states (point, state)."""
@@ -267,15 +279,15 @@ def _length(tangent: State) -> Tensor:
 def _unit(tangent: State) -> tuple[State, Tensor]:
     """Tangent vectors (..., axis) scaled to length 1, and the lengths (...) they had."""
     length = _length(tangent)
-    # A vanished vector stays 0, so that what follows is known to be minus infinity.
+    # A vanished vector stays 0: its log growth is then minus infinity.
     safe = torch.where(length > 0, length, 1)
     return {name: value / safe[..., None] for name, value in tangent.items()}, length
 
 
 def _covariance(states: Tensor) -> Tensor:
-    """The covariance (models, state, state) of states (models, sample, state), up to a factor."""
+    """The covariance (models, state, state) of states (models, sample, state), up to a factor per model."""
     centred = states - states.mean(1, keepdim=True)
-    # Scaled to 1, or states that are minute or huge leave the range of float64 when squared.
+    # Scaled to 1 against overflow and underflow of the squares.
     flat = centred.flatten(1)
     largest = torch.maximum(-flat.amin(1), flat.amax(1))
     centred = centred / torch.where(largest > 0, largest, 1)[:, None, None]

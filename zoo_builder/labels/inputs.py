@@ -1,9 +1,9 @@
-"""What driven models are given: sequences of their own task, the same at every snapshot."""
+"""Inputs of driven models: sequences of their own task, the same at every snapshot."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -12,19 +12,21 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Streams
 from weightspace.rollout.noise import draw_noise
+from zoo_builder.members import Members
 from zoo_builder.tasks import Batch, Split, Task
 
-LANES = 32
-"""Number of trajectories of each model; they start at evenly spread places of a sequence."""
+TRAJECTORIES = 32
+"""Number of trajectories of each model; their starts are spread evenly over a sequence."""
 SEQUENCES: dict[Split, int] = {"test": 256, "train": 256}
 """Sequences of each split on which a task is scored."""
 SEQUENCES_TOGETHER = 256
-"""How many of them are rolled at once."""
+"""Sequences that are rolled at once."""
 KEPT = 2**23
-"""Numbers of inputs that are kept for the next snapshot; larger ones are drawn again, and come out the same."""
+"""Most numbers of inputs that are kept for the next snapshot; larger inputs are drawn again, the same ones."""
 
 
-Given = tuple[Batch, dict[str, Tensor]]
+NoisyBatch = tuple[Batch, dict[str, Tensor]]
+"""Sequences of a task, and the noise of their steps (models, time, batch, axis)."""
 
 
 class Inputs:
@@ -34,26 +36,24 @@ class Inputs:
         self,
         family: Family,
         task: Task | None,
-        values: Mapping[str, Tensor],
-        seed: int,
-        model_ids: Sequence[str],
+        members: Members,
         device: torch.device,
         num_steps: int,
     ) -> None:
-        self.family, self.task, self.values = family, task, values
-        self.seed, self.model_ids, self.device, self.num_steps = seed, model_ids, device, num_steps
-        self._kept: dict[Split, list[Given]] = {}
+        self.family, self.task, self.members = family, task, members
+        self.device, self.num_steps = device, num_steps
+        self._kept: dict[Split, list[NoisyBatch]] = {}
 
     def streams(self, purpose: str, snapshots: int = 1) -> Streams:
         """Fresh streams of the models for one use, the same for each of several snapshots, one after another."""
-        return Streams(self.seed, list(self.model_ids) * snapshots, f"labels/{purpose}", self.device)
+        return Streams(self.members.seed, list(self.members.ids) * snapshots, f"labels/{purpose}", self.device)
 
-    def batches(self, split: Split) -> Iterator[Given]:
-        """Batches of sequences of the task, and the noise that models are given with each."""
+    def batches(self, split: Split) -> Iterator[NoisyBatch]:
+        """Batches of sequences of the task, each with the noise of its steps."""
         if split in self._kept:
             yield from self._kept[split]
             return
-        drawn: list[Given] = []
+        drawn: list[NoisyBatch] = []
         for batch, noise in self._drawn(split):
             size = batch.x.numel() + batch.target.numel() + sum(value.numel() for value in noise.values())
             if size * (SEQUENCES[split] // SEQUENCES_TOGETHER) <= KEPT:
@@ -62,37 +62,37 @@ class Inputs:
         if drawn:
             self._kept[split] = drawn
 
-    def _drawn(self, split: Split) -> Iterator[Given]:
+    def _drawn(self, split: Split) -> Iterator[NoisyBatch]:
         assert self.task is not None
         streams = self.streams(f"answers/{split}")
         for _ in range(SEQUENCES[split] // SEQUENCES_TOGETHER):
-            batch = self.task.sample(self.values, streams, SEQUENCES_TOGETHER, split)
+            batch = self.task.sample(self.members.values, streams, SEQUENCES_TOGETHER, split)
             yield batch, draw_noise(self.family.spec, streams, *batch.x.shape[1:3])
 
     @cached_property
     def drive(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Inputs (models, time, lane, input), starts (models, lane, start) and noise of all steps."""
+        """Inputs (models, time, trajectory, input), starts (models, trajectory, start) and noise of all steps."""
         streams, num_steps = self.streams("driven"), self.num_steps
         if self.task is None:
-            x = streams.normal(num_steps, LANES, self.family.input_size)
-            start = x.new_zeros(len(self.model_ids), LANES, 0)
+            x = streams.normal(num_steps, TRAJECTORIES, self.family.input_size)
+            start = x.new_zeros(len(self.members.ids), TRAJECTORIES, 0)
         else:
             length = self.task.num_steps
             pieces = -(-num_steps // length) + 1
-            batch = self.task.sample(self.values, streams, pieces * LANES, "test")
-            lanes = torch.arange(LANES, device=self.device)
-            # Lane l reads its first sequence from step l / LANES of its length on, then its second one, and so on.
-            moment = lanes * length // LANES + torch.arange(num_steps, device=self.device)[:, None]
-            sequence = moment // length * LANES + lanes
-            place = moment % length * (pieces * LANES) + sequence
-            x = batch.x.flatten(1, 2).index_select(1, place.flatten()).unflatten(1, (num_steps, LANES))
-            start = batch.start[:, :LANES]
-        return x, start, draw_noise(self.family.spec, streams, num_steps, LANES)
+            batch = self.task.sample(self.members.values, streams, pieces * TRAJECTORIES, "test")
+            number = torch.arange(TRAJECTORIES, device=self.device)
+            # Trajectory l begins at the share l / TRAJECTORIES of its first sequence and goes on with its second one.
+            moment = number * length // TRAJECTORIES + torch.arange(num_steps, device=self.device)[:, None]
+            sequence = moment // length * TRAJECTORIES + number
+            index = moment % length * (pieces * TRAJECTORIES) + sequence
+            x = batch.x.flatten(1, 2).index_select(1, index.flatten()).unflatten(1, (num_steps, TRAJECTORIES))
+            start = batch.start[:, :TRAJECTORIES]
+        return x, start, draw_noise(self.family.spec, streams, num_steps, TRAJECTORIES)
 
     @cached_property
     def directions(self) -> Tensor:
-        """One random direction (models, lane, state) of length 1 per trajectory, float64: a corner of a cube."""
+        """One random direction (models, trajectory, state) of length 1 each, float64: a corner of a cube."""
         size = self.family.spec.state_size
-        words = self.streams("tangent").bits(LANES, -(-size // 32))
+        words = self.streams("tangent").bits(TRAJECTORIES, -(-size // 32))
         signs = words[..., None] >> torch.arange(32, device=self.device) & 1
         return (2.0 * signs.flatten(2)[..., :size].double() - 1) / math.sqrt(size)

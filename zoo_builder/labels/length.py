@@ -35,14 +35,9 @@ class LengthGeneralisation(Label):
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         longer = _longer(driven.task)
         if longer is None:
-            return {
-                "longer_score": torch.full(
-                    (len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device
-                )
-            }
-        own = (driven.inputs.values, driven.seed, driven.inputs.model_ids)
-        other = Driven(driven.family, driven.own_params, longer, *own, driven.method)
-        scores = [score for score, _ in other.judgements("test")]
+            return {"longer_score": driven.not_applicable}
+        on_longer = Driven(driven.family, driven.params_as_run, longer, driven.inputs.members, driven.method)
+        scores = [score for score, _ in on_longer.judgements("test")]
         return {"longer_score": torch.stack(scores).mean(0)}
 
 

@@ -15,7 +15,7 @@ from zoo_builder.labels.spectra import finite_only
 MAX_STORED = 4
 MAX_EXPONENTS = 16
 """Number of exponents computed, the state size where that is smaller."""
-SPECTRUM_LANES = 8
+SPECTRUM_TRAJECTORIES = 8
 ALIGNING = 16
 """First steps of the window, in which directions turn towards those that grow."""
 VANISHED = 1e-13
@@ -28,7 +28,7 @@ class LyapunovSpectrum(Label):
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         how = (
-            f"by QR decomposition at every step, mean over {SPECTRUM_LANES} trajectories and the last "
+            f"by QR decomposition at every step, mean over {SPECTRUM_TRAJECTORIES} trajectories and the last "
             f"{WINDOW - ALIGNING} steps of {DRIVE}"
         )
         source = (
@@ -76,15 +76,15 @@ class LyapunovSpectrum(Label):
 def spectrum(driven: Driven) -> tuple[Tensor, Tensor]:
     """Exponents (models, exponent), largest first, -inf where directions vanish, and which models' are finite."""
     trajectory = driven.trajectory
-    before, finite = finite_only(trajectory.before[:, :, :SPECTRUM_LANES])
+    before, finite = finite_only(trajectory.before[:, :, :SPECTRUM_TRAJECTORIES])
     size = before.shape[-1]
     count = min(size, MAX_EXPONENTS)
-    draws = driven.streams("lyapunov").normal(SPECTRUM_LANES, size, count, dtype=torch.float64)
+    draws = driven.streams("lyapunov").normal(SPECTRUM_TRAJECTORIES, size, count, dtype=torch.float64)
     q = torch.linalg.qr(draws).Q
     growth, alive = [], torch.ones_like(draws[..., 0, :], dtype=torch.bool)
     for t in range(WINDOW):
-        x = trajectory.x[:, t, :SPECTRUM_LANES].contiguous()
-        noise = {name: value[:, t, :SPECTRUM_LANES].contiguous() for name, value in trajectory.noise.items()}
+        x = trajectory.x[:, t, :SPECTRUM_TRAJECTORIES].contiguous()
+        noise = {name: value[:, t, :SPECTRUM_TRAJECTORIES].contiguous() for name, value in trajectory.noise.items()}
         directions = q.permute(0, 3, 1, 2).contiguous()
         moved, usable = finite_only(driven.push(before[:, t].contiguous(), x, noise, directions))
         finite = finite & usable

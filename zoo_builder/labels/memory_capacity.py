@@ -12,7 +12,7 @@ from weightspace.rollout.noise import draw_noise
 from weightspace.rollout.tangents import flatten, unflatten
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import LANES, WARM_UP, Driven
+from zoo_builder.labels.driven import TRAJECTORIES, WARM_UP, Driven
 from zoo_builder.labels.spectra import finite_only
 
 AMPLITUDE = 0.1
@@ -37,8 +37,8 @@ class MemoryCapacity(Label):
                 "u(t - k) with its best linear read-out of the state h(t), on trajectories other than those the "
                 f"read-out is fitted on by ridge regression ({RIDGE:g} of the mean variance of the states); "
                 f"{SAMPLES_PER_UNIT} samples per state unit in each half. The input is u(t) times a random unit "
-                f"direction, u uniform in -{AMPLITUDE:g} to {AMPLITUDE:g}; {LANES} trajectories go on from driven "
-                f"states, with {WARM_UP} steps and the longest lag to forget them. At most the state size.",
+                f"direction, u uniform in -{AMPLITUDE:g} to {AMPLITUDE:g}; {TRAJECTORIES} trajectories go on from "
+                f"driven states, with {WARM_UP} steps and the longest lag to forget them. At most the state size.",
                 source="Jaeger, Short term memory in echo state networks, GMD report 152, 2001",
             ),
         )
@@ -52,17 +52,17 @@ class MemoryCapacity(Label):
 
 
 def _driven_by_noise(driven: Driven) -> tuple[Tensor, Tensor]:
-    """States (models, time, lane, state) and the random scalars (models, earlier + time, lane) that drove them."""
+    """States (models, time, trajectory, state) and the scalars (models, earlier + time, trajectory) that drove them."""
     family = driven.family
     size = family.spec.state_size
     num_lags = LAGS_PER_UNIT * size
-    num_steps = -(-SAMPLES_PER_UNIT * size // (LANES // 2))
+    num_steps = -(-SAMPLES_PER_UNIT * size // (TRAJECTORIES // 2))
     streams = driven.streams("memory_capacity")
     direction = streams.normal(family.input_size, dtype=torch.float64)
     direction = direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
     early = WARM_UP + num_lags
-    u = AMPLITUDE * (2 * streams.uniform(early + num_steps, LANES, dtype=torch.float64) - 1)
-    noise = {k: v.double() for k, v in draw_noise(family.spec, streams, early + num_steps, LANES).items()}
+    u = AMPLITUDE * (2 * streams.uniform(early + num_steps, TRAJECTORIES, dtype=torch.float64) - 1)
+    noise = {k: v.double() for k, v in draw_noise(family.spec, streams, early + num_steps, TRAJECTORIES).items()}
     state = unflatten(family, driven.trajectory.before[:, 0])
     x = u[..., None] * direction[:, None, None]
     states = last_states(family, driven.params, x, state, noise, num_steps, method=driven.method)
@@ -72,16 +72,16 @@ def _driven_by_noise(driven: Driven) -> tuple[Tensor, Tensor]:
 def capacities(states: Tensor, u: Tensor, num_lags: int) -> Tensor:
     """r(k)^2 less its chance level, (models, lag), lags 1 to num_lags; NaN where states are not finite.
 
-    `states` (models, time, lane, state) are those of the last steps of `u` (models, earlier + time, lane), of which
-    there are at least num_lags earlier ones. The first half of the lanes fits, the second half judges.
+    `states` (models, time, trajectory, state) are those of the last steps of `u` (models, earlier + time, trajectory),
+    of which at least num_lags are earlier. The first half of the trajectories fits, the second half judges.
     """
     usable, finite = finite_only(states)
-    num_steps, num_lanes = usable.shape[1:3]
+    num_steps, num_trajectories = usable.shape[1:3]
     early = u.shape[1] - num_steps
     usable = usable / usable.abs().amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(usable.dtype).tiny)
     past = torch.stack([u[:, early - k : u.shape[1] - k] for k in range(1, num_lags + 1)], dim=-1)
     (h, h_new), (y, y_new) = (
-        [half.flatten(1, 2) for half in (value[:, :, : num_lanes // 2], value[:, :, num_lanes // 2 :])]
+        [half.flatten(1, 2) for half in (value[:, :, : num_trajectories // 2], value[:, :, num_trajectories // 2 :])]
         for value in (usable, past)
     )
     mean_h, mean_y = h.mean(1, keepdim=True), y.mean(1, keepdim=True)

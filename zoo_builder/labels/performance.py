@@ -43,7 +43,7 @@ class Performance(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         if driven.task is None:
-            missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device)
+            missing = driven.not_applicable
             return {"score": missing, "loss": missing, "generalisation_gap": missing}
         scores, losses = zip(*driven.judgements("test"), strict=True)
         score, gap = _mean(scores), torch.full_like(scores[0], torch.nan)

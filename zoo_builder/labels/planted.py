@@ -17,6 +17,7 @@ class MemoryMode(Label):
     """The cosine between the two vectors of a planted recurrent matrix, read back from its trace."""
 
     gain: float = 1.5
+    """The `gain` with which the mode was planted."""
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         recurrent_matrix(spec, type(self).__name__)

@@ -14,6 +14,7 @@ from torch import Tensor
 from weightspace.families import Family
 from weightspace.rollout import Method, generator
 from weightspace.spec import Params
+from zoo_builder.fields import refuse_below_least
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.members import Members
 from zoo_builder.tasks import Task
@@ -54,13 +55,17 @@ class Learner(ABC):
     """One way of learning. Subclasses are frozen dataclasses whose fields are its settings.
 
     The fields named in `varying` may differ between the models of one cohort; `Members` hold their values per model.
-    A field of a group of options is named with its group, as in `exams.threshold`.
+    A field of a group of options is named with its group, as in `exams.threshold`. A field may declare its least value,
+    `field(default=16, metadata={"least": 1})`.
     """
 
     varying: ClassVar[tuple[str, ...]] = ()
     groups: ClassVar[Mapping[str, type]] = {}
     """Fields that are groups of options, each a frozen dataclass, or None where the group is not used."""
     needs_task: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        refuse_below_least(self)
 
     @abstractmethod
     def learn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -41,14 +41,22 @@ class Descent(Learner):
     reached a threshold, or lead them up a curriculum.
     """
 
-    num_updates: int = 400
-    batch_size: int = 16
+    num_updates: int = field(default=400, metadata={"least": 1})
+    """Number of updates, by which a schedule runs out; none is made beyond the last snapshot."""
+    batch_size: int = field(default=16, metadata={"least": 1})
+    """Fresh sequences of each update."""
     learning_rate: float = 3e-3
+    """Step size of AdamW, above 0."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW, 0 or above."""
     clip: float = 1.0
+    """Largest norm of a model's gradient over its trained tensors; 0 clips nothing."""
     init_scale: float = 1.0
+    """Factor of the initial recurrent matrices, above 0."""
     schedule: Schedule | None = None
+    """How the learning rate changes over the updates; null: it stays."""
     exams: Exams | None = None
+    """Exams that stop models or lead them up a curriculum; null: none are held."""
 
     varying: ClassVar[tuple[str, ...]] = (
         *("learning_rate", "weight_decay", "clip", "init_scale"),
@@ -59,9 +67,7 @@ class Descent(Learner):
     """Whether `gradients` are those of whole sequences, by which C makes whole updates."""
 
     def __post_init__(self) -> None:
-        for name in ("num_updates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1.")
+        super().__post_init__()
         self._check_settings(self._settings(Members(0, ["any"])))
 
     @abstractmethod

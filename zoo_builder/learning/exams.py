@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from weightspace.families import Family
 from weightspace.rollout import Captured, Method, Streams, rollout
 from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
+from zoo_builder.fields import refuse_below_least
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.curricula import Curriculum
 from zoo_builder.tasks import Batch, Task
@@ -61,16 +62,19 @@ class Exams:
     With `curriculum` it begins at the least level of the task, and an exam passed below its own takes it one further.
     """
 
-    every: int = 50
-    sequences: int = 128
+    every: int = field(default=50, metadata={"least": 1})
+    """Updates from one exam to the next."""
+    sequences: int = field(default=128, metadata={"least": 1})
+    """Fresh sequences of an exam."""
     threshold: float = 0.95
+    """Score from which an exam is passed, from 0 to 1."""
     stop: bool = False
+    """Whether a model that has passed on its own task learns no more."""
     curriculum: bool = False
+    """Whether a model begins at the task's least level, and each exam passed takes it one further."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) of the exams must be at least 1.")
+        refuse_below_least(self, " of the exams")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"`threshold` (={self.threshold:g}) of the exams must be from 0 to 1, as scores are.")
 

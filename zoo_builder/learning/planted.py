@@ -26,7 +26,9 @@ class Planted(Learner):
     """
 
     gain: float = 1.5
+    """Size of the planted mode: its eigenvalue lies from -gain to gain."""
     noise: float = 0.05
+    """Size of the random rest: the radius of its eigenvalues."""
 
     needs_task: ClassVar[bool] = False
 

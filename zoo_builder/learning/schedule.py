@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from zoo_builder.fields import refuse_below_least
 
 # Each takes the share of the way behind (models,) from 0 to 1, each model's factor at its end, and a number of drops.
 SHAPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
@@ -32,15 +34,18 @@ class Schedule:
     """
 
     shape: Literal["constant", "linear", "cosine", "exponential", "step"] = "constant"
+    """The way from the end of the warm-up to the last update."""
     warm_up: int = 0
+    """Updates over which the factor rises, below the number of updates."""
     final: float = 0.01
-    drops: int = 3
+    """Factor at the last update."""
+    drops: int = field(default=3, metadata={"least": 1})
+    """Number of equal drops of the shape "step"."""
 
     def __post_init__(self) -> None:
+        refuse_below_least(self)
         if self.shape not in SHAPES:
             raise ValueError(f"`shape` (={self.shape!r}) must be one of {list(SHAPES)}.")
-        if self.drops < 1:
-            raise ValueError(f"`drops` (={self.drops}) must be at least 1.")
         if self.shape in ("exponential", "step") and self.final == 0:
             raise ValueError(f"`final` (=0) must be above 0 for the shape '{self.shape}', which is a power of it.")
 

@@ -121,10 +121,7 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> f
     models = [cohort.family.init(generator) for _ in ids]
     params = {n: torch.stack([model[n] for model in models]).to(device) for n in cohort.family.spec.tensors}
     start = _now(device)
-    values = cohort.members(plan.seed, ids).values
-    labels.measure(
-        plan.recipe["labels"], cohort.family, params, cohort.task, values, plan.seed, ids, method=method
-    )
+    labels.measure(plan.recipe["labels"], cohort.family, params, cohort.task, cohort.members(plan.seed, ids), method)
     return (_now(device) - start) * len(cohort.splits) / len(ids) * len(plan.snapshots)
 
 

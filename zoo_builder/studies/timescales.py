@@ -62,9 +62,13 @@ class Timescales(Study):
     """
 
     hidden_size: int = 64
+    """Units of a network."""
     num_updates: int = 2000
+    """Updates of training."""
     batch_size: int = 128
+    """Sequences of an update."""
     models: int = 32
+    """Networks of each curriculum."""
     largest_single: int = 12
     """Largest N with one head: beyond what it reaches in so many updates."""
     largest_many: int = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -25,15 +25,12 @@ class Adding(Continuous):
     as in Le, Jaitly and Hinton (arXiv 1504.00941).
     """
 
-    num_steps: int = 20
+    num_steps: int = field(default=20, metadata={"least": 2})
+    """Length of a sequence: one step at least for each marked number."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     splits_differ: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise ValueError(f"`num_steps` (={self.num_steps}) must be at least 2, one for each marked number.")
 
     @property
     def input_size(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from weightspace.rollout import Streams
 from weightspace.rollout.criterion import Criterion
 from weightspace.store import InputKind, OutputKind, TaskIO
+from zoo_builder.fields import refuse_below_least
 
 Split = Literal["train", "test"]
 
@@ -55,6 +56,7 @@ class Task(ABC):
     """One task. Subclasses are frozen dataclasses whose fields are its parameters.
 
     The fields named in `varying` may differ between the models of one cohort; `sample` is given their values per model.
+    A field may declare its least value, `field(default=5, metadata={"least": 1})`.
     """
 
     varying: ClassVar[tuple[str, ...]] = ()
@@ -72,6 +74,9 @@ class Task(ABC):
     difficulty: ClassVar[tuple[str, int] | None] = None
     """The varying field, a whole number, that makes the task harder as it grows, and its least value, where a
     curriculum begins. None: the task has no levels."""
+
+    def __post_init__(self) -> None:
+        refuse_below_least(self)
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ Score = Callable[..., Tensor]
 
 
 def share_of_right(score: Score) -> Score:
-    """Says of a score that it is the share of right answers among those that the task's criterion asks for.
+    """Decorator: this score is plain accuracy over the criterion's targets.
 
     A fast rollout may then count them itself. A task that overrides its score says nothing of the kind, unless it
     declares it again.
@@ -52,7 +52,7 @@ class Categorical(Task):
         """
         scored = outputs[:, -batch.target.shape[1] :]
         right = (scored.argmax(-1) == batch.target).to(torch.float64)
-        # NaN is the extreme of all that it is among, and extremes are found faster than each number is looked at.
+        # min and max propagate NaN, so two reductions check everything.
         finite = scored.amax((2, 3)).isfinite() & scored.amin((2, 3)).isfinite()
         if batch.weight is not None:
             finite |= batch.weight == 0

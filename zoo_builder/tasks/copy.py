@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -27,10 +27,14 @@ class Copy(Categorical):
     short-term memory, Neural Computation 1997) in the form of Arjovsky, Shah and Bengio (ICML 2016).
     """
 
-    num_symbols: int = 8
-    length: int = 5
-    max_delay: int = 20
+    num_symbols: int = field(default=8, metadata={"least": 2})
+    """Number of different symbols."""
+    length: int = field(default=5, metadata={"least": 1})
+    """Symbols shown, and answers asked for."""
+    max_delay: int = field(default=20, metadata={"least": 1})
+    """Largest delay that the length of a sequence has room for."""
     delay: int = 10
+    """Steps between the last symbol and the first answer, at most `max_delay`."""
 
     input_kind: ClassVar[InputKind] = "one_hot"
     input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -39,9 +43,7 @@ class Copy(Categorical):
     difficulty: ClassVar[tuple[str, int] | None] = ("delay", 1)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_symbols", 2), ("length", 1), ("max_delay", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least {least}.")
+        super().__post_init__()
         if not 1 <= self.delay <= self.max_delay:
             raise ValueError(f"`delay` (={self.delay}) must be from 1 to `max_delay` (={self.max_delay}).")
 

@@ -24,7 +24,9 @@ class DelayedRecall(Categorical):
     """
 
     num_steps: int = 24
+    """Length of a sequence."""
     delay: int = 4
+    """How many steps ago the input was that is asked for, below `num_steps`."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
@@ -33,6 +35,7 @@ class DelayedRecall(Categorical):
     difficulty: ClassVar[tuple[str, int] | None] = ("delay", 0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.delay < self.num_steps:
             raise ValueError(f"`delay` (={self.delay}) must be at least 0 and below `num_steps` (={self.num_steps}).")
 

@@ -41,10 +41,15 @@ class FormalLanguage(Categorical):
     """
 
     mb: int = 0
+    """How many b there are beyond n; below 0, how many fewer."""
     mc: int = 0
+    """How many c there are beyond n."""
     md: int = 0
+    """How many d there are beyond n."""
     max_n: int = 9
+    """Largest n of a string."""
     length: int = 42
+    """Tokens of a sequence, BOS and EOS among them."""
 
     input_kind: ClassVar[InputKind] = "one_hot"
     input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -52,6 +57,7 @@ class FormalLanguage(Categorical):
     varying: ClassVar[tuple[str, ...]] = OFFSETS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._range_of_n(torch.tensor([[float(getattr(self, name)) for name in OFFSETS]], dtype=torch.float64))
 
     @property

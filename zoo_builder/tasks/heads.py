@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -32,9 +32,13 @@ class Heads(Categorical):
     """
 
     max_n: int = 10
+    """Largest N that the length of a sequence has room for."""
     n: int = 5
+    """The model's N, with several heads its largest one; at most `max_n`."""
     heads: Literal["single", "many", "sliding"] = "single"
-    window: int = 3
+    """One head for `n`, one for each N, or `window` heads for the last values of N."""
+    window: int = field(default=3, metadata={"least": 1})
+    """Number of heads with `heads` "sliding"."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -44,10 +48,9 @@ class Heads(Categorical):
     classes_per_head: ClassVar[int | None] = CLASSES
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.heads not in ("single", "many", "sliding"):
             raise ValueError(f"`heads` (={self.heads!r}) must be 'single', 'many' or 'sliding'.")
-        if self.window < 1:
-            raise ValueError(f"`window` (={self.window}) must be at least 1.")
         if not 2 <= self.n <= self.max_n:
             raise ValueError(f"`n` (={self.n}) must be from 2 to `max_n` (={self.max_n}).")
 

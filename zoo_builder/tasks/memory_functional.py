@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -26,8 +26,11 @@ class MemoryFunctional(Continuous):
     """
 
     kernel: Literal["exponential", "polynomial"] = "exponential"
-    num_steps: int = 32
+    """How rho falls with the lag s: as exp(-decay s) or (1 + s)^-decay."""
+    num_steps: int = field(default=32, metadata={"least": 1})
+    """Length of a sequence."""
     decay: float = 0.5
+    """Rate or exponent with which the memory fades, above 0."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-3.0, 3.0)
@@ -35,10 +38,9 @@ class MemoryFunctional(Continuous):
     varying: ClassVar[tuple[str, ...]] = ("decay",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kernel not in ("exponential", "polynomial"):
             raise ValueError(f"`kernel` (={self.kernel!r}) must be 'exponential' or 'polynomial'.")
-        if self.num_steps < 1:
-            raise ValueError(f"`num_steps` (={self.num_steps}) must be at least 1.")
         if not (math.isfinite(self.decay) and self.decay > 0):
             raise ValueError(f"`decay` (={self.decay}) must be a finite number above 0.")
 

@@ -33,13 +33,16 @@ class TiledDigits(Categorical):
     """
 
     tile_size: int = 2
+    """Side of a tile in pixels, which divides the image's side of 8."""
     angle: float = 0.0
+    """Rotation in degrees, counter-clockwise."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     varying: ClassVar[tuple[str, ...]] = ("angle",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tile_size not in (1, 2, 4, 8):
             raise ValueError(f"`tile_size` (={self.tile_size}) must divide the image side of {SIDE}: 1, 2, 4 or 8.")
         if not math.isfinite(self.angle):
