@@ -173,7 +173,7 @@ def test_labels_measured_on_cuda_are_those_of_the_cpu(family):
     family = type(family)(**{**family.config, "input_size": 1, "output_size": 2})
     models = [family.init(generator(0, model_id, "init")) for model_id in IDS]
     params = {name: torch.stack([model[name] for model in models]) for name in family.spec.tensors}
-    names = [name for name in labels.available() if name != "MemoryMode"]
+    names = [name for name, label in labels.available().items() if label.for_all_families]
     here, there = (labels.measure(names, family, p, RECALL, Members(0, IDS)) for p in (params, on_cuda(params)))
     assert here.keys() == there.keys()
     for name, column in here.items():

@@ -34,7 +34,7 @@ ROOMS = {
     "markov": BASE,
     "responses": ZOO | {"features"},
     "graph": ZOO,
-    "summaries": ZOO | {"features", "graph"},
+    "summaries": ZOO | {"features", "graph", "markov"},
     "data": READING,
     "encoders": READING,
     "objectives": READING | {"data", "encoders"},

@@ -18,7 +18,7 @@ from zoo_builder.tasks.delayed_recall import DelayedRecall
 IDS = ["a", "b", "c", "d", "e"]
 TASK = DelayedRecall(num_steps=8)
 VALUES = {"delay": torch.tensor([0, 1, 2, 3, 4], dtype=torch.float64)}
-GENERAL = [name for name in labels.available() if name != "MemoryMode"]
+GENERAL = [name for name, label in labels.available().items() if label.for_all_families]
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 # With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
 TOLERANCE = 0 if torch.backends.mkl.is_available() else 1e-9

@@ -24,7 +24,7 @@ from zoo_builder.tasks.tiled_digits import TiledDigits
 
 IDS = ["a", "b", "c"]
 MEMBERS = Members(0, IDS)
-GENERAL = [name for name in labels.available() if name != "MemoryMode"]
+GENERAL = [name for name, label in labels.available().items() if label.for_all_families]
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 # With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
 TOLERANCE = 0 if torch.backends.mkl.is_available() else 1e-9

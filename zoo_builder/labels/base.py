@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,9 @@ class LabelColumn:
 @dataclass(frozen=True, kw_only=True)
 class Label(ABC):
     """One group of measurements. Subclasses are frozen dataclasses whose fields are its settings, all with defaults."""
+
+    for_all_families: ClassVar[bool] = True
+    """Whether every family has the columns, null where they do not apply; other labels refuse families they cannot read."""
 
     @abstractmethod
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from zoo_builder.labels.driven import Driven
 class MemoryMode(Label):
     """The cosine between the two vectors of a planted recurrent matrix, read back from its trace."""
 
+    for_all_families: ClassVar[bool] = False
     gain: float = 1.5
     """The `gain` with which the mode was planted."""
 
@@ -38,6 +40,8 @@ class MemoryMode(Label):
 @dataclass(frozen=True, kw_only=True)
 class SpectralAbscissa(Label):
     """The largest real part of the eigenvalues of the recurrent matrix."""
+
+    for_all_families: ClassVar[bool] = False
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         recurrent_matrix(spec, type(self).__name__)
