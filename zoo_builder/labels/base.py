@@ -31,7 +31,7 @@ class Label(ABC):
     """One group of measurements. Subclasses are frozen dataclasses whose fields are its settings, all with defaults."""
 
     for_all_families: ClassVar[bool] = True
-    """Whether every family has the columns, null where they do not apply; other labels refuse families they cannot read."""
+    """Whether every family has the columns; other labels refuse families that they cannot read."""
 
     @abstractmethod
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:

@@ -18,6 +18,7 @@ class MemoryMode(Label):
     """The cosine between the two vectors of a planted recurrent matrix, read back from its trace."""
 
     for_all_families: ClassVar[bool] = False
+
     gain: float = 1.5
     """The `gain` with which the mode was planted."""
 
