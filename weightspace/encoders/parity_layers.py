@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-RELATIVE_FLOOR = 0.05
+RELATIVE_FLOOR = 0.2
 """A centred feature is divided by at least this share of its size, or rounding would be blown up."""
 
 

@@ -116,13 +116,8 @@ class SignEquivariant(Encoder):
         graphs: DenseGraphs = self.scales(dense_graphs(spec, params))
         parities = parities_of(spec).to(graphs.edges)
         together = max(1, NODE_PAIRS_TOGETHER // graphs.edges.shape[1] ** 2)
-        shared = graphs.present.shape[0] == 1
-        parts = zip(
-            graphs.edges.split(together),
-            graphs.nodes.split(together),
-            [graphs.present] * len(graphs.edges) if shared else graphs.present.split(together),
-            strict=False,
-        )
+        present = graphs.present.expand(len(graphs.edges), -1, -1, -1)
+        parts = zip(*(part.split(together) for part in (graphs.edges, graphs.nodes, present)), strict=True)
         means = torch.cat([self._means(DenseGraphs(graphs.layout, *part), parities) for part in parts])
         return torch.asinh(self.pooled_scale(means[None], kinds_of(1).to(means.device))[0])
 
