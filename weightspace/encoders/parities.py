@@ -14,7 +14,7 @@ from weightspace.rows import channel_of, row_specs
 from weightspace.spec import WeightSpec
 
 SignSlots = Mapping[str, tuple[tuple[str, ...], ...]]
-"""Set of nodes -> names of the gauges that flip signs there, for the unit itself, or for each unit of a pair."""
+"""Set of nodes -> names of the gauges that flip signs there, sorted, for the unit itself, or for each of a pair."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def _made(spec: WeightSpec) -> Parities:
 
 
 def _sign_slots(spec: WeightSpec) -> SignSlots:
-    flips = {name: gauge.axis for name, gauge in spec.gauges.items() if gauge.kind != "positive"}
+    flips = {name: gauge.axis for name, gauge in sorted(spec.gauges.items()) if gauge.kind != "positive"}
     of_axis = {
         axis: tuple(name for name, of in flips.items() if of == axis)
         for axis in spec.axes

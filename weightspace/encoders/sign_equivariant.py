@@ -20,7 +20,7 @@ from weightspace.spec import Params, WeightSpec
 from weightspace.store import Stack
 
 MAX_PAIRS = 256
-"""Most product nodes of a model: edge fields grow with the square of all nodes, and product nodes have most parities."""
+"""Most product nodes of a model: edge fields grow with the square of all nodes, and these have the most parities."""
 NODE_PAIRS_TOGETHER = 2**14
 """Pairs of nodes encoded at a time: their edge fields stay in the cache."""
 FITTED_ON = 16
@@ -128,11 +128,11 @@ class SignEquivariant(Encoder):
         x = self.node_scale(self._nodes(graphs, parities, kinds), kinds)
         for layer in self.layers:
             e, x = layer(e, x)
-        kind = graphs.layout.kind
-        pair = len(NODE_KINDS) * kind[:, None] + kind
-        pair = torch.where(torch.eye(len(kind), dtype=torch.bool, device=kind.device), len(NODE_KINDS) ** 2 + kind, pair)
-        nodes = F.one_hot(kind, len(NODE_KINDS)).to(x.dtype)
-        pairs = F.one_hot(pair.flatten(), len(NODE_KINDS) ** 2 + len(NODE_KINDS)).to(x.dtype)
+        kind, count = graphs.layout.kind, len(NODE_KINDS)
+        itself = torch.eye(len(kind), dtype=torch.bool, device=kind.device)
+        pair = torch.where(itself, count**2 + kind, count * kind[:, None] + kind)
+        nodes = F.one_hot(kind, count).to(x.dtype)
+        pairs = F.one_hot(pair.flatten(), count**2 + count).to(x.dtype)
         even_nodes, even_edges = torch.cat([_even(x), loops(e, parities.num)[0]], dim=-1), _even(e).flatten(1, 2)
         return torch.cat([_class_means(even_nodes, nodes), _class_means(even_edges, pairs)], dim=1)
 
