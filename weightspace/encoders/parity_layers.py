@@ -121,7 +121,7 @@ class ParityActivation(nn.Module):
 
 def by_ends(e: Tensor, num: int) -> Tensor:
     """Edge features with target and source parity apart, (parity, parity, models, node, node, channel)."""
-    return e.unflatten(0, (num, num))
+    return e.reshape(num, num, *e.shape[1:])
 
 
 def reverse(e: Tensor, num: int) -> Tensor:
