@@ -15,6 +15,7 @@ from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.flat import Flat
 from weightspace.encoders.parameter_transformer import ParameterTransformer
 from weightspace.encoders.relational_transformer import RelationalTransformer
+from weightspace.encoders.sign_equivariant import SignEquivariant
 from weightspace.encoders.spectra import Spectra
 from weightspace.encoders.statistics import Statistics
 from weightspace.objectives.supervised import Supervised
@@ -32,8 +33,11 @@ BY_PLACE = {
     "Flat": lambda: Flat(embedding_dim=8, width=16),
     "ParameterTransformer": lambda: ParameterTransformer(embedding_dim=8, dim=16, num_layers=2),
 }
-ALL = {**INVARIANT, **BY_PLACE}
-RECIPES = ("statistics", "spectra", "flat", "parameter-transformer", "relational-transformer")
+SIGNED = {
+    "SignEquivariant": lambda: SignEquivariant(embedding_dim=8, edge_dim=6, node_dim=12, product_dim=4, num_layers=2),
+}
+ALL = {**INVARIANT, **BY_PLACE, **SIGNED}
+RECIPES = ("statistics", "spectra", "flat", "parameter-transformer", "relational-transformer", "sign_equivariant")
 
 
 def made(name):
