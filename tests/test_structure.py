@@ -36,7 +36,7 @@ ROOMS = {
     "graph": ZOO,
     "summaries": ZOO | {"features", "graph", "markov"},
     "data": READING,
-    "encoders": READING,
+    "encoders": READING | {"exchange"},
     "objectives": READING | {"data", "encoders"},
     "exchange": ZOO,
     "training": TRAINING | {"exchange"},
@@ -56,7 +56,7 @@ LIBRARIES = {
     "torch_geometric": {"graph.py", "data", "encoders", "objectives"},
     # The digits come with scikit-learn.
     "sklearn": {"probes", "zoo_builder/tasks/tiled_digits.py"},
-    "huggingface_hub": {"weightspace/exchange/hub.py"},
+    "huggingface_hub": {"exchange"},
     "datasets": {"weightspace/exchange/hub.py"},
     "ray": {"zoo_builder/workers/ray.py"},
     "jax": {"zoo_builder/bench/jax_methods.py"},

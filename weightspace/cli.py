@@ -37,6 +37,8 @@ EXAMPLES = (
   weightspace fit --config ... --data.zoo first/zoo --ckpt_path runs/version_0/checkpoints/last.ckpt   (goes on)
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --zoo first/zoo --out embeddings.safetensors
   weightspace embed --checkpoint runs/version_0/checkpoints/best.ckpt --state_dicts models --out mine.safetensors
+  weightspace embed --state_dicts models --out mine.safetensors   (by the encoder that comes with the package)
+  weightspace pretrained --checkpoint runs/version_0/checkpoints/best.ckpt --out encoder --push OWNER/NAME
   weightspace check families --json
   weightspace export --zoo first/zoo --out dataset --push OWNER/NAME
 
@@ -47,8 +49,8 @@ EXAMPLES = (
 
 def embed(
     *,
-    checkpoint: Path,
     out: Path,
+    checkpoint: str | None = None,
     zoo: Path | None = None,
     state_dicts: Path | None = None,
     batch_size: int = 64,
@@ -58,7 +60,8 @@ def embed(
     """Write frozen embeddings of every row of a zoo, or of every state dict of a folder.
 
     Args:
-        checkpoint: best.ckpt or last.ckpt of a run.
+        checkpoint: best.ckpt or last.ckpt of a run, a folder of `weightspace pretrained`, its repository OWNER/NAME
+            on the Hub, or the name of a packaged encoder (by default one trained without labels).
         out: File to write (safetensors: `embedding` in the row order of models.parquet, or in that of file names).
         zoo: Zoo folder.
         state_dicts: Folder of NAME.safetensors, each with a NAME.json that names its torch.nn layer.
@@ -68,6 +71,7 @@ def embed(
     """
     from weightspace.training import embed as embedding
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "name": name}
     if zoo is not None and state_dicts is None:
         print(embedding.embed(checkpoint, zoo, out, **options))
@@ -75,6 +79,41 @@ def embed(
         print(embedding.embed_state_dicts(checkpoint, state_dicts, out, **options))
     else:
         raise ValueError("Give what to embed, either `--zoo DIR` or `--state_dicts DIR`.")
+    return 0
+
+
+def pretrained(
+    *,
+    checkpoint: Path,
+    out: Path,
+    zoo: Path | None = None,
+    probes: Path | None = None,
+    name: str | None = None,
+    push: str | None = None,
+    license: str = "apache-2.0",
+    private: bool = False,
+) -> int:
+    """Write the encoder of a checkpoint as a folder for others: model.safetensors, config.json and a card.
+
+    Args:
+        checkpoint: best.ckpt or last.ckpt of a run.
+        out: Folder to write; an encoder there is replaced.
+        zoo: Zoo that it was trained on, whose recipe is added to the card.
+        probes: probes.json of its embeddings, from which figures are added to the card.
+        name: Name of its embeddings in `probes`, ENCODER-OBJECTIVE by default.
+        push: Model repository (OWNER/NAME) to upload the folder to, after `hf auth login`.
+        license: Licence of the encoder, as an identifier of the Hub.
+        private: Whether a repository that `push` makes is private.
+    """
+    from weightspace.exchange.repository import refuse_repository
+    from weightspace.training.export import export
+
+    if push is not None:
+        refuse_repository(push)
+    encoder = export(checkpoint, out, zoo=zoo, probes=probes, name=name, license=license)
+    print(out)
+    if push is not None:
+        print(encoder.push_to_hub(push, license=license, private=private or None))
     return 0
 
 
@@ -135,7 +174,13 @@ def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apa
     return 0
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"embed": embed, "check": check, "export": export, "quickstart": quickstart}
+COMMANDS: dict[str, Callable[..., int]] = {
+    "embed": embed,
+    "pretrained": pretrained,
+    "check": check,
+    "export": export,
+    "quickstart": quickstart,
+}
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -79,7 +80,8 @@ def refuse_unknown_fields(kind: type, fields: Iterable[str]) -> None:
 
 def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
     """Raise ValueError where a field has another type than its class declares, or is a number that is not finite."""
-    hints = typing.get_type_hints(kind)
+    # Fields of a dataclass are annotated in the class, arguments of another class in its constructor.
+    hints = typing.get_type_hints(kind if dataclasses.is_dataclass(kind) else inspect.getattr_static(kind, "__init__"))
     for name, value in fields.items():
         hint = hints.get(name, Any)
         if not _fits(value, hint):
@@ -88,6 +90,8 @@ def check_fields(kind: type, fields: Mapping[str, Any]) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
     if origin is typing.Literal:
         return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):

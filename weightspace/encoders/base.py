@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from weightspace.components.construction import Constructed
+from weightspace.components.discovery import concrete_subclasses, load_from, refuse_unknown_name
+from weightspace.encoders.fitting import UNFIT, filled, refuse_misfit
 from weightspace.families import Family
 from weightspace.spec import WeightSpec
 from weightspace.store import Stack
@@ -32,6 +36,8 @@ class Encoder(Constructed, nn.Module, ABC):
     """Largest sizes an encoder can read, each with the option that raises it ("" if none does): by node kind, of
     `ends` (ordered axes: inputs, outputs), in `layers`, of `pairs` (of the units that a tensor with three node axes
     reads). What is not named may have any size. Models beyond are refused wherever the encoder meets them."""
+    provenance: Mapping[str, Any] | None = None
+    """How it was trained, as read from a checkpoint or a saved encoder; None where that is not known."""
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
@@ -58,6 +64,115 @@ class Encoder(Constructed, nn.Module, ABC):
     @abstractmethod
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
         """Learn input scales from training models; they are buffers, and so part of the checkpoint."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        license: str = "apache-2.0",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> Path:
+        """Write model.safetensors, config.json and a card README.md; with `push_to_hub` also upload them to `repo_id`.
+
+        The files of an encoder that was there are replaced. ValueError if `from_pretrained` could not read them.
+        """
+        # The client of the Hub takes a second to import, and few need it.
+        from weightspace.exchange import pretrained
+
+        if push_to_hub and repo_id is None:
+            raise ValueError("`push_to_hub` needs a `repo_id`, OWNER/NAME.")
+        name, arguments, tensors = type(self).__name__, self.construction["init_args"], self.state_dict()
+        if _kinds().get(name) is not type(self):
+            raise ValueError(
+                f"{name} is not among the encoders {sorted(_kinds())}, by whose names encoders are read; put it into "
+                "a file of a package that `--allow_import` enables."
+            )
+        try:
+            refuse_misfit(lambda: load_from(_kinds(), "encoder", name, arguments), tensors)
+        except UNFIT as error:
+            raise ValueError(f"This {name} cannot be saved, as its config would not make it: {error}.") from None
+        config = pretrained.Config(
+            encoder=name,
+            arguments=arguments,
+            symmetry=sorted(self.symmetry),
+            provenance=self.provenance,
+            license=license,
+        )
+        folder = pretrained.write(save_directory, config, tensors)
+        if repo_id is not None and push_to_hub:
+            self.push_to_hub(repo_id, license=license, **push_to_hub_kwargs)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str = "apache-2.0",
+        commit_message: str = "Push encoder using weightspace.",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Upload the encoder to the model repository `repo_id` (OWNER/NAME), made if missing; returns its address."""
+        from weightspace.exchange import pretrained
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, license=license)
+            return pretrained.push(
+                Path(folder),
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                branch=branch,
+                create_pr=create_pr,
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Self:
+        """The encoder of a folder, of a name that comes with the package, or of a repository OWNER/NAME of the Hub.
+
+        It is in evaluation mode. Its class is found among the encoders by name; nothing is imported. ValueError if it
+        is unknown or no `cls`, if its tensors are damaged or not finite, or if they are not those of its arguments.
+        """
+        from weightspace.exchange import pretrained
+
+        source, hub = pretrained_model_name_or_path, {"revision": revision, "token": token, "cache_dir": cache_dir}
+        options = {**hub, "force_download": force_download, "local_files_only": local_files_only}
+        config = pretrained.read_config(source, **options)
+        kinds = _kinds()
+        try:
+            refuse_unknown_name("encoder", config.encoder, sorted(kinds))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        if not issubclass(kinds[config.encoder], cls):
+            raise ValueError(f"{source} holds a {config.encoder}, not a {cls.__name__}; use Encoder.from_pretrained.")
+        tensors = pretrained.read_tensors(source, **{**options, "force_download": False})
+        try:
+            encoder = filled(lambda: load_from(kinds, "encoder", config.encoder, config.arguments), tensors)
+        except UNFIT as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"{source} does not fit the encoder that its config.json describes: {reason}.") from None
+        assert isinstance(encoder, cls)
+        encoder.provenance = config.provenance
+        return encoder.eval()
+
+
+def _kinds() -> dict[str, type[Encoder]]:
+    """Every encoder by name, as `encoders.available()`, which cannot be imported from here."""
+    return concrete_subclasses(__package__, Encoder)
 
 
 def sizes_of(spec: WeightSpec) -> dict[str, int]:

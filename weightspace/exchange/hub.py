@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,12 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
-
-# HTTPError of the HTTP library that the installed release uses, which differs between releases.
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in an `__all__`
 from tqdm import tqdm
 
 from weightspace import __version__, store
 from weightspace.exchange.flat import FIELDS, model_of, write_weights
 from weightspace.exchange.replaced import RECORD, record, refuse_foreign, replacing
+from weightspace.exchange.repository import reaching, refuse_license, refuse_repository
 from weightspace.store import Zoo, open_zoo
 
 __all__ = ["export", "model_of", "push", "refuse_repository"]
@@ -43,7 +39,7 @@ def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> 
     grow with the zoo.
     """
     source, out = open_zoo(zoo), Path(out).resolve()
-    _refuse_license(license)
+    refuse_license(license)
     if source.path.resolve() in out.parents:
         raise ValueError(f"{out} is inside the zoo {source.path}, which holds nothing else; give another folder.")
     with replacing(out) as work:
@@ -65,7 +61,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     folder, exported = Path(folder), record(Path(folder))
     refuse_repository(repo)
     api = huggingface_hub.HfApi()
-    try:
+    with reaching(f"{folder} is written, but not uploaded to {repo}", writes=True):
         url = api.create_repo(repo, repo_type="dataset", private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=repo,
@@ -75,43 +71,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
             allow_patterns=[RECORD, *exported["files"]],
             delete_patterns=[f"{WEIGHTS}/train-*-of-*.parquet"],
         )
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        # Without a network the client raises errors of its HTTP library, which has changed between releases.
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{folder} is written, but not uploaded to {repo}: {reason}. {_way_out(error)} and run the same command "
-            "again."
-        ) from error
     return str(url)
-
-
-def refuse_repository(repo: str) -> None:
-    """Raise ValueError unless `repo` can be the name of a repository, OWNER/NAME."""
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        is_name = False
-    else:
-        is_name = repo.count("/") == 1
-    if not is_name:
-        raise ValueError(
-            f"`push` (={repo!r}) is no name of a repository; expected OWNER/NAME, such as me/zoo, each of letters, "
-            "digits, '-', '_' and '.'."
-        )
-
-
-def _way_out(error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
-        return "Log in by `hf auth login` with a token that may write there"
-    if status == 404:
-        return "Make sure that OWNER is you or an organisation of yours"
-    return "Make sure that the Hub can be reached"
-
-
-def _refuse_license(license: str) -> None:
-    if not re.fullmatch(r"[a-z0-9.+-]+", license):
-        raise ValueError(f"`license` (={license!r}) must be an identifier of the Hub, such as apache-2.0 or cc-by-4.0.")
 
 
 def _refuse_damage(path: Path) -> None:

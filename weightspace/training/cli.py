@@ -102,7 +102,7 @@ class TrainingCLI(LightningCLI):
             return []
         if options.get("ckpt_path") is None:
             raise ValueError("`--out` is for the embeddings of a trained encoder; give its `--ckpt_path`, too.")
-        return [EmbeddingWriter(options.out, options.ckpt_path)]
+        return [EmbeddingWriter(options.out)]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Lightning's options; predictions are written to a file, so they are not also kept in memory."""

@@ -1,4 +1,4 @@
-"""Frozen embeddings of a whole zoo, or of a folder of state dicts, from a checkpoint to one file."""
+"""Frozen embeddings of a whole zoo, or of a folder of state dicts, by a trained encoder, in one file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,25 @@ from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
 from weightspace.store.checksum import embedding_digest
-from weightspace.training.module import EmbeddingModule
-from weightspace.training.restoring import load, read_checkpoint
+from weightspace.training.restoring import load
 
 logger = logging.getLogger(__name__)
 
 
+def opened(source: Path | str | None) -> Encoder:
+    """The encoder of a checkpoint, or of what `Encoder.from_pretrained` reads; None is the default packaged one."""
+    # The client of the Hub takes a second to import.
+    from weightspace.exchange.pretrained import DEFAULT
+
+    if source is None:
+        logger.info("No checkpoint was given: the encoder is '%s', which comes with the package.", DEFAULT)
+    elif Path(source).is_file() or Path(source).suffix == ".ckpt":
+        return load(source).encoder
+    return Encoder.from_pretrained(DEFAULT if source is None else source)
+
+
 def embed(
-    checkpoint: Path | str,
+    checkpoint: Path | str | None,
     zoo: Path | str,
     out: Path | str,
     *,
@@ -42,24 +53,25 @@ def embed(
 ) -> Path:
     """Write the embeddings (rows, embedding_dim) float32 of every row of models.parquet, in its order.
 
-    `name` is their name in tables, `ENCODER-OBJECTIVE` by default. Rows that the encoder was trained on are included:
-    the file records the split (and fold) of the training, whose held-out rows the encoder has not seen.
+    `checkpoint` is one, or names a saved encoder (see `opened`). `name` is the name of the embeddings in tables,
+    `ENCODER-OBJECTIVE` by default. Rows that the encoder was trained on are included: the file records the split (and
+    fold) of the training, whose held-out rows the encoder has not seen.
     """
     data = ZooDataModule(zoo, batch_size=batch_size, cache_mb=0)
-    module = load(checkpoint).to(usable_device(device)).eval()
-    metadata = record(module, checkpoint, data.zoo, name)
-    write_embeddings(Path(out), embed_rows(module.encoder, data, device), metadata)
+    encoder = opened(checkpoint).to(usable_device(device)).eval()
+    metadata = record(encoder, data.zoo, name)
+    write_embeddings(Path(out), embed_rows(encoder, data, device), metadata)
     return Path(out)
 
 
-def record(module: EmbeddingModule, checkpoint: Path | str, zoo: Zoo, name: str | None = None) -> dict[str, Any]:
-    """Metadata of the embeddings of a zoo by the module of a checkpoint."""
-    split, fold = _held_out(read_checkpoint(checkpoint)["weightspace"], zoo)
-    return {**_record(module, name), "zoo": zoo.fingerprint, "split": split, "fold": fold}
+def record(encoder: Encoder, zoo: Zoo, name: str | None = None) -> dict[str, Any]:
+    """Metadata of the embeddings of a zoo by a trained encoder."""
+    split, fold = _held_out(encoder.provenance, zoo)
+    return {**_record(encoder, name), "zoo": zoo.fingerprint, "split": split, "fold": fold}
 
 
 def embed_state_dicts(
-    checkpoint: Path | str,
+    checkpoint: Path | str | None,
     folder: Path | str,
     out: Path | str,
     *,
@@ -69,17 +81,17 @@ def embed_state_dicts(
 ) -> Path:
     """Write the embeddings (files, embedding_dim) float32 of a folder of state dicts, in the order of their names.
 
-    The metadata lists the names under `state_dicts`; its `zoo` is null. Encoders read float32, so weights of
-    another dtype are rounded to it.
+    `checkpoint` is one, or names a saved encoder (see `opened`). The metadata lists the names under `state_dicts`; its
+    `zoo` is null. Encoders read float32, so weights of another dtype are rounded to it.
     """
     batch_limits(batch_size, 1, np.ones(0))
-    module = load(checkpoint).to(usable_device(device)).eval()
+    encoder = opened(checkpoint).to(usable_device(device)).eval()
     paths = state_dicts.listed(folder)
-    embeddings = torch.full((len(paths), module.encoder.embedding_dim), torch.nan)
+    embeddings = torch.full((len(paths), encoder.embedding_dim), torch.nan)
     for stack in _stacks_of(paths, batch_size):
-        embeddings[stack.rows] = embed_stacks(module.encoder, [stack.to(device)]).float().cpu()
+        embeddings[stack.rows] = embed_stacks(encoder, [stack.to(device)]).float().cpu()
     names = [path.stem for path in paths]
-    write_embeddings(Path(out), embeddings, {**_record(module, name), "zoo": None, "state_dicts": names})
+    write_embeddings(Path(out), embeddings, {**_record(encoder, name), "zoo": None, "state_dicts": names})
     return Path(out)
 
 
@@ -103,21 +115,23 @@ def _stack_of(family: Family, models: Sequence[tuple[int, Params]]) -> Stack:
     return Stack(family, stacked, torch.tensor([row for row, _ in models]))
 
 
-def _record(module: EmbeddingModule, name: str | None) -> dict[str, Any]:
-    """Metadata of embeddings by a module: its encoder, objective, kind of labels and name."""
-    encoder, objective = type(module.encoder).__name__, type(module.objective).__name__
-    learned_with = module.objective.learned_with
-    return {
-        "encoder": encoder,
-        "objective": objective,
-        "learned_with": learned_with,
-        "label_adjacent": list(module.objective.label_adjacent),
-        "name": name or f"{encoder}-{objective}",
-    }
+def _record(encoder: Encoder, name: str | None) -> dict[str, Any]:
+    """Metadata of embeddings by an encoder: its class, objective, kind of labels, and their name."""
+    trained = encoder.provenance or {"objective": None, "learned_with": None, "label_adjacent": []}
+    kept = {key: trained[key] for key in ("objective", "learned_with", "label_adjacent")}
+    return {"encoder": type(encoder).__name__, **kept, "name": name or default_name(encoder)}
 
 
-def _held_out(trained: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
-    """The split and fold of this zoo whose held-out rows a checkpoint's training has not seen."""
+def default_name(encoder: Encoder) -> str:
+    """Name of an encoder's embeddings in tables, ENCODER-OBJECTIVE where its objective is known."""
+    return "-".join([type(encoder).__name__, *([encoder.provenance["objective"]] if encoder.provenance else [])])
+
+
+def _held_out(trained: Mapping[str, Any] | None, zoo: Zoo) -> tuple[str, int | None]:
+    """The split and fold of this zoo whose held-out rows an encoder has not seen in its training."""
+    if trained is None:
+        logger.warning("It is not recorded what the encoder was trained on; splits say nothing about what it has seen.")
+        return "in_distribution", None
     split, fold = recorded_split(trained)
     if trained["zoo"] == zoo.fingerprint:
         return split, fold
@@ -125,7 +139,7 @@ def _held_out(trained: Mapping[str, Any], zoo: Zoo) -> tuple[str, int | None]:
         # The fingerprint also changes when labels are added; the division of the models does not.
         if divide(zoo.table, split, fold).models == trained.get("models"):
             return split, fold
-    logger.warning("The checkpoint was trained on another zoo; splits of this one say nothing about what it has seen.")
+    logger.warning("The encoder was trained on another zoo; splits of this one say nothing about what it has seen.")
     return "in_distribution", None
 
 

@@ -23,6 +23,7 @@ from weightspace.objectives.base import Objective
 from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, recorded_split
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
+from weightspace.training.provenance import provenance_of
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
 
 
@@ -106,13 +107,16 @@ class EmbeddingModule(pl.LightningModule):
             self.encoder.refuse_too_large(family)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the split of the training from a checkpoint."""
+        """Read the split of the training, and what is recorded of it, from a checkpoint."""
         self.trained_for = recorded_split(checkpoint["weightspace"])
+        self.encoder.provenance = provenance_of(self._described(), checkpoint)
         if self._trainer is not None and not self.trainer.predicting:
             self.data.refuse_other_than(self.trained_for)
 
     def on_fit_start(self) -> None:
         """Fit input and target scales on the training rows, unless a checkpoint contains them."""
+        # What is recorded of an earlier training is no longer all there is to say.
+        self.encoder.provenance = None
         self.trained_for = recorded_split(self.data.division.record)
         if self.fitted:
             return
@@ -231,12 +235,18 @@ class EmbeddingModule(pl.LightningModule):
         self._refuse_diverged()
         checkpoint["weightspace"] = {
             "encoder": type(self.encoder).__name__,
-            "objective": type(self.objective).__name__,
-            "learned_with": self.objective.learned_with,
-            "label_adjacent": list(self.objective.label_adjacent),
+            **self._described(),
             "zoo": self.data.zoo.fingerprint,
             "models": self.data.division.models,
             **self.data.division.record,
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """The entries of the objective in the record of encoder, objective, zoo and split."""
+        return {
+            "objective": type(self.objective).__name__,
+            "learned_with": self.objective.learned_with,
+            "label_adjacent": list(self.objective.label_adjacent),
         }
 
 

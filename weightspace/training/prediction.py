@@ -21,8 +21,8 @@ class EmbeddingWriter(Callback):
     Each process embeds different batches; at the end all rows are gathered, and the first process writes them.
     """
 
-    def __init__(self, out: Path | str, checkpoint: Path | str) -> None:
-        self.out, self.checkpoint = Path(out), checkpoint
+    def __init__(self, out: Path | str) -> None:
+        self.out = Path(out)
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,7 +55,7 @@ class EmbeddingWriter(Callback):
         if trainer.is_global_zero:
             ordered = torch.empty_like(embeddings)
             ordered[rows] = embeddings
-            write_embeddings(self.out, ordered, record(pl_module, self.checkpoint, zoo))
+            write_embeddings(self.out, ordered, record(pl_module.encoder, zoo))
         trainer.strategy.barrier()
 
 

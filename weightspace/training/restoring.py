@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import instantiate_module
 from torch import Tensor
-from torch.nn.modules import module as registration
 
 from weightspace.components import plugins
 from weightspace.components.construction import Constructed, of_today
-from weightspace.declaration import VOCABULARY
+from weightspace.encoders import fitting
 from weightspace.store import recorded_split
 from weightspace.store.checksum import refuse_damaged
 from weightspace.training.module import EmbeddingModule
@@ -24,11 +21,6 @@ from weightspace.training.trainer import quiet
 
 TRUSTED = ("weightspace.", "zoo_builder.", "probes.", "torch.nn.")
 """Packages whose classes a checkpoint may name, besides enabled packages and components imported already."""
-
-LACKING = 8
-"""Tensors that checkpoints of an older vocabulary may lack: so many are tolerated until its version is checked."""
-
-_UNFIT = (ArgumentError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def read_checkpoint(checkpoint: Path | str) -> dict[str, Any]:
@@ -90,29 +82,22 @@ def load(checkpoint: Path | str) -> EmbeddingModule:
             module.on_load_checkpoint(content)
             module.load_state_dict(content["state_dict"])
             return module
-    except _UNFIT as error:
+    except fitting.UNFIT as error:
         raise _misfit(checkpoint, error) from None
 
 
 def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
     """Raise ValueError unless the tensors of a checkpoint are those of the encoder and objective that it describes.
 
-    The module is made on the device "meta", without memory, and with no more tensors than the checkpoint has: sizes
-    that its settings claim cost nothing until they are compared with its tensors.
+    See `fitting.refuse_misfit`.
     """
     state = content.get("state_dict")
     try:
         if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise ValueError("it holds no `state_dict` of tensors")
-        with quiet(), torch.device("meta"), _at_most(len(state)):
-            module = instantiate_module(EmbeddingModule, _settings(content))
-        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        _refuse_other_vocabulary(expected, state)
-        if expected != stored:
-            wrong = sorted(name for name in expected | stored if expected.get(name) != stored.get(name))[0]
-            raise ValueError(f"'{wrong}' has shape {stored.get(wrong)}, but by its settings {expected.get(wrong)}")
-    except _UNFIT as error:
+        with quiet():
+            fitting.refuse_misfit(lambda: instantiate_module(EmbeddingModule, _settings(content)), state)
+    except fitting.UNFIT as error:
         raise _misfit(checkpoint, error) from None
 
 
@@ -120,39 +105,6 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments, as Lightning recorded them."""
     described = dict(content["hyper_parameters"])
     return {str(key): value for key, value in described.items() if key != "_instantiator"}
-
-
-def _refuse_other_vocabulary(expected: Iterable[str], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if an encoder was trained with another version of the kinds, roles and slots of weights."""
-    for name in expected:
-        if name.endswith(".vocabulary") and (name not in state or int(state[name]) != VOCABULARY):
-            version = int(state[name]) if name in state else 1
-            raise ValueError(
-                f"it reads version {version} of the roles and slots of weights, but this is version {VOCABULARY}; "
-                "train it again, or open it with the release that trained it"
-            )
-
-
-@contextmanager
-def _at_most(num_tensors: int) -> Iterator[None]:
-    """Raise ValueError when modules register more tensors than this, or very many submodules."""
-    remaining = {"tensors": num_tensors + LACKING, "modules": 8 * num_tensors + 64}
-
-    def counted(kind: str, item: Any) -> None:
-        if item is not None:
-            remaining[kind] -= 1
-        if remaining[kind] < 0:
-            raise ValueError(f"its settings describe more than the {num_tensors} tensors that it holds")
-
-    with ExitStack() as hooks:
-        for register, kind in (
-            (registration.register_module_parameter_registration_hook, "tensors"),
-            (registration.register_module_buffer_registration_hook, "tensors"),
-            (registration.register_module_module_registration_hook, "modules"),
-        ):
-            hook = register(lambda module, name, item, kind=kind: counted(kind, item))
-            hooks.callback(hook.remove)
-        yield
 
 
 def _misfit(checkpoint: Path | str, error: BaseException) -> ValueError:
