@@ -34,9 +34,9 @@ class LTC(Family):
     n times a step, v <- (n c v + g v_leak + sum_j a_ij e_ij) / (n c + g + sum_j a_ij + 1e-8), with sums over units and
     inputs, a_ij = w_ij m_ij sigmoid(sigma_ij (v_j - mu_ij)) and n = `unfolds`; y_k = W_ho[k, k] v_k + b_o of the motor
     units, the first ones. w, g and c are the softplus of the stored `w`, `gleak` and `cm`; `effective` has what acts.
-    The masks m are drawn for each model, as `wiring` says (see `families.wiring`). Scaling a unit scales sigma and mu of
-    the synapses that it gives, e of those that it receives, and its leak. The public code also has an affine map of
-    the inputs, which sigma and mu contain here; initial ranges are its own.
+    The masks m are drawn for each model, as `wiring` says (see `families.wiring`). Scaling a unit scales sigma and mu
+    of the synapses that it gives, e of those that it receives, and its leak. The public code also has an affine map
+    of the inputs, which sigma and mu contain here; initial ranges are its own.
     """
 
     hidden_size: int
