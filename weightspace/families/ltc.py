@@ -132,6 +132,11 @@ class LTC(Family):
     def readout(self, params: Params, state: State) -> Tensor:
         return linear(state["v"], self._masked(params, "weight_ho"), params["bias_o"])
 
+    @property
+    def numbers_per_step(self) -> int:
+        # The argument and the value of each synapse's sigmoid, at every unfold.
+        return 2 * self.unfolds * self.hidden_size**2 + self.spec.numbers_per_step
+
     @classmethod
     def examples(cls) -> Sequence[Family]:
         return [

@@ -20,24 +20,22 @@ def states_of(family, params, x):
     return rollout(family, {name: value[None] for name, value in params.items()}, x[None]).states["h"][0]
 
 
-def drives(params, row, unit, x, h):
-    """W_ih x + W_hh h + b of one unit, of one row where there are several."""
-    weight_ih, weight_hh, bias = (params[name] if row is None else params[name][row] for name in
-                                  ("weight_ih", "weight_hh", "bias"))  # fmt: skip
-    total = float(bias[unit])
-    total += sum(float(weight_ih[unit, j]) * x[j] for j in range(len(x)))
-    return total + sum(float(weight_hh[unit, j]) * h[j] for j in range(len(h)))
+def drive(weights, unit, x, h):
+    """W_ih x + W_hh h + b of one unit."""
+    from_input, from_units, bias = (weight[unit].tolist() for weight in weights)
+    return bias + sum(a * b for a, b in zip([*from_input, *from_units], [*x, *h], strict=True))
 
 
 def unit_after(family, params, unit, x, h):
     """One unit's state after one step, in plain numbers."""
+    maps = [params[name] for name in ("weight_ih", "weight_hh", "bias")]
     if family.mode == "pure":
-        u, a, w = drives(params, None, unit, x, h), float(params["amplitude"][unit]), float(params["w_tau"][unit])
+        u, a, w = drive(maps, unit, x, h), float(params["amplitude"][unit]), float(params["w_tau"][unit])
         return -a * math.exp(-(abs(w) + abs(u))) * u + a
-    one, other, gate = (drives(params, row, unit, x, h) for row in range(3))
+    f_1, f_2 = (math.tanh(drive([part[row] for part in maps], unit, x, h)) for row in range(2))
+    gate = drive([params[name] for name in ("gate_ih", "gate_hh", "gate_bias")], unit, x, h)
     t = 1 / (1 + math.exp(-gate))
-    first = math.tanh(one) if family.mode == "no_gate" else (1 - t) * math.tanh(one)
-    return first + t * math.tanh(other)
+    return f_1 + t * f_2 if family.mode == "no_gate" else (1 - t) * f_1 + t * f_2
 
 
 @EXAMPLES
@@ -62,9 +60,11 @@ def test_states_equal_those_of_the_authors_package(family):
         values |= {"w_tau": params["w_tau"][None], "A": params["amplitude"][None]}
     else:
         # The package adds two maps, of which any shares will do.
-        rows = {"ff1": (0, 1.0), "ff2": (1, 1.0), "time_a": (2, 0.3), "time_b": (2, 0.7)}
-        values = {f"{name}.weight": weight[row] * share for name, (row, share) in rows.items()}
-        values |= {f"{name}.bias": params["bias"][row] * share for name, (row, share) in rows.items()}
+        gate = torch.cat([params["gate_ih"], params["gate_hh"]], -1)
+        shares = {"ff1": (weight[0], params["bias"][0], 1), "ff2": (weight[1], params["bias"][1], 1)}
+        shares |= {name: (gate, params["gate_bias"], share) for name, share in (("time_a", 0.3), ("time_b", 0.7))}
+        values = {f"{name}.weight": w * share for name, (w, _, share) in shares.items()}
+        values |= {f"{name}.bias": b * share for name, (_, b, share) in shares.items()}
     cell.load_state_dict(values)
     h, expected = x.new_zeros(x.shape[1], family.hidden_size), []
     for x_t in x:
@@ -77,10 +77,11 @@ def test_initial_weights_have_the_spread_of_the_package():
     family = CfC(input_size=20, hidden_size=60, output_size=1)
     params = family.init(generator(0, "m", "init"))
     bound = math.sqrt(6 / (20 + 60 + 60))
-    for row, variance in enumerate((1, 1, 2)):
-        weight = torch.cat([params["weight_ih"][row], params["weight_hh"][row]], -1)
+    joint = torch.cat([params["weight_ih"], params["weight_hh"]], -1)
+    gate = torch.cat([params["gate_ih"], params["gate_hh"]], -1)
+    for weight, variance in ((joint[0], 1), (joint[1], 1), (gate, 2)):
         assert weight.var().item() == pytest.approx(variance * bound**2 / 3, rel=0.05)
-    assert params["weight_hh"][:2].abs().max() <= bound
+    assert joint.abs().max() <= bound
 
 
 def test_an_unknown_mode_is_refused():
