@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -124,7 +124,8 @@ class LowRankSparse(Family):
             return glorot(shape, generator).double()
         turned, triangle = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
         # Without the signs the orthogonal matrices would not be uniform (Mezzadri, Notices of the AMS 2007).
-        return turned * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        matrices: Tensor = turned * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        return matrices
 
     def _computed(self, params: Params) -> Params:
         """The params of `cell`, with W(r, s) in the place of factors and masks."""
@@ -151,10 +152,10 @@ class LowRankSparse(Family):
 
     @classmethod
     def examples(cls) -> Sequence[Family]:
-        sizes = {"input_size": 2, "output_size": 2, "hidden_size": 4}
+        make = partial(cls, input_size=2, output_size=2, hidden_size=4)
         return [
-            cls(**sizes, cell="Elman", rank=2, sparsity=0.3),
-            cls(**sizes, cell="GRU", rank=3, initial="orthogonal"),
-            cls(**sizes, cell="LSTM", rank=2, sparsity=0.2),
-            cls(**sizes, cell="CfC", rank=3, sparsity=0.4),
+            make(cell="Elman", rank=2, sparsity=0.3),
+            make(cell="GRU", rank=3, initial="orthogonal"),
+            make(cell="LSTM", rank=2, sparsity=0.2),
+            make(cell="CfC", rank=3, sparsity=0.4),
         ]
