@@ -134,15 +134,15 @@ class LTC(Family):
 
     @property
     def numbers_per_step(self) -> int:
-        # The argument and the value of each synapse's sigmoid, at every unfold.
-        return 2 * self.unfolds * self.hidden_size**2 + self.spec.numbers_per_step
+        # Every synapse opens anew at every unfold.
+        return self.unfolds * self.hidden_size**2 + self.spec.numbers_per_step
 
     @classmethod
     def examples(cls) -> Sequence[Family]:
         return [
-            cls(input_size=2, hidden_size=4, output_size=2),
-            cls(input_size=3, hidden_size=4, output_size=1, wiring="random", sparsity=0.25, unfolds=2),
-            cls(input_size=2, hidden_size=7, output_size=2, wiring="ncp", sparsity=0.3, unfolds=3),
+            cls(input_size=2, hidden_size=4, output_size=2, unfolds=2),
+            cls(input_size=3, hidden_size=4, output_size=1, wiring="random", sparsity=0.25, unfolds=1),
+            cls(input_size=2, hidden_size=5, output_size=1, wiring="ncp", sparsity=0.3, unfolds=2),
         ]
 
 

@@ -8,6 +8,7 @@ import torch
 from weightspace.families.ltc import LTC, paired, skewed, summed
 from weightspace.families.wiring import layers, wired
 from weightspace.rollout import generator, native, rollout
+from zoo_builder.learning.descent import KEPT
 
 EXAMPLES = pytest.mark.parametrize("family", LTC.examples(), ids=str)
 
@@ -100,6 +101,25 @@ def test_whole_updates_run_in_c(family):
         pytest.skip("there is no compiler")
     assert native.why_not(family) is None
     assert native.can_descend_on(family)
+
+
+def test_what_a_step_is_said_to_keep_covers_what_torch_keeps():
+    family, models, steps, batch = LTC(input_size=1, hidden_size=12, output_size=1), 2, 4, 16
+    draws = [family.init(generator(0, str(model), "init")) for model in range(models)]
+    params = {name: torch.stack([draw[name] for draw in draws]).requires_grad_() for name in family.spec.tensors}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = rollout(family, params, torch.ones(models, steps, batch, 1), method="stacked").outputs
+    assert outputs.requires_grad
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    said = 4 * KEPT * family.numbers_per_step * models * steps * batch
+    # Gradients and what is in work take about as much again.
+    assert 0.3 * said < found < 0.6 * said
 
 
 def test_full_and_random_wirings_have_their_share_of_synapses_and_of_excitation():
