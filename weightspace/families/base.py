@@ -71,6 +71,11 @@ class Family(ABC):
         """The declared weight space of `effective(params)`."""
         return self.spec
 
+    @property
+    def numbers_per_step(self) -> int:
+        """About how many sums one step of one sequence makes; more than declared where a step repeats itself."""
+        return self.spec.numbers_per_step
+
     @classmethod
     @abstractmethod
     def examples(cls) -> Sequence[Family]:

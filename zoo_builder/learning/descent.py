@@ -149,7 +149,7 @@ class Descent(Learner):
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
         assert task is not None
-        return 4 * KEPT * family.spec.numbers_per_step * task.num_steps * self.batch_size
+        return 4 * KEPT * family.numbers_per_step * task.num_steps * self.batch_size
 
     def _training(
         self,

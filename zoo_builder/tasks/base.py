@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,18 @@ from weightspace.store import InputKind, OutputKind, TaskIO
 from zoo_builder.fields import refuse_below_least
 
 Split = Literal["train", "test"]
+Policy = Callable[[Tensor], Tensor]
+"""A model that acts: inputs (models, batch, input) of one step, float64, to its outputs; it remembers its own state."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """Gaussian noise, new at every step, that a model in a closed loop did not learn with, in standard deviations."""
+
+    observation: float = 0.0
+    """On each input."""
+    push: float = 0.0
+    """On what it does, as a share of the largest it can do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +142,15 @@ class Task(ABC):
     @abstractmethod
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """How well the task is done, (models,), float64, at most 1, higher is better; NaN if outputs are not finite."""
+
+    def closed_loop(
+        self, policy: Policy, streams: Streams, episodes: int, disturbance: Disturbance
+    ) -> Tensor | None:
+        """Share of the longest time for which models survive their own acts, (models,), float64; None: they cannot act.
+
+        The mean over `episodes` of each model, which start and are disturbed as its own stream says.
+        """
+        return None
 
     def mastery(self, outputs: Tensor, batch: Batch) -> Tensor:
         """What an exam judges, on the scale of the score, (models,), float64: the score, unless a task differs."""
