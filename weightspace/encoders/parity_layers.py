@@ -150,7 +150,8 @@ def outer(targets: Tensor, sources: Tensor) -> Tensor:
 
 def heard(e: Tensor, x: Tensor) -> Tensor:
     """Node features, sum over sources j and their parities q of e[p, q; i, j] x[q; j] / sqrt(node)."""
-    return (by_ends(e, len(x)) * x[None, :, :, None]).sum((1, 4)) / x.shape[2] ** 0.5
+    sums: Tensor = (by_ends(e, len(x)) * x[None, :, :, None]).sum((1, 4))
+    return sums / x.shape[2] ** 0.5
 
 
 def loops(e: Tensor, num: int) -> Tensor:

@@ -140,7 +140,7 @@ class SignEquivariant(Encoder):
         """First edge features, (pair of parities, models, node, node, edge_dim): weights; and, even, what is where."""
         where, missing = graphs.layout, CHANNELS - graphs.edges.shape[-1]
         values = F.pad((parities.edges[:, :, None] * graphs.edges).flatten(0, 1), (0, missing))
-        e = self.edge_in(values, kinds) * self.edge_gain[where.edge_type + 1]
+        e: Tensor = self.edge_in(values, kinds) * self.edge_gain[where.edge_type + 1]
         present = F.pad(graphs.present, (0, missing))
         e[0] += self.edge_roles(torch.cat([present, present.transpose(1, 2)], dim=-1))
         e[0] += self.edge_type(where.edge_type + 1) + self.edge_type_reverse(where.edge_type.T + 1)
@@ -150,7 +150,7 @@ class SignEquivariant(Encoder):
         """First node features, (parity, models, node, node_dim): biases; and, even, what the declaration says."""
         where: Layout = graphs.layout
         missing = CHANNELS - graphs.nodes.shape[-1]
-        x = self.node_in(F.pad(parities.nodes[:, None] * graphs.nodes, (0, missing)), kinds)
+        x: Tensor = self.node_in(F.pad(parities.nodes[:, None] * graphs.nodes, (0, missing)), kinds)
         size = graphs.nodes.new_full((where.kind.shape[0], 1), where.kind.shape[0]).log()
         x[0] += self.node_roles(torch.cat([F.pad(where.node_roles.to(size), (0, missing)), size], dim=1))
         x[0] += self.kind(where.kind) + self.node_layer(where.layer) + self.nonlinearity(where.nonlinearity)

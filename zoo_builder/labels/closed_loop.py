@@ -40,7 +40,7 @@ class ClosedLoop(Label):
         )
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        missing = torch.full((len(driven.model_ids),), torch.nan, dtype=torch.float64, device=driven.device)
+        missing = driven.not_applicable
         if driven.task is None:
             return dict.fromkeys(DISTURBANCES, missing)
         survival = {}
@@ -56,7 +56,7 @@ class Actor:
 
     def __init__(self, driven: Driven) -> None:
         self.family, self.params = driven.family, driven.params
-        start = torch.zeros(len(driven.model_ids), EPISODES, 0, dtype=torch.float64, device=driven.device)
+        start = torch.zeros(len(driven.finite), EPISODES, 0, dtype=torch.float64, device=driven.device)
         self.state = torch.func.vmap(self.family.initial_state)(self.params, start)
         self.streams = driven.streams("closed_loop/noise")
 

@@ -61,4 +61,5 @@ def responses(driven: Driven, lags: int) -> Tensor:
     start = x.new_zeros(models, x.shape[2], 0)
     outputs = last_outputs(family, driven.params, x, start, noise, 1 + lags, method=driven.method)
     up, down = outputs.unflatten(2, (2, family.input_size)).unbind(2)
-    return (up - down) / 2
+    response: Tensor = (up - down) / 2
+    return response
