@@ -24,7 +24,7 @@ def params_of(family, gain=1.0):
 def test_responses_of_a_linear_network_are_c_a_to_the_lag_b():
     family = Linear(input_size=2, hidden_size=3, output_size=2)
     params = {name: value.double() for name, value in params_of(family).items()}
-    measured = labels.measure(["LaggedResponse"], family, params, None, {}, 0, IDS)
+    measured = labels.measure(["LaggedResponse"], family, params, None, Members(0, IDS))
     a, b, c = params["a"], params["b"], params["c"]
     torch.testing.assert_close(measured[SIGNED], (c @ a @ b).mean((1, 2)), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(measured[ENERGY], (c @ a @ a @ a @ b).square().mean((1, 2)).log(), rtol=1e-9, atol=0)
@@ -33,7 +33,7 @@ def test_responses_of_a_linear_network_are_c_a_to_the_lag_b():
 def test_responses_of_a_gru_are_half_the_difference_of_two_rollouts():
     family = GRU(input_size=2, hidden_size=4, output_size=3)
     params = {name: value.double() for name, value in params_of(family, 2.0).items()}
-    measured = labels.measure(["LaggedResponse"], family, params, None, {}, 0, IDS)
+    measured = labels.measure(["LaggedResponse"], family, params, None, Members(0, IDS))
     responses = torch.zeros(3, 4, 2, 3, dtype=torch.float64)
     for number in range(2):
         x = torch.zeros(3, 52, 1, 2, dtype=torch.float64)
@@ -47,8 +47,9 @@ def test_responses_of_a_gru_are_half_the_difference_of_two_rollouts():
 def test_the_sign_of_the_read_out_is_that_of_the_response():
     family = GRU(input_size=1, hidden_size=4, output_size=1)
     params = params_of(family)
-    measured = labels.measure(["LaggedResponse"], family, params, None, {}, 0, IDS)
-    turned = labels.measure(["LaggedResponse"], family, params | {"weight_ho": -params["weight_ho"]}, None, {}, 0, IDS)
+    measured = labels.measure(["LaggedResponse"], family, params, None, Members(0, IDS))
+    flipped = params | {"weight_ho": -params["weight_ho"]}
+    turned = labels.measure(["LaggedResponse"], family, flipped, None, Members(0, IDS))
     torch.testing.assert_close(turned[SIGNED], -measured[SIGNED], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(turned[ENERGY], measured[ENERGY], rtol=1e-9, atol=1e-12)
 

@@ -35,7 +35,7 @@ def test_the_spectral_abscissa_is_the_largest_real_part_of_known_eigenvalues():
     basis = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2 * torch.eye(4)
     params = {name: tensor[None] for name, tensor in family.init(torch.Generator().manual_seed(0)).items()}
     params["weight_hh.0"] = (basis @ blocks @ torch.linalg.inv(basis))[None].to(params["weight_hh.0"])
-    measured = labels.measure(["SpectralAbscissa"], family, params, None, {}, 0, ["a"])["spectral_abscissa"]
+    measured = labels.measure(["SpectralAbscissa"], family, params, None, Members(0, ["a"]))["spectral_abscissa"]
     torch.testing.assert_close(measured.double(), torch.tensor([0.3], dtype=torch.float64), atol=1e-5, rtol=0)
 
 

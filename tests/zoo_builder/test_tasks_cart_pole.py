@@ -11,6 +11,7 @@ from tests.zoo_builder.linear_family import Linear
 from weightspace.rollout import Streams, generator
 from zoo_builder import labels
 from zoo_builder.labels.closed_loop import DISTURBANCES
+from zoo_builder.members import Members
 from zoo_builder.tasks import cart_pole
 from zoo_builder.tasks.base import Disturbance
 from zoo_builder.tasks.cart_pole import CartPole
@@ -131,14 +132,14 @@ def test_the_label_lets_each_model_act_and_is_null_where_nobody_can():
     family = Linear(input_size=2, hidden_size=2, output_size=1)
     params = {name: torch.zeros(2, *family.spec.shape(name)) for name in family.spec.tensors}
     task = CartPole(horizon=30)
-    measured = labels.measure(["ClosedLoop"], family, params, task, {}, 0, ["a", "b"])
-    driven = labels.Driven(family, params, task, {}, 0, ["a", "b"])
+    measured = labels.measure(["ClosedLoop"], family, params, task, Members(0, ["a", "b"]))
+    driven = labels.Driven(family, params, task, Members(0, ["a", "b"]))
     still = task.closed_loop(lambda x: torch.zeros(2, 32, 1), driven.streams("closed_loop"), 32, Disturbance())
     assert measured["survival"].tolist() == still.tolist()
     assert measured["survival_pushed"].lt(1).all()
     other, copying = Copy(), Linear(input_size=10, hidden_size=2, output_size=8)
     params = {name: torch.zeros(2, *copying.spec.shape(name)) for name in copying.spec.tensors}
-    none = labels.measure(["ClosedLoop"], copying, params, other, {}, 0, ["a", "b"])
+    none = labels.measure(["ClosedLoop"], copying, params, other, Members(0, ["a", "b"]))
     assert all(column.isnan().all() for column in none.values())
 
 

@@ -6,6 +6,7 @@ Node features are (parity, models, node, channel), edge features (pair of pariti
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -151,7 +152,7 @@ def outer(targets: Tensor, sources: Tensor) -> Tensor:
 def heard(e: Tensor, x: Tensor) -> Tensor:
     """Node features, sum over sources j and their parities q of e[p, q; i, j] x[q; j] / sqrt(node)."""
     sums: Tensor = (by_ends(e, len(x)) * x[None, :, :, None]).sum((1, 4))
-    return sums / x.shape[2] ** 0.5
+    return sums / math.sqrt(x.shape[2])
 
 
 def loops(e: Tensor, num: int) -> Tensor:
