@@ -6,6 +6,7 @@ Node features are (parity, models, node, channel), edge features (pair of pariti
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -139,7 +140,7 @@ def edge_product(a: Tensor, b: Tensor, num: int) -> Tensor:
     first, second = (by_ends(x, num).permute(2, 5, 0, 3, 1, 4) for x in (a, b))
     models, channels, _, size = first.shape[:4]
     blocks = [x.reshape(models, channels, num * size, num * size) for x in (first, second)]
-    product = torch.matmul(blocks[0] / size**0.5, blocks[1])
+    product = torch.matmul(blocks[0] / math.sqrt(size), blocks[1])
     return product.reshape(models, channels, num, size, num, size).permute(2, 4, 0, 3, 5, 1).flatten(0, 1)
 
 
@@ -150,7 +151,7 @@ def outer(targets: Tensor, sources: Tensor) -> Tensor:
 
 def heard(e: Tensor, x: Tensor) -> Tensor:
     """Node features, sum over sources j and their parities q of e[p, q; i, j] x[q; j] / sqrt(node)."""
-    return (by_ends(e, len(x)) * x[None, :, :, None]).sum((1, 4)) / x.shape[2] ** 0.5
+    return (by_ends(e, len(x)) * x[None, :, :, None]).sum((1, 4)) / math.sqrt(x.shape[2])
 
 
 def loops(e: Tensor, num: int) -> Tensor:
