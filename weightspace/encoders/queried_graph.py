@@ -36,8 +36,9 @@ class QueriedGraph(Encoder):
     forgets an input. x_i <- x_i + MLP(x_i, asinh(sum_p sum_j A^p_ij V_p x_j / sqrt(nodes)), mean_j x_j), where the A^p
     are the weights of each channel, their squares, both in both directions, and the correlations of activities (probed
     features after Kofinas et al., Graph Neural Networks for Learning Equivariant Representations of Neural Networks,
-    ICLR 2024, arXiv 2403.12143). Invariant to permutations of hidden units and factors; signs and scales of units are
-    seen. Models with more than `max_inputs` or `max_outputs` are refused.
+    ICLR 2024, arXiv 2403.12143). Queries learn from what is read at the level of the model; no gradient passes through
+    activities. Invariant to permutations of hidden units and factors; signs and scales of units are seen, and so is
+    the size of states that may be rescaled. Models with more than `max_inputs` or `max_outputs` are refused.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
@@ -50,7 +51,7 @@ class QueriedGraph(Encoder):
         mode: Mode = "deep_linear",
         num_queries: int = 8,
         num_steps: int = 24,
-        node_dim: int = 32,
+        node_dim: int = 24,
         num_layers: int = 2,
         max_inputs: int = 16,
         max_outputs: int = 16,
@@ -110,8 +111,9 @@ class QueriedGraph(Encoder):
 
     def _pooled(self, graphs: DenseGraphs, responses: Responses) -> Tensor:
         """Means and mean squares of node states by kind (models, 2 * kind * channel)."""
-        activity = trajectories(responses, graphs.layout.offsets, graphs.nodes.shape[1])
-        maps, chosen = _maps(graphs, activity[:, :, 0])
+        with torch.no_grad():
+            activity = trajectories(responses, graphs.layout.offsets, graphs.nodes.shape[1])
+            maps, chosen = _maps(graphs, activity[:, :, 0])
         x = self._nodes(graphs, activity, responses)
         for layer in self.rounds:
             x = layer(x, maps, chosen)
@@ -128,9 +130,10 @@ class QueriedGraph(Encoder):
         ordered = (where.position >= 0)[:, None].to(graphs.nodes)
         places = codes(int(where.position.max()) + 1, CODES, graphs.nodes)[where.position.clamp(min=0)] * ordered
         declared = torch.cat([roles, places, where.layer[:, None].to(roles)], dim=1).expand(models, -1, -1)
-        done = torch.asinh(activity.chunk(2, dim=4)[0]).to(roles).flatten(2)
-        found = statistics(activity[:, :, 0], responses, self.max_outputs)
-        found = self.statistics(found.flatten(0, 1)[..., None]).unflatten(0, (models, size))
+        done = torch.asinh(activity.chunk(2, dim=4)[0].to(roles)).flatten(2)
+        with torch.no_grad():
+            found = statistics(activity[:, :, 0], responses, self.max_outputs)
+            found = self.statistics(found.flatten(0, 1)[..., None]).unflatten(0, (models, size))
         x: Tensor = self.node_in(torch.cat([*values, declared, done, found], dim=-1))
         return x + self.kind(where.kind) + self.nonlinearity(where.nonlinearity)
 

@@ -38,8 +38,8 @@ class Querying(Encoder):
         mode: Mode = "deep_linear",
         num_queries: int = 8,
         num_steps: int = 24,
-        width: int = 192,
-        reader_dim: int = 40,
+        width: int = 184,
+        reader_dim: int = 48,
         max_inputs: int = 16,
         max_outputs: int = 16,
     ) -> None:
