@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -28,7 +29,7 @@ class Queries(nn.Module):
         numbers = (num_steps + 1) * max_inputs
         self.codes = nn.Parameter(torch.randn(num_queries, numbers if code_dim is None else code_dim))
         sizes = [] if code_dim is None else [code_dim, code_dim, code_dim, numbers]
-        maps = [nn.Linear(a, b, bias=False) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        maps = [nn.Linear(a, b, bias=False) for a, b in pairwise(sizes)]
         for one in maps:
             nn.init.normal_(one.weight, std=one.in_features**-0.5)
         self.generator = nn.Sequential(*maps)
@@ -82,7 +83,7 @@ def refuse_unknown_mode(mode: str) -> None:
 
 
 def as_inputs(raw: Tensor, stack: Stack) -> Tensor:
-    """Inputs (..., input), float64, of raw queries (..., at least input), in the kind and range that the stack declares.
+    """Inputs (..., input), float64, of raw queries (..., at least input), of the kind and range that a stack declares.
 
     One-hot inputs become probabilities of tokens, values lie between both ends of their range; -1 to 1 where the
     inputs are not known.

@@ -19,7 +19,7 @@ PER_STEP = 4
 """Readings of a step: log size, likeness to the step before, likeness to other queries, log distance of the pair."""
 POINTS = 9
 """Places at which the sorted spectrum of a covariance is read."""
-TINY = 1e-20
+TINY = 1e-16
 """Share of the mean square below which a squared distance counts as this share: rollouts are in float64."""
 
 
