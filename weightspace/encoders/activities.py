@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightspace.encoders.responses import TINY, Responses
+from weightspace.encoders.responses import FLAT, TINY, Responses
 
 STATES = 2
 """States of one node that are told apart, such as h and c of an LSTM; further ones are added to the second."""
@@ -83,8 +83,7 @@ def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values (models, node, time, lane) with mean 0 and deviation 1, 0 where they are constant; and deviations."""
     centred = values - values.mean((2, 3), keepdim=True)
     square = centred.square().mean((2, 3), keepdim=True)
-    # What varies less is rounding about a constant.
-    varies = square > 1e-20 * values.square().mean((2, 3), keepdim=True)
+    varies = square > FLAT * values.square().mean((2, 3), keepdim=True)
     size = torch.where(varies, square, 1.0).sqrt()
     return torch.where(varies, centred / size, 0.0), torch.where(varies, size, 0.0)[:, :, 0, 0]
 

@@ -22,6 +22,9 @@ POINTS = 9
 TINY = 1e-16
 """Share of the mean square below which a squared distance counts as this share: rollouts are in float64."""
 
+FLAT = 1e-20
+"""Share of their mean square that values must vary by."""
+
 
 @dataclass(frozen=True, eq=False)
 class Responses:
@@ -156,12 +159,13 @@ def _geometry(values: Tensor, kick: int) -> Tensor:
     log distance of pairs at each step from the kick on.
     """
     main, _ = values.chunk(2, dim=2)
-    settled = main[:, kick:].flatten(1, 2)
-    settled = settled - settled.mean(1, keepdim=True)
+    visited = main[:, kick:].flatten(1, 2)
+    settled = visited - visited.mean(1, keepdim=True)
     size = values.shape[-1]
     matrix = settled.mT @ settled if size <= settled.shape[1] else settled @ settled.mT
     total = matrix.diagonal(dim1=1, dim2=2).sum(1)
-    known = total.isfinite() & (total > 0)
+    # What varies less is rounding about a constant, which has no spectrum.
+    known = total.isfinite() & (total > FLAT * visited.square().sum((1, 2)))
     # A factorisation of numbers that are not finite fails, and takes all other models with it.
     matrix = torch.where(known[:, None, None], matrix, torch.eye(matrix.shape[1]).to(matrix))
     shares = torch.linalg.eigvalsh(matrix).clamp(min=0).flip(1)
