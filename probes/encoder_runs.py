@@ -215,7 +215,7 @@ def train(
         peak_memory_mb=_peak_memory_mb(),
         training_cpu_seconds=cpu_seconds,
     )
-    return replace(run, embeddings=embeddings, costs=costs, queries=bool(getattr(frozen, "queries", False)))
+    return replace(run, embeddings=embeddings, costs=costs, queries=frozen.queries)
 
 
 def _throughput(encoder: encoder_files.Encoder, data: ZooDataModule, seconds: float = 1.0) -> float:

@@ -32,6 +32,8 @@ class Encoder(Constructed, nn.Module, ABC):
 
     symmetry: ClassVar[frozenset[str]] = frozenset()
     """What leaves embeddings unchanged: "permutation" (of hidden units and factors), "sign", "scale"."""
+    queries: ClassVar[bool] = False
+    """Whether it runs the models, and so stands beside the baseline `responses` and not beside readings of weights."""
     max_sizes: Mapping[str, tuple[int, str]] = {}
     """Largest sizes an encoder can read, each with the option that raises it ("" if none does): by node kind, of
     `ends` (ordered axes: inputs, outputs), in `layers`, of `pairs` (of the units that a tensor with three node axes

@@ -44,6 +44,7 @@ class QueriedGraph(Encoder):
     """
 
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    queries: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -135,7 +136,8 @@ class QueriedGraph(Encoder):
             found = statistics(activity[:, :, 0], responses, self.max_outputs)
             found = self.statistics(found.flatten(0, 1)[..., None]).unflatten(0, (models, size))
         x: Tensor = self.node_in(torch.cat([*values, declared, done, found], dim=-1))
-        return x + self.kind(where.kind) + self.nonlinearity(where.nonlinearity)
+        kinds: Tensor = self.kind(where.kind) + self.nonlinearity(where.nonlinearity)
+        return x + kinds
 
 
 class Round(nn.Module):

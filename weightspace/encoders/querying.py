@@ -31,6 +31,7 @@ class Querying(Encoder):
     """
 
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation", "sign", "scale"})
+    queries: ClassVar[bool] = True
 
     def __init__(
         self,

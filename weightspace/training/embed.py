@@ -119,7 +119,8 @@ def _record(encoder: Encoder, name: str | None) -> dict[str, Any]:
     """Metadata of embeddings by an encoder: its class, objective, kind of labels, and their name."""
     trained = encoder.provenance or {"objective": None, "learned_with": None, "label_adjacent": []}
     kept = {key: trained[key] for key in ("objective", "learned_with", "label_adjacent")}
-    return {"encoder": type(encoder).__name__, **kept, "name": name or default_name(encoder)}
+    kept = {"encoder": type(encoder).__name__, "queries": encoder.queries, **kept}
+    return {**kept, "name": name or default_name(encoder)}
 
 
 def default_name(encoder: Encoder) -> str:
