@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -205,7 +206,23 @@ def test_memory_goes_from_one_call_to_the_next():
     del first
     assert lent.lent(1000).data_ptr() != address, "a part is still in use"
     del part
-    assert address in {lent.lent(900).data_ptr(), *(one.ctypes.data for one in lent._waiting)}
+    assert address in {lent.lent(900).data_ptr(), *(key[0] for key in lent._waiting)}
+
+
+def test_memory_that_another_thread_takes_while_it_is_chosen_is_not_lent_twice():
+    taken = []
+
+    class Contended(np.ndarray):
+        @property
+        def size(self):
+            if not taken:
+                taken.append(None)
+                taken.append(lent.lent(1000))
+            return 1000
+
+    lent._waiting.clear()
+    lent._give_back(np.zeros(1000, np.float32).view(Contended))
+    assert lent.lent(1000).data_ptr() != taken[1].data_ptr()
 
 
 def test_what_c_does_not_do_is_left_to_torch():
