@@ -63,6 +63,7 @@ def moved(stack, seed=0):
     return dataclasses.replace(stack, params=stack.family.spec.act_stacked(element, stack.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["static", "deep_linear", "interactive"])
 def test_no_declared_move_changes_an_embedding_by_more_than_rounding(name):
     assert made(name).symmetry == {"permutation", "sign", "scale"}
@@ -76,6 +77,7 @@ def test_no_declared_move_changes_an_embedding_by_more_than_rounding(name):
         assert change < 1e-10, stack.family
 
 
+@pytest.mark.slow
 def test_permutations_leave_embeddings_of_queried_graphs_alone():
     assert made("graph").symmetry == {"permutation"}
     # A membrane of tens of millivolts that varies by a few loses digits; float32 rows check it, below.
@@ -89,6 +91,7 @@ def test_permutations_leave_embeddings_of_queried_graphs_alone():
         assert change < 1e-10, family
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deep_linear", "graph"])
 def test_every_tensor_of_families_of_all_kinds_is_seen(name):
     for family in (*EXAMPLES[::5], *TRIALS):
@@ -324,6 +327,7 @@ def test_a_zoo_is_learned_twice_alike_and_comes_back_from_its_checkpoint(name, z
     assert torch.equal(*embeddings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["static", "interactive", "graph"])
 def test_what_a_model_does_is_learned(name):
     """Half of the variance of the mean answer to a constant input, which no encoder is asked to compute."""
