@@ -15,6 +15,7 @@ from weightspace.objectives.behaviour import Behaviour, draw_inputs, observe, re
 from weightspace.objectives.emulator import Emulator
 from weightspace.objectives.gram import distance, gram, gram_of_states
 from weightspace.objectives.regression import head, moments, regression, squared_error, standardised
+from weightspace.responses import OF_COVARIANCES, OF_FADING
 from weightspace.store import Stack
 from weightspace.summaries import NUM_MARKOV, NUM_SUMMARIES, markov_summaries_of, summaries_of
 
@@ -80,10 +81,8 @@ class StateGeometry(Emulator):
 
     @property
     def label_adjacent(self) -> tuple[str, ...]:
-        """Ranks of the state covariance, whose spectrum is K's; with `kicks` the decay of products of Jacobians."""
-        ranks = ("state_effective_rank", "state_participation_ratio", "state_stable_rank")
-        decays = ("memory_decay_rate", "memory_half_life", "memory_decay_fit")
-        return ranks + (decays if self.weights["kicks"] else ())
+        """Those of the state covariance, whose spectrum is K's; with `kicks` those of products of Jacobians."""
+        return OF_COVARIANCES + (OF_FADING if self.weights["kicks"] else ())
 
     def build(self, embedding_dim: int) -> None:
         """Make the projection, what scales and shifts the emulator's states and reads them, and the heads."""
