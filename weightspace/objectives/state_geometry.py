@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
+from weightspace.features import OF_COVARIANCES, OF_FADING
 from weightspace.objectives.base import Metrics
 from weightspace.objectives.behaviour import Behaviour, draw_inputs, observe, responses, share_suffix
 from weightspace.objectives.emulator import Emulator
 from weightspace.objectives.gram import distance, gram, gram_of_states
 from weightspace.objectives.regression import head, moments, regression, squared_error, standardised
-from weightspace.responses import OF_COVARIANCES, OF_FADING
 from weightspace.store import Stack
 from weightspace.summaries import NUM_MARKOV, NUM_SUMMARIES, markov_summaries_of, summaries_of
 
