@@ -157,7 +157,9 @@ def _averaged(rows: Sequence[dict[str, Any]], runs: Sequence[Run], several: bool
 def _average(same: Sequence[dict[str, Any]], runs: Sequence[Run], several: bool) -> dict[str, Any]:
     """The mean row of several seeds, with the costs of their encoder."""
     learned = same[0]["features"].startswith(("embedding:", "untrained:"))
-    row = same[0] | {"num_seeds": len(same) if learned else 1}
+    # Of seeds that failed there are rows without a value, which are no part of the mean.
+    known = sum(single["value"] is not None for single in same)
+    row = same[0] | {"num_seeds": max(known, 1) if learned else 1}
     for name in ("value", "low", "high"):
         values = [single[name] for single in same if single[name] is not None]
         row[name] = float(np.mean(values)) if values else None

@@ -152,6 +152,8 @@ def _read(folder: Path, settings: Mapping[str, Any]) -> Run | None:
 def _write(folder: Path, run: Run, settings: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     assert run.embeddings is not None
+    # A record of other settings would pass for that of the new embeddings if the process were killed in between.
+    (folder / RECORD).unlink(missing_ok=True)
     write_durably(folder / EMBEDDINGS, safetensors.numpy.save({"embedding": run.embeddings}))
     text = json.dumps({**run.record, "settings": settings}, sort_keys=True, allow_nan=False, indent=1)
     write_durably(folder / RECORD, text.encode())

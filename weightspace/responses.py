@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.features import Columns
+from weightspace.features import OF_COVARIANCES, OF_FADING, Columns
 from weightspace.rollout import rollout
 from weightspace.spec import Params, State
 from weightspace.store import Stack, Zoo
@@ -28,7 +28,7 @@ MOST_NUMBERS = 2**24
 """Numbers of states kept at a time, which bounds memory."""
 LARGEST, SMALLEST = 1e30, 1e-12
 """Numbers beyond are taken for these: a model whose states grow without bound still has finite features."""
-ADJACENT = ("state_effective_rank", "state_participation_ratio", "state_stable_rank", "memory_decay_rate")
+ADJACENT = OF_COVARIANCES + OF_FADING
 """Labels that are functions of what is measured here, on other inputs: covariances of states, fading of kicks."""
 
 

@@ -122,6 +122,35 @@ def test_seeds_are_averaged_row_by_row():
     assert (found["statistics"]["high"], found["statistics"]["num_seeds"]) == (None, 1)
 
 
+def test_a_seed_that_failed_is_not_counted_among_those_averaged():
+    row = {"features": "embedding:E", "probe": "ridge", "target": "t", "split": "s", "metric": "r2", "num_seeds": 1}
+    rows = [row | {"value": 0.2, "low": 0.1, "high": 0.3}]
+    rows += [row | {"features": "embedding:E#1", "value": None, "low": None, "high": None, "reason": "failed"}] * 2
+    (one,) = _averaged(rows, [], False)
+    assert (one["value"], one["num_seeds"]) == (0.2, 1)
+
+
+def test_embeddings_of_a_run_that_was_killed_do_not_pass_for_those_of_an_earlier_budget(tmp_path, monkeypatch):
+    costs = Costs(parameters=1, models_per_cpu_second=1.0, peak_memory_mb=2.0, training_cpu_seconds=3.0)
+    earlier, later = (
+        Run(encoder="E", objective="O", seed=0, split="s", fold=None, costs=costs, embeddings=np.full((2, 1), value))
+        for value in (1.0, 2.0)
+    )
+    encoder_runs._write(tmp_path, earlier, {"budget": 1})
+    assert encoder_runs._read(tmp_path, {"budget": 1}).embeddings.tolist() == earlier.embeddings.tolist()
+    write = encoder_runs.write_durably
+
+    def killed(path, data):
+        if path.name == encoder_runs.RECORD:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(encoder_runs, "write_durably", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encoder_runs._write(tmp_path, later, {"budget": 2})
+    assert encoder_runs._read(tmp_path, {"budget": 1}) is None
+
+
 def test_finished_runs_are_read_back_and_a_failure_is_a_row_with_its_error(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "NUM_PERMUTATIONS", 2)
     monkeypatch.setattr(probe, "MOST_TREES", 3)

@@ -23,11 +23,14 @@ from weightspace.objectives.behaviour import draw_inputs, observe, responses, sh
 from weightspace.objectives.emulator import Emulator
 from weightspace.objectives.gram import distance, gram, gram_of_states
 from weightspace.objectives.state_geometry import KICK_STEPS, StateGeometry
+from weightspace.responses import ADJACENT
 from weightspace.store import Stack
 from weightspace.training.embed import embed, load
 from weightspace.training.module import EmbeddingModule, fit
+from zoo_builder.labels.activity import SHARE, Activity, dimension
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
+STATE_RANKS = ("state_effective_rank", "state_participation_ratio", "state_stable_rank")
 EVERYTHING = {"outputs": 1.0, "kicks": 1.0, "summaries": 1.0}
 
 
@@ -288,8 +291,8 @@ def test_a_tiny_zoo_trains_the_loss_falls_and_files_name_adjacent_labels(tmp_pat
                 layer.reset_parameters()
     assert loss(trained) < 0.9 * loss(fresh)
     said = torch.load(best, weights_only=True)["weightspace"]
-    adjacent = ["state_effective_rank", "state_participation_ratio", "state_stable_rank"]
-    adjacent += ["memory_decay_rate", "memory_half_life", "memory_decay_fit"]
+    adjacent = ["state_effective_rank", "state_participation_ratio", "state_stable_rank", "activity_dimension"]
+    adjacent += ["memory_decay_rate", "memory_half_life", "memory_decay_fit", "lyapunov_1", "gradient_log_slope"]
     assert (said["learned_with"], said["label_adjacent"]) == ("no_labels", adjacent)
     with safetensors.safe_open(embed(best, zoo, tmp_path / "e.safetensors"), framework="pt") as file:
         assert json.loads(file.metadata()["weightspace"])["label_adjacent"] == adjacent
@@ -312,3 +315,13 @@ def test_wrong_settings_and_zoos_that_lack_something_are_refused():
         )
     assert StateGeometry().needs_rollouts
     assert not StateGeometry(drawn_steps=8).needs_rollouts
+
+
+def test_labels_that_the_gram_matrix_alone_tells_are_named_as_adjacent():
+    states = torch.randn(5, 40, 7, dtype=torch.float64) * torch.tensor([3, 2, 1, 0.5, 0.2, 0.1, 0.1])
+    values = torch.linalg.eigvalsh(gram(states)[0]).flip(-1)
+    shares = values.cumsum(1) / values.sum(1, keepdim=True)
+    assert torch.equal(dimension(states), 1 + (shares < SHARE).sum(1).double())
+    (column,) = [one.name for one in Activity().columns(ELMAN.spec) if "dimension" in one.name]
+    assert {column, *STATE_RANKS} <= set(StateGeometry().label_adjacent) < set(StateGeometry(kicks=1).label_adjacent)
+    assert set(StateGeometry(kicks=1).label_adjacent) <= set(ADJACENT)

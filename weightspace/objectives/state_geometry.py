@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from weightspace.data.batch import Batch, Training
 from weightspace.encoders.base import Encoder
+from weightspace.features import OF_COVARIANCES, OF_FADING
 from weightspace.objectives.base import Metrics
 from weightspace.objectives.behaviour import Behaviour, draw_inputs, observe, responses, share_suffix
 from weightspace.objectives.emulator import Emulator
@@ -80,10 +81,8 @@ class StateGeometry(Emulator):
 
     @property
     def label_adjacent(self) -> tuple[str, ...]:
-        """Ranks of the state covariance, whose spectrum is K's; with `kicks` the decay of products of Jacobians."""
-        ranks = ("state_effective_rank", "state_participation_ratio", "state_stable_rank")
-        decays = ("memory_decay_rate", "memory_half_life", "memory_decay_fit")
-        return ranks + (decays if self.weights["kicks"] else ())
+        """Those of the state covariance, whose spectrum is K's; with `kicks` those of products of Jacobians."""
+        return OF_COVARIANCES + (OF_FADING if self.weights["kicks"] else ())
 
     def build(self, embedding_dim: int) -> None:
         """Make the projection, what scales and shifts the emulator's states and reads them, and the heads."""
