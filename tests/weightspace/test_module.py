@@ -19,7 +19,8 @@ from weightspace.families.elman import Elman
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
 from weightspace.training.embed import load
-from weightspace.training.module import EmbeddingModule, StopAfter, fit
+from weightspace.training.budget import StopAfter
+from weightspace.training.module import EmbeddingModule, fit
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Objective
 from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, recorded_split
+from weightspace.training.budget import StopAfter
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
 from weightspace.training.provenance import provenance_of
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
@@ -248,29 +248,6 @@ class EmbeddingModule(pl.LightningModule):
             "learned_with": self.objective.learned_with,
             "label_adjacent": list(self.objective.label_adjacent),
         }
-
-
-class StopAfter(Callback):
-    """Stops training, after a last validation, at a budget of CPU minutes; the learning rate follows the budget."""
-
-    def __init__(self, cpu_minutes: float) -> None:
-        if cpu_minutes <= 0:
-            raise ValueError(f"`cpu_minutes` (={cpu_minutes}) must be above 0.")
-        self.cpu_minutes = cpu_minutes
-        self._start = 0.0
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.process_time()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Update the share used, and stop training at 1."""
-        assert isinstance(pl_module, EmbeddingModule)
-        pl_module.spent = (time.process_time() - self._start) / (60 * self.cpu_minutes)
-        if pl_module.spent >= 1:
-            trainer.should_stop = True
 
 
 def fit(
