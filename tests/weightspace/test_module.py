@@ -18,8 +18,8 @@ from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.elman import Elman
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
-from weightspace.training.embed import load
 from weightspace.training.budget import StopAfter
+from weightspace.training.embed import load
 from weightspace.training.module import EmbeddingModule, fit
 
 ELMAN = Elman(input_size=1, hidden_size=4, output_size=1)
