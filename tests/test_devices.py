@@ -45,7 +45,7 @@ RECIPE = {
     },
     "snapshots": [0, 2],
     "models_per_cohort": 3,
-    "labels": [name for name in labels.available() if name != "MemoryMode"],
+    "labels": [name for name, label in labels.available().items() if label.for_all_families],
     "rollouts": {"sequences": 2},
 }
 

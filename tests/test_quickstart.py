@@ -43,7 +43,8 @@ def test_the_probe_table_has_headlines_learned_both_ways_beside_all_baselines(fo
     for split, target in itertools.product(("new_task", "new_size"), ("state_effective_rank", "score")):
         held_out = {row["features"] for row in rows if (row["split"], row["target"]) == (split, target)}
         # The encoders have seen what these hold out.
-        assert held_out == {"metadata", "statistics", "spectra", "shuffled"}
+        weights = {"statistics", "spectra", "statistics+spectra", "markov"}
+        assert held_out == {"metadata", "responses", "shuffled", *weights}
     rows = [row for row in rows if row["split"] == "in_distribution"]
     for target in ("state_effective_rank", "memory_decay_rate", "score"):
         here = [row for row in rows if row["target"] == target and row["metric"] == "r2_within_cell"]

@@ -23,7 +23,7 @@ from weightspace.training.embed import load
 from weightspace.training.module import EmbeddingModule, fit
 
 
-class Counting(Given):
+class Counted(Given):
     """Counts how often it reads models."""
 
     def forward(self, stacks):
@@ -51,7 +51,7 @@ def test_the_loss_is_the_weighted_sum_of_the_parts_on_one_reading():
     ]
     objective = built(Combined(parts, weights=[1.0, 0.5, 2.0, 0.25])).eval()
     batch = labelled_batch(rollouts=[rollouts(4, 2, 3)], output_kinds=["categorical"])
-    encoder = Counting(3)
+    encoder = Counted(3)
     loss, metrics = objective(encoder, batch)
     # One reading for three parts, another for the one that hides connections.
     assert encoder.count == 2

@@ -53,6 +53,7 @@ def test_the_file_says_in_one_key_what_it_holds_and_its_bytes_are_stable(made, t
         "objective": "Supervised",
         "learned_with": "labels",
         "label_adjacent": [],
+        "queries": False,
         "name": "MessagePassing-Supervised",
         "zoo": open_zoo(zoo).fingerprint,
         "split": "in_distribution",

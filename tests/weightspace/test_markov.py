@@ -61,7 +61,8 @@ def test_declared_permutations_and_signs_leave_the_sizes_unchanged(family):
     before, after = (
         markov_of(family.effective_spec, torch.func.vmap(family.effective)(side)) for side in (params, moved)
     )
-    assert before
+    # A family whose recurrent tensors are coefficients has no linear paths.
+    assert before or not family.effective_spec.recurrent()
     assert set(before) == set(after)
     for name, values in before.items():
         assert torch.isfinite(values).all()

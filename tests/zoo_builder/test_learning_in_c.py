@@ -48,7 +48,10 @@ KINDS = [kind.examples()[0] for kind in families.available().values()]
 
 def learned(family, lessons, **options):
     task, batch_size, fields = LESSONS[lessons]
-    sized = type(family)(**{**family.config, "input_size": task.input_size, "output_size": task.output_size})
+    # LTC needs a motor unit for each output.
+    units = max(family.config["hidden_size"], task.output_size)
+    sizes = {"input_size": task.input_size, "output_size": task.output_size, "hidden_size": units}
+    sized = type(family)(**{**family.config, **sizes})
     learner = BPTT(num_updates=22, batch_size=batch_size, **fields)
     return learner.learn(sized, task, Members(0, IDS, {}, SETTINGS), [0, 5, 20, 22], Run(method="native", **options))
 

@@ -133,17 +133,29 @@ class MessagePassing(Encoder):
         topology = Dense(torch.maximum(present, opposite).amax(-1))
         size = torch.full((where.kind.shape[0],), float(where.kind.shape[0]), device=edges.device)
         types = where.edge_type, where.edge_type.T
-        if why_not(self.widths, (edges, nodes, present), self.edge_in.weight) is None:
+        # In C, the maximum over no edges would be that of absent ones; only masks isolate a node.
+        isolated = topology.present.shape[0] > 1 and bool(topology.isolated.any())
+        if not isolated and why_not(self.widths, (edges, nodes, present), self.edge_in.weight) is None:
             fixed = self._fixed_edges(present, opposite, *types), self._fixed_nodes(where.node_roles, where, size)
             channels = edges.shape[-1]
             if channels not in weights:
                 first = [*self._edge_weights(channels)[:2], self._node_weights(channels)]
                 weights[channels] = packed(self.widths, first, self.layers)
             around = _surroundings(topology, where, edges)
-            embeddings: Tensor = self.head(rounds(self.widths, around, (edges, nodes), fixed, weights[channels]))
+            pooled = rounds(self.widths, around, (edges, nodes), fixed, weights[channels])
+            embeddings: Tensor = self.head(self._over_present(pooled, topology, where))
             return embeddings
         e = torch.relu(topology.silence(self._edges(edges, edges.transpose(1, 2), present, opposite, *types)))
         return self._embed(topology, e, self._nodes(nodes, where.node_roles, where, size), where.kind, where.edge_type)
+
+    def _over_present(self, pooled: Tensor, topology: Dense, where: Layout) -> Tensor:
+        """Pooled states whose edges are means over declared ones, as means over those that masks leave."""
+        if topology.present.shape[0] == 1:
+            return pooled
+        nodes, edges = pooled.split([2 * len(NODE_KINDS) * self.widths.node, 2 * len(EDGE_TYPES) * self.widths.edge], 1)
+        types = F.one_hot(where.edge_type + 1, len(EDGE_TYPES) + 1)[..., 1:].to(pooled.dtype)
+        per_edge = topology.declared_per_edge(types)[..., None]
+        return torch.cat([nodes, (edges.unflatten(1, (len(EDGE_TYPES), -1)) * per_edge).flatten(1)], dim=1)
 
     def _edges(self, forward: Tensor, backward: Tensor, present: Tensor, opposite: Tensor, *types: Tensor) -> Tensor:
         """First edge states: weights of both directions, which channels are there, and the connection's type."""

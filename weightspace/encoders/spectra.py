@@ -31,9 +31,9 @@ class Spectra(Readings):
     `points` values on straight lines between them: so sizes mix. Maps that share a layer and a role are taken together,
     as blocks of one matrix; a diagonal is a map whose spectrum is its entries, and a tensor with three node axes is one
     map for each unit of the axis that it does not write to. What is not recurrent enters by its singular values, by
-    connection type and role (of a vector its norm), and so do products of two matrices that meet in other units, such
-    as W_ho W_ih or both factors of a low-rank map: so every tensor is read, and signs between two of them are. Masked
-    weights are 0. Invariant to permutations of hidden units and factors by construction; no gradient passes to the
+    connection type and role (of a vector its norm and mean), and so do products of two matrices that meet in other
+    units, such as W_ho W_ih or both factors of a low-rank map: so every tensor is read, and signs between two of them
+    are. Masked weights are 0. Invariant to permutations of hidden units and factors by construction; no gradient passes to the
     weights.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
@@ -50,7 +50,7 @@ class Spectra(Readings):
         tables = {
             "recurrent": ((max_layers + 1) * CHANNELS, 3 * points),
             "maps": ((len(EDGE_TYPES) + 1) * CHANNELS, points),
-            "vectors": (len(NODE_KINDS) * CHANNELS, 1),
+            "vectors": (len(NODE_KINDS) * CHANNELS, 2),
         }
         super().__init__(embedding_dim, width, dropout, tables)
         self.points, self.max_layers = points, max_layers
@@ -70,10 +70,10 @@ class Spectra(Readings):
         for row in _of_length(1, spec, params):
             if not spec.tensors[row.tensor].diagonal:
                 group = NODE_KINDS.index(spec.axes[row.nodes[0]].kind) * CHANNELS + row.channel
-                norms[group].append(row.masked.square())
+                norms[group].append(row.masked)
         recurrent = self._table_of("recurrent", {g: self._spectrum(singular[g], eigen[g]) for g in singular}, stack)
         maps = self._table_of("maps", {g: self._resampled(_falling(values)) for g, values in flat.items()}, stack)
-        lengths = {g: torch.cat(values, 1).sum(1, keepdim=True).sqrt() for g, values in norms.items()}
+        lengths = {g: _length_and_mean(torch.cat(values, 1)) for g, values in norms.items()}
         return {"recurrent": recurrent, "maps": maps, "vectors": self._table_of("vectors", lengths, stack)}
 
     def _recurrent(self, spec: WeightSpec, params: Params) -> Iterator[tuple[int, Tensor]]:
@@ -151,3 +151,8 @@ def _eigenvalues(matrices: Tensor) -> Tensor:
 def _falling(values: list[Tensor]) -> Tensor:
     ordered = torch.cat(values, dim=1).sort(dim=1, descending=True).values
     return ordered * (ordered > ROUNDING * ordered[:, :1])
+
+
+def _length_and_mean(values: Tensor) -> Tensor:
+    """Norm and mean (models, 2) of vectors (models, unit): the mean sees signs, which no norm does."""
+    return torch.cat([values.norm(dim=1, keepdim=True), values.mean(1, keepdim=True)], dim=1)

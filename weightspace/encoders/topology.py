@@ -73,6 +73,8 @@ class Dense(Topology):
     """
 
     def __init__(self, present: Tensor) -> None:
+        self.present = present
+        self.isolated = present.sum(2)[..., None] == 0
         self.absent = (present[..., None] - 1) * 1e9
         self.degree = present.sum(2)[..., None].clamp(min=1)
 
@@ -92,7 +94,7 @@ class Dense(Topology):
         return e.sum(2) / self.degree
 
     def maximum(self, e: Tensor) -> Tensor:
-        return (e + self.absent).amax(2)
+        return torch.where(self.isolated, 0.0, (e + self.absent).amax(2))
 
     def total(self, e: Tensor, sources: Tensor) -> Tensor:
         return torch.einsum("mijc,mj->mic", e, sources.expand(e.shape[0], -1))
@@ -105,7 +107,15 @@ class Dense(Topology):
         return torch.matmul(scaled, b.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def pool_edges(self, e: Tensor, classes: Tensor) -> Tensor:
-        return self.pool_nodes(e.flatten(1, 2), classes.flatten(0, 1))
+        pooled = self.pool_nodes(e.flatten(1, 2), classes.flatten(0, 1)).unflatten(1, (classes.shape[-1], -1))
+        over_present: Tensor = pooled * self.declared_per_edge(classes)[..., None]
+        return over_present.flatten(1)
+
+    def declared_per_edge(self, classes: Tensor) -> Tensor:
+        """Declared edges per edge that is there (models or 1, class): above 1 where masks leave edges out."""
+        there = torch.einsum("mij,ijc->mc", self.present, classes)
+        ratio: Tensor = classes.sum((0, 1)).clamp(min=1) / there.clamp(min=1)
+        return ratio
 
     def pool_nodes(self, x: Tensor, classes: Tensor) -> Tensor:
         share = classes / classes.sum(0).clamp(min=1)

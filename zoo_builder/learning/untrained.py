@@ -23,6 +23,7 @@ class Untrained(Learner):
     """
 
     gain: float = 1.0
+    """Factor on every trained tensor without bounds."""
 
     needs_task: ClassVar[bool] = False
 

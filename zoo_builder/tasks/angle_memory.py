@@ -32,9 +32,13 @@ class AngleMemory(Task):
     """
 
     cue: int = 3
+    """Steps for which the direction is shown."""
     max_delay: int = 20
+    """Longest delay, which all sequences have room for."""
     delay: int = 10
+    """Steps of fixation between cue and response."""
     response: int = 3
+    """Steps of the response."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)

@@ -40,8 +40,11 @@ class CartPole(Continuous):
     """
 
     num_steps: int = 60
+    """Steps of a demonstration."""
     shake: float = 2.0
+    """Size of the random pushes in demonstrations, as the class says."""
     horizon: int = 200
+    """Steps for which a model that acts itself is watched."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-0.85, 0.85)

@@ -28,8 +28,11 @@ class ContextDecision(Signs):
     """
 
     num_steps: int = 25
+    """Steps of evidence."""
     strength: float = 5.0
+    """Size of the evidence beside its noise."""
     noise: float = 0.5
+    """Standard deviation of the noise on both streams of evidence."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-1.5, 1.5)

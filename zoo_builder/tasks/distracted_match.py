@@ -28,8 +28,11 @@ class DistractedMatch(Categorical):
     """
 
     num_stimuli: int = 4
+    """Number of different stimuli."""
     max_delay: int = 10
+    """Longest delay, which all sequences have room for."""
     delay: int = 5
+    """Steps between sample and test, in which the distractor is shown."""
 
     input_kind: ClassVar[InputKind] = "one_hot"
     input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)

@@ -25,8 +25,11 @@ class FlipFlop(Signs):
     """
 
     num_bits: int = 3
+    """Number of bits, each with an input and an output of its own."""
     num_steps: int = 30
+    """Steps of a sequence."""
     pulse_probability: float = 0.1
+    """Probability of a pulse at each bit and step."""
 
     input_kind: ClassVar[InputKind] = "values"
     input_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)

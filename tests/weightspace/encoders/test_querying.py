@@ -225,7 +225,8 @@ def test_the_distance_of_a_pair_falls_by_the_eigenvalue_of_a_linear_model_at_eac
     x, second = torch.rand(1, 40, 2, 1, dtype=torch.float64) + 1, torch.ones(1, 2, 1, dtype=torch.float64) * 3
     responses = ask(Stack(family, params, torch.arange(1)), paired(x, second, 10), 10)
     distances = responses.geometry[0, 2, POINTS + 2 :].numpy()
-    np.testing.assert_allclose(np.diff(distances), np.log(0.6), rtol=1e-6)
+    # Later distances are near the floor below which rounding would speak.
+    np.testing.assert_allclose(np.diff(distances)[:12], np.log(0.6), rtol=1e-6)
 
 
 def test_states_that_may_be_rescaled_are_read_per_unit_alone():
