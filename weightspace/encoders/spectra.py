@@ -33,8 +33,8 @@ class Spectra(Readings):
     map for each unit of the axis that it does not write to. What is not recurrent enters by its singular values, by
     connection type and role (of a vector its norm and mean), and so do products of two matrices that meet in other
     units, such as W_ho W_ih or both factors of a low-rank map: so every tensor is read, and signs between two of them
-    are. Masked weights are 0. Invariant to permutations of hidden units and factors by construction; no gradient passes to the
-    weights.
+    are. Masked weights are 0. Invariant to permutations of hidden units and factors by construction; no gradient passes
+    to the weights.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
