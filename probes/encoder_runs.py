@@ -44,7 +44,7 @@ RECORD, EMBEDDINGS = "finished.json", "embeddings.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What ends one training: CPU minutes or updates if given, else epochs."""
+    """End of one training: after CPU minutes or updates if set, else after epochs."""
 
     cpu_minutes: float | None = None
     updates: int | None = None

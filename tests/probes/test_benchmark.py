@@ -174,7 +174,7 @@ def test_finished_runs_are_read_back_and_a_failure_is_a_row_with_its_error(zoo, 
     kept = (supervised / "finished.json").stat().st_mtime_ns
     checkpoint = torch.load(supervised / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
-    # What failed is tried again, what is finished is not.
+    # Failed runs are tried again, finished ones are not.
     monkeypatch.setattr(encoder_runs, "make", making)
     second = benchmark(zoo, tmp_path, **asked)
     assert (supervised / "finished.json").stat().st_mtime_ns == kept

@@ -39,7 +39,7 @@ def zoo(tmp_path):
 
 @pytest.fixture(autouse=True)
 def nothing_allowed_yet(monkeypatch):
-    """What a command allows is allowed for the rest of its process, which here is that of other tests too."""
+    """Allowances of a command last as long as its process: taken back here, because other tests share it."""
     monkeypatch.setattr(plugins, "_allowed", {})
 
 

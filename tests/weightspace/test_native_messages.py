@@ -149,7 +149,7 @@ def test_masks_that_differ_by_model_are_as_in_torch(monkeypatch):
 
 
 def pooled(encoder, stacks, monkeypatch):
-    """What comes out of C, and its gradients: torch's own head may depend on the number of models in its last bits."""
+    """Results of C before the head, and gradients: torch's head may differ in its last bits by number of models."""
     found = []
     own = message_passing.rounds
     with monkeypatch.context() as patch:

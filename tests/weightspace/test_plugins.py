@@ -72,7 +72,7 @@ def packages(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_allowed_yet(packages, monkeypatch):
-    """What a command allows is allowed for the rest of its process, which here is that of other tests too."""
+    """Allowances of a command last as long as its process: taken back here, because other tests share it."""
     monkeypatch.setattr(plugins, "_allowed", {})
 
 

@@ -207,7 +207,7 @@ def rewritten(folder, data):
 
 
 def changed(change):
-    """What rewrites a folder with its tensors changed by `change`."""
+    """A function that rewrites a folder with its tensors changed by `change`."""
 
     def rewrite(folder):
         tensors = safetensors.torch.load_file(folder / "model.safetensors")

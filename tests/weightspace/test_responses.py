@@ -1,4 +1,4 @@
-"""What models do on fixed inputs, against direct computation and under what each family declares."""
+"""Responses to fixed inputs, against direct computation and under the symmetry that each family declares."""
 
 import numpy as np
 import pytest

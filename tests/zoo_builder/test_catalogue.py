@@ -1,4 +1,4 @@
-"""What `zoo-builder list` says of every kind, and of one member in detail."""
+"""Output of `zoo-builder list` for every kind, and for one member in detail."""
 
 import dataclasses
 import importlib

@@ -25,7 +25,7 @@ KEYS = {"study", "paper", "passed", "gates", "cpu_seconds"}
 
 @pytest.fixture(autouse=True)
 def only_ours(monkeypatch):
-    """What a command allows is allowed for the rest of its process, which here is that of other tests, too."""
+    """Allowances of a command last as long as its process: taken back here, because other tests share it."""
     monkeypatch.setattr(plugins, "_allowed", {})
 
 

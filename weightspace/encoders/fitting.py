@@ -16,7 +16,7 @@ from weightspace.declaration import VOCABULARY
 M = TypeVar("M", bound=nn.Module)
 
 UNFIT = (ArgumentError, ArithmeticError, AttributeError, KeyError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What constructors raise for arguments of unknown origin."""
+"""Exceptions that constructors raise for arguments of unknown origin."""
 LACKING = 8
 """Tensors that files of an older vocabulary may lack: so many are tolerated until its version is checked."""
 

@@ -33,8 +33,9 @@ class LinearMaps(nn.Module):
 
     with weights by connection type or node kind, so that every family and size is read with the same ones. On ordered
     axes means are weighted by learned functions of the place, one for each channel of z, and what is placed there is
-    multiplied by such functions: units are exchangeable, inputs and outputs are not. Every equivariant linear map is
-    reached if z has at least as many channels as all that is gathered at a node; with fewer, those of that rank.
+    multiplied by such functions: units are exchangeable, inputs and outputs are not. The maps span all
+    equivariant linear maps; one layer reaches each of them only where z has as many channels as are gathered at a node,
+    and outputs at places of ordered axes have rank 1 per channel and layer.
 
     `basis="six"` keeps six of the 15 maps, those of an MLP whose layers are one recurrent matrix (as in Herrmann et
     al., ICML 2024, arXiv 2403.11998): entry, total, means over rows and columns, each placed on rows and on columns.
