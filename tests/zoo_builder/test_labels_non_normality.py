@@ -7,6 +7,7 @@ import torch
 
 from tests.zoo_builder.linear_family import Linear
 from weightspace.families.gru import GRU
+from weightspace.rollout import generator
 from zoo_builder import labels
 from zoo_builder.labels.non_normality import henrici
 from zoo_builder.learning.base import fresh_params
@@ -40,3 +41,13 @@ def test_every_gate_row_is_measured():
     for row, name in enumerate("rzn"):
         expected = henrici(params["weight_hh.0"][:, row].double())
         torch.testing.assert_close(measured[f"weight_hh_0_{name}_henrici"], expected, rtol=1e-9, atol=0)
+
+
+def test_normal_matrices_have_no_departure_at_all_however_their_eigenvalues_round():
+    draws = torch.randn(64, 7, 7, dtype=torch.float64, generator=generator(0, "normal"))
+    rotations = torch.linalg.qr(draws)[0]
+    diagonal = torch.diag_embed(draws[:, 0])
+    for normal in (draws + draws.mT, draws - draws.mT, rotations, diagonal, rotations @ diagonal @ rotations.mT):
+        assert henrici(normal).tolist() == [0] * 64
+    # The root of 1e-12 of the squares is well above rounding.
+    assert henrici(diagonal + 1e-6 * torch.triu(draws, 1)).min() > 1e-7

@@ -12,6 +12,9 @@ from zoo_builder.labels.base import Label, LabelColumn, in_words, recurrent_matr
 from zoo_builder.labels.driven import JACOBIANS, Driven
 from zoo_builder.labels.spectra import eigenvalues, finite_only, of_each
 
+ROUNDING = 8
+"""Bound on the error of the sum of squared eigenvalues, in units of n eps ||A||_F^2."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NonNormality(Label):
@@ -31,7 +34,8 @@ class NonNormality(Label):
 def henrici(matrices: Tensor) -> Tensor:
     """sqrt(||A||_F^2 - sum |eigenvalue|^2) / ||A||_F (models,) of matrices (models, n, n); NaN where 0 or not finite.
 
-    0 for a normal matrix, 1 for a nilpotent one.
+    0 for a normal matrix, 1 for a nilpotent one. A difference within rounding of the eigenvalues is 0: its root would
+    be noise some million times larger.
     """
     usable, finite = finite_only(matrices)
     # Scaled first, or the squares of minute or huge numbers leave the range of float64.
@@ -40,7 +44,9 @@ def henrici(matrices: Tensor) -> Tensor:
     scaled = usable / torch.where(finite, largest, 1)[:, None, None]
     squares = scaled.square().sum((1, 2))
     left = squares - eigenvalues(scaled).abs().square().sum(1)
-    return torch.where(finite, (left.clamp(min=0) / squares).sqrt(), torch.nan)
+    rounding = ROUNDING * matrices.shape[-1] * torch.finfo(torch.float64).eps * squares
+    left = torch.where(left > rounding, left, 0)
+    return torch.where(finite, (left / squares).sqrt(), torch.nan)
 
 
 def _column(prefix: str, of: str) -> LabelColumn:
