@@ -1,6 +1,7 @@
 """The same code on CUDA: equal answers to stated tolerance. Off by default; run with `pytest -m gpu -n 0`."""
 
 import copy
+import inspect
 import logging
 import shutil
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tests.weightspace.test_captured_encoder import CAPTURED
 from tests.weightspace.thresholds import decided
 from tests.weightspace.zoos import write_zoo
-from weightspace import families
+from weightspace import encoders, families
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.gru import GRU
@@ -18,6 +20,7 @@ from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import Captured, Streams, captured, generator, rollout
 from weightspace.store import Stack, open_zoo, remove_shard, verify
+from weightspace.training.captured import CapturedEncoder
 from weightspace.training.embed import embed_rows
 from weightspace.training.module import EmbeddingModule, fit
 from zoo_builder import labels, tasks
@@ -123,7 +126,7 @@ def updates(monkeypatch, learner, arguments, *, captures: bool):
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
         if not captures:
-            patch.setattr(captured, "_on_cuda", lambda tensors: False)
+            patch.setattr(captured, "on_cuda", lambda tensors: False)
         return learner.learn(*arguments, Run("cuda")), len(replays)
 
 
@@ -252,3 +255,36 @@ def test_an_encoder_trains_on_cuda(objective, tmp_path):
     assert where.devices == {"cuda"}
     assert torch.tensor(where.losses).isfinite().all()
     assert best.exists()
+
+
+def passed(encoder, reader, stacks):
+    """Embeddings, and gradients of the encoder's weights by name."""
+    encoder.zero_grad()
+    embeddings = reader(stacks)
+    (embeddings.sin() * torch.linspace(-1, 1, embeddings.numel()).to(embeddings).view_as(embeddings)).sum().backward()
+    return embeddings.detach(), {n: p.grad if p.grad is None else p.grad.clone() for n, p in encoder.named_parameters()}
+
+
+@pytest.mark.parametrize("name", sorted(encoders.available()))
+def test_captured_passes_of_an_encoder_are_its_passes(name, monkeypatch, caplog):
+    torch.manual_seed(0)
+    kind = encoders.available()[name]
+    encoder = kind(**({"dropout": 0.0} if "dropout" in inspect.signature(kind).parameters else {})).double().to("cuda")
+    family = GRU(input_size=2, output_size=1, hidden_size=5)
+    stacks = [Stack(family, on_cuda(drawn(family, 6, torch.float64)), torch.arange(6, device="cuda")) for _ in range(2)]
+    encoder.fit_standardisation(stacks)
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    reader, expected = CapturedEncoder(encoder), passed(encoder, encoder, stacks)
+    for _ in range(5):
+        reader.begin_step()
+        found = passed(encoder, reader, stacks)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-8, atol=1e-8)
+        for weight, gradient in expected[1].items():
+            if gradient is None:
+                assert found[1][weight] is None
+            else:
+                torch.testing.assert_close(found[1][weight], gradient, rtol=1e-8, atol=1e-8)
+    print(name, len(replays), caplog.text)
+    assert len(replays) == (12 if name in CAPTURED else 0)
+    assert len(caplog.records) == (0 if name in CAPTURED else 1)

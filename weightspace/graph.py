@@ -115,6 +115,13 @@ def _layout(text: str) -> Layout:
         return _made_layout(WeightSpec.from_json(text))
 
 
+@lru_cache(maxsize=1024)
+def _layout_on(text: str, device: torch.device) -> Layout:
+    """The layout on a device, copied there once: a copy would end the capture of a CUDA graph."""
+    with torch.inference_mode(False):
+        return _layout(text).to(device)
+
+
 def _made_layout(spec: WeightSpec) -> Layout:
     offsets = _offsets(spec)
     size = num_nodes(spec)
@@ -225,7 +232,7 @@ def layout(spec: WeightSpec) -> Layout:
 def dense_graphs(spec: WeightSpec, params: Mapping[str, Tensor]) -> DenseGraphs:
     """The graphs of stacked effective params (models, ...)."""
     first = next(iter(params.values()))
-    declared = layout(spec).to(first.device)
+    declared = _layout_on(spec.to_json(), first.device)
     models, size, channels = first.shape[0], *declared.edge_roles.shape[1:]
     edges = first.new_zeros(models, size, size, channels)
     nodes = first.new_zeros(models, size, channels)

@@ -97,7 +97,7 @@ def test_captured_updates_are_faster_than_launched_ones_and_than_a_loop_over_cud
     for models in (64, 256, 1024, 4096):
         replayed = ms_per_model_update(family, models)
         with monkeypatch.context() as patch:
-            patch.setattr(captured, "_on_cuda", lambda tensors: False)
+            patch.setattr(captured, "on_cuda", lambda tensors: False)
             launched = ms_per_model_update(family, models)
         ratios = f"{launched / replayed:.1f} times as fast as launched, {loop / replayed:.1f} times as the loop"
         print(f"{models:5} models: {replayed:.4f} ms captured, {launched:.4f} ms launched one by one: {ratios}")

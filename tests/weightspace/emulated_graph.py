@@ -19,6 +19,9 @@ class Graph:
     def __init__(self):
         self.calls, self.replays = [], 0
 
+    def pool(self):
+        return None
+
     def replay(self):
         self.replays += 1
         # What was recorded are the operations below autograd, which a graph knows nothing of.
@@ -30,12 +33,12 @@ class Graph:
 
 
 class Recorder(TorchDispatchMode):
-    def __init__(self, graph):
+    def __init__(self, graph, refused):
         super().__init__()
-        self.graph = graph
+        self.graph, self.refused = graph, refused
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket.__name__ in REFUSED:
+        if function.overloadpacket.__name__ in self.refused:
             raise RuntimeError("operation not permitted when stream is capturing")
         results = function(*args, **(kwargs or {}))
         self.graph.calls.append((function, args, kwargs or {}, results))
@@ -50,21 +53,23 @@ class Stream:
         pass
 
 
-@contextmanager
-def recording(graph):
-    with Recorder(graph):
-        yield
+def emulate(monkeypatch, from_host: bool = True) -> list[Graph]:
+    """Have `Captured` make emulated graphs of work on the CPU; returns the list of those made so far.
 
-
-def emulate(monkeypatch) -> list[Graph]:
-    """Have `Captured` make emulated graphs of work on the CPU; returns the list of those made so far."""
+    Without `from_host`, tensors made of numbers in Python are refused too: a graph cannot copy them to a GPU.
+    """
     made = []
 
     def graph():
         made.append(Graph())
         return made[-1]
 
-    monkeypatch.setattr(captured, "_on_cuda", bool)
+    @contextmanager
+    def recording(graph, pool=None):
+        with Recorder(graph, REFUSED if from_host else (*REFUSED, "lift_fresh")):
+            yield
+
+    monkeypatch.setattr(captured, "on_cuda", bool)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)

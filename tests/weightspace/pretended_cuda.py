@@ -103,7 +103,7 @@ class Pretending(TorchFunctionMode):
 @contextmanager
 def pretended_cuda(monkeypatch):
     """Within, `device="cuda"` works; nothing is captured."""
-    monkeypatch.setattr(captured, "_on_cuda", lambda tensors: False)
+    monkeypatch.setattr(captured, "on_cuda", lambda tensors: False)
     places = Places()
     with torch.backends.cudnn.flags(enabled=False), Checking(places), Pretending(places):
         yield

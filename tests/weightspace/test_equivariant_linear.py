@@ -63,7 +63,7 @@ def test_every_tensor_with_three_node_axes_is_read_and_its_axes_are_tied(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_mixed_families_in_one_batch_and_in_chunks_are_read_as_each_model_alone(kind, monkeypatch):
-    monkeypatch.setattr(fields, "CACHED", 1)
+    monkeypatch.setattr(fields, "CACHED", {"cpu": 1})
     stacks = [stack(Elman(input_size=2, hidden_size=6, output_size=1), models=fields.MIN_CHUNK + 1),
               stack(GRU(input_size=1, hidden_size=4, output_size=2), models=2)]  # fmt: skip
     encoder = made(kind, stacks[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from weightspace.rows import Row, rows
 from weightspace.spec import WeightSpec
 
 Pair = tuple[str, str]
-CACHED = 2**18
-"""Numbers of one field that are read at once, 1 MB: so the few fields of a layer stay in a cache of 2 MB or so."""
+CACHED = {"cpu": 2**18, "cuda": 2**26}
+"""Numbers of one field that are read at once, by device: 1 MB, so that the few fields of a layer stay in a cache of 2 MB
+or so; on CUDA 256 MB, enough to keep all of a GPU busy."""
 MIN_CHUNK = 4
 """Fewest models that are read at once: below, the calls cost more than the numbers."""
 
@@ -70,9 +72,10 @@ class Fields:
         return pair in self.edges and self.edges[pair].present is not None
 
     def chunks(self, channels: int) -> Iterator[Fields]:
-        """The fields of so many models at a time that edge states of so many channels stay in the cache of a core."""
+        """The fields of so many models at a time as `CACHED` has room for their edge states of so many channels."""
         entries = sum(self.sets[nodes[0]].size * self.sets[nodes[1]].size for nodes in self.types)
-        size = max(MIN_CHUNK, CACHED // max(1, entries * channels))
+        room = CACHED.get(self.like.device.type, CACHED["cpu"])
+        size = max(MIN_CHUNK, room // max(1, entries * channels))
         for first in range(0, self.models, size):
             part = slice(first, min(first + size, self.models))
             yield replace(
@@ -113,8 +116,15 @@ def _values(members: list[Row]) -> Values:
     if any(row.mask is not None for row in members):
         masks = [torch.ones_like(row.value) if row.mask is None else row.mask.expand_as(row.value) for row in members]
         present = torch.stack(masks, dim=-1).to(members[0].value.dtype)
-    channels = torch.tensor([row.channel for row in members], device=members[0].value.device)
+    channels = _indices(tuple(row.channel for row in members), members[0].value.device)
     return Values(values=torch.stack([row.masked for row in members], dim=-1), channels=channels, present=present)
+
+
+@lru_cache(maxsize=1024)
+def _indices(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Indices on a device, copied there once: a copy would end the capture of a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device)
 
 
 def _node_set(spec: WeightSpec, name: str) -> NodeSet:

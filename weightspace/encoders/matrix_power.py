@@ -163,6 +163,6 @@ def _joined(fields: Fields, blocks: dict[Pair, Tensor]) -> Tensor:
 
 def _means_by_kind(fields: Fields, nodes: Tensor) -> Tensor:
     """Mean node values (models, kind * channel) by node kind, 0 where there is no node of a kind."""
-    kinds = [kind.kind for kind in fields.sets.values() for _ in range(kind.size)]
-    which = nodes.new_tensor([[float(kind == k) for k in kinds] for kind in range(len(NODE_KINDS))])
+    kinds = torch.cat([nodes.new_full((axis.size,), axis.kind) for axis in fields.sets.values()])
+    which = (torch.arange(len(NODE_KINDS), device=nodes.device)[:, None] == kinds).to(nodes.dtype)
     return torch.matmul(which / which.sum(1, keepdim=True).clamp(min=1), nodes).flatten(1)

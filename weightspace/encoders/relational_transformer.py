@@ -19,8 +19,8 @@ from weightspace.store import Stack
 
 MAX_PAIRS = 1024
 """Most product nodes of a model: dense edge fields grow with the square of all nodes."""
-CHUNK = 8
-"""Models encoded at a time: their edge fields stay in the cache."""
+CHUNK = {"cpu": 8, "cuda": 256}
+"""Models encoded at a time, by device: on the CPU their edge fields stay in the cache."""
 
 
 class RelationalTransformer(Encoder):
@@ -184,9 +184,10 @@ class Layer(nn.Module):
 
 
 def _chunks(graphs: DenseGraphs) -> Iterator[DenseGraphs]:
-    parts = [graphs.edges.split(CHUNK), graphs.nodes.split(CHUNK)]
+    together = CHUNK.get(graphs.edges.device.type, CHUNK["cpu"])
+    parts = [graphs.edges.split(together), graphs.nodes.split(together)]
     shared = graphs.present.shape[0] == 1
-    present = [graphs.present] * len(parts[0]) if shared else graphs.present.split(CHUNK)
+    present = [graphs.present] * len(parts[0]) if shared else graphs.present.split(together)
     for edges, nodes, there in zip(*parts, present, strict=True):
         yield replace(graphs, edges=edges, nodes=nodes, present=there)
 

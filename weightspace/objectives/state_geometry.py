@@ -38,7 +38,8 @@ class StateGeometry(Emulator):
     squared error of the log mean diagonal per unit told from e.
 
     Every two sequences share the last `shared_suffix` (a share, none if 0) of their inputs, so that K shows what is
-    remembered. Three errors are added, with weights that are 0 by default: `outputs`, of the Gram matrix of outputs;
+    remembered. Rollouts and summaries are computed on the CPU, where the native engine is, whatever the device of the
+    training. Three errors are added, with weights that are 0 by default: `outputs`, of the Gram matrix of outputs;
     `kicks`, of the log of what is left k steps after a kick of the state, over sqrt(k) (see `responses`); `summaries`,
     of invariant summaries of the weights and of their Markov sizes (see `summaries_of`, `markov_summaries_of`). No
     gradient flows into a rollout.
@@ -116,9 +117,10 @@ class StateGeometry(Emulator):
             )
         embeddings = encoder(batch.stacks)
         parts = embeddings.split([len(stack) for stack in batch.stacks])
+        stacks = [stack.to("cpu") for stack in batch.stacks]
         alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Behaviour]]] = defaultdict(list)
-        for i, (stack, e) in enumerate(zip(batch.stacks, parts, strict=True)):
-            x = self._inputs(stack, batch.rollouts[i][0] if batch.rollouts else None, batch.key)
+        for i, (stack, e) in enumerate(zip(stacks, parts, strict=True)):
+            x = self._inputs(stack, batch.rollouts[i][0].cpu() if batch.rollouts else None, batch.key)
             alike[tuple(x.shape[1:])].append((e, x, observe(stack, x, batch.key)))
         errors: dict[str, list[Tensor]] = defaultdict(list)
         for members in alike.values():
@@ -126,8 +128,8 @@ class StateGeometry(Emulator):
                 errors[name].append(error)
         loss, metrics = self._sum({name: torch.cat(found) for name, found in errors.items()})
         if self.summary_weight:
-            values = torch.cat([_summaries(stack) for stack in batch.stacks])
-            known, wanted = standardised(values, self.mean, self.scale)
+            values = torch.cat([_summaries(stack) for stack in stacks])
+            known, wanted = standardised(values.to(embeddings), self.mean, self.scale)
             error, explained, count = regression(self.summary(embeddings), known, wanted)
             loss = loss + self.summary_weight * error
             metrics |= {"r2_summaries": (explained, count)} if count else {}
@@ -157,14 +159,14 @@ class StateGeometry(Emulator):
         e, x = torch.cat([e for e, _, _ in members]), torch.cat([x for _, x, _ in members])
         times = _times(x.shape[1], x.shape[2], key)
         wanted = [_targets(seen, times) for _, _, seen in members]
-        states, sizes, outputs = (torch.cat(side) for side in zip(*wanted, strict=True))
+        states, sizes, outputs = (torch.cat(side).to(e) for side in zip(*wanted, strict=True))
         g = self.emulate(e, x.to(e))[:, :, times].flatten(1, 2)
         errors = {"geometry": distance(states, self._told("geometry", g, e))}
         errors["size"] = squared_error(self.size(e), sizes[:, None])
         if self.weights["outputs"]:
             errors["outputs"] = distance(outputs, self._told("outputs", g, e))
         if self.weights["kicks"]:
-            left = torch.cat([responses(seen, KICK_STEPS) for _, _, seen in members])
+            left = torch.cat([responses(seen, KICK_STEPS) for _, _, seen in members]).to(e)
             root = torch.arange(1, KICK_STEPS + 1, device=e.device).sqrt()
             errors["kicks"] = squared_error(self.kicked(e), left / root)
         return errors

@@ -37,7 +37,7 @@ class Captured(Generic[T]):
 
     def __call__(self, *arguments: Any) -> T:
         tensors = tensors_in(arguments)
-        if not (self._usable and _on_cuda(tensors)):
+        if not (self._usable and on_cuda(tensors)):
             return self._function(*arguments)
         key = _form(arguments)
         if key not in self._graphs:
@@ -55,29 +55,51 @@ class _Graph(Generic[T]):
     """One captured call: arguments are copied into its memory, which also contains its result."""
 
     def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
-        # Unreferenced graphs keep their memory until they are collected.
-        gc.collect()
-        copies = mapped(arguments, lambda tensor: tensor.detach().clone(memory_format=torch.contiguous_format))
+        copies = mapped(arguments, copy_of)
         self._inputs = tensors_in(copies)
-        stream = torch.cuda.Stream(self._inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream(self._inputs[0].device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                function(*copies)
-        torch.cuda.current_stream(self._inputs[0].device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._result = function(*copies)
+        warm_up(lambda: function(*copies), self._inputs[0].device)
+        self._graph, self._result = recorded(lambda: function(*copies))
 
     def replay(self, tensors: list[Tensor]) -> T:
-        with torch.no_grad():
-            for copy, tensor in zip(self._inputs, tensors, strict=True):
-                copy.copy_(tensor, non_blocking=True)
+        load(self._inputs, tensors)
         self._graph.replay()
         return self._result
 
 
-def _on_cuda(tensors: list[Tensor]) -> bool:
+def copy_of(tensor: Tensor) -> Tensor:
+    """A contiguous copy, in which a graph finds an argument."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def warm_up(work: Callable[[], object], device: torch.device) -> None:
+    """Call some work on a stream of its own, so that libraries allocate their workspaces outside a graph's memory."""
+    # Unreferenced graphs keep their memory until they are collected.
+    gc.collect()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def recorded(work: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """The graph of the operations of some work, and its result: memory of the graph, or of the `pool` of another."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = work()
+    return graph, result
+
+
+@torch.no_grad()
+def load(inputs: list[Tensor], tensors: list[Tensor]) -> None:
+    """Copy arguments to where a graph finds them."""
+    for copy, tensor in zip(inputs, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+
+
+def on_cuda(tensors: list[Tensor]) -> bool:
+    """Whether there are tensors, all of them on CUDA."""
     return bool(tensors) and all(tensor.is_cuda for tensor in tensors)
 
 

@@ -22,6 +22,7 @@ from weightspace.objectives.base import Objective
 from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, recorded_split
 from weightspace.training.budget import StopAfter
+from weightspace.training.captured import CapturedEncoder
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
 from weightspace.training.provenance import provenance_of
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
@@ -76,6 +77,8 @@ class EmbeddingModule(pl.LightningModule):
         self.spent, self.trained_for = 0.0, None
         self._stacks: list[Stack] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        # In a list, so that the encoder's parameters are those of one module alone.
+        self._reader: list[CapturedEncoder] = []
 
     fitted: Tensor
     spent: float
@@ -131,6 +134,11 @@ class EmbeddingModule(pl.LightningModule):
             raise ValueError(
                 "The training batches were sharded twice; make the Trainer with `use_distributed_sampler=False`."
             )
+        self._reader = [CapturedEncoder(self.encoder)]
+
+    def on_train_end(self) -> None:
+        """Release the memory of captured passes."""
+        self._reader = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed torch for the step: dropout of a resumed run is then the same bit for bit."""
@@ -139,15 +147,16 @@ class EmbeddingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch."""
         self._stacks = batch.stacks
-        return self._run(batch, "train")
+        self._reader[0].begin_step()
+        return self._run(batch, "train", self._reader[0])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Validation loss and metrics of one batch, logged when the epoch ends."""
-        self._run(batch, "val")
+        self._run(batch, "val", self.encoder)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Test loss and metrics of one batch, logged when the epoch ends."""
-        self._run(batch, "test")
+        self._run(batch, "test", self.encoder)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Row numbers (models,) and embeddings (models, embedding_dim)."""
@@ -159,10 +168,10 @@ class EmbeddingModule(pl.LightningModule):
         with room_for(self._stacks):
             super().backward(loss, *args, **kwargs)
 
-    def _run(self, batch: Batch, stage: str) -> Tensor:
+    def _run(self, batch: Batch, stage: str, encoder: Encoder) -> Tensor:
         with room_for(batch.stacks):
             loss: Tensor
-            loss, metrics = self.objective(self.encoder, batch)
+            loss, metrics = self.objective(encoder, batch)
         for name, (value, count) in {"loss": (loss, len(batch)), **metrics}.items():
             total, seen = self._sums.get(f"{stage}/{name}", (torch.zeros((), device=loss.device), 0))
             self._sums[f"{stage}/{name}"] = (total + value.detach() * count, seen + count)

@@ -35,7 +35,7 @@ def test_attention_that_is_multiplied_out_is_attention_pair_by_pair():
 
 
 def test_models_in_chunks_are_embedded_as_each_alone():
-    stack = stack_of(Elman(input_size=1, hidden_size=4, output_size=1), models=CHUNK + 3)
+    stack = stack_of(Elman(input_size=1, hidden_size=4, output_size=1), models=CHUNK["cpu"] + 3)
     encoder = fitted(RelationalTransformer(**SMALL), stack)
     alone = [encoder([type(stack)(stack.family, {k: v[[i]] for k, v in stack.params.items()}, stack.rows[[i]])])
              for i in range(len(stack))]  # fmt: skip
