@@ -1,4 +1,4 @@
-"""Models that encoders read per second on CUDA, beside one core of the CPU. Run with `pytest -m "gpu and benchmark" -n 0 -s`."""
+"""Models that encoders read per second on CUDA, beside a core of the CPU: `pytest -m "gpu and benchmark" -n 0 -s`."""
 
 import time
 

@@ -20,7 +20,9 @@ from weightspace.training import captured
 from weightspace.training.captured import SIGHTINGS, CapturedEncoder
 from weightspace.training.module import EmbeddingModule, fit
 
-CAPTURED = ("EquivariantLinear", "MatrixPower", "MessagePassing", "Querying", "RelationalTransformer", "SignEquivariant")
+CAPTURED = {
+    "EquivariantLinear", "MatrixPower", "MessagePassing", "Querying", "RelationalTransformer", "SignEquivariant",
+}  # fmt: skip
 FAMILIES = [GRU(input_size=2, output_size=1, hidden_size=4), Elman(input_size=2, output_size=1, hidden_size=3)]
 
 
@@ -53,7 +55,8 @@ def passed(encoder, stacks):
     embeddings = encoder(stacks)
     module = getattr(encoder, "encoder", encoder)
     module.zero_grad()
-    (embeddings.sin() * torch.linspace(-1, 1, embeddings.numel(), dtype=torch.float64).view_as(embeddings)).sum().backward()
+    weights = torch.linspace(-1, 1, embeddings.numel(), dtype=torch.float64).view_as(embeddings)
+    (embeddings.sin() * weights).sum().backward()
     return embeddings.detach(), {n: p.grad if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
 
 
@@ -105,7 +108,8 @@ def test_training_with_graphs_is_training(monkeypatch, tmp_path):
     losses, zoo = [], write_zoo(tmp_path / "zoo", models=16)
     for name in ("plain", "captured"):
         torch.manual_seed(0)
-        module = EmbeddingModule(MessagePassing(embedding_dim=8, dropout=0.0), Supervised(["score"]), learning_rate=1e-2)
+        encoder = MessagePassing(embedding_dim=8, dropout=0.0)
+        module = EmbeddingModule(encoder, Supervised(["score"]), learning_rate=1e-2)
         graphs = graphs_of(monkeypatch) if name == "captured" else []
         fit(module, ZooDataModule(zoo, batch_size=4, groups_per_batch=2), tmp_path / name, max_epochs=3)
         losses.append(module.state_dict())

@@ -16,8 +16,8 @@ from weightspace.spec import WeightSpec
 
 Pair = tuple[str, str]
 CACHED = {"cpu": 2**18, "cuda": 2**26}
-"""Numbers of one field that are read at once, by device: 1 MB, so that the few fields of a layer stay in a cache of 2 MB
-or so; on CUDA 256 MB, enough to keep all of a GPU busy."""
+"""Numbers of one field that are read at once, by device: 1 MB, so that the few fields of a layer stay in a cache of 2
+MB or so; on CUDA 256 MB, enough to keep all of a GPU busy."""
 MIN_CHUNK = 4
 """Fewest models that are read at once: below, the calls cost more than the numbers."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from weightspace.encoders.base import Encoder
 from weightspace.rollout.captured import copy_of, load, on_cuda, recorded, warm_up
@@ -68,7 +69,8 @@ class CapturedEncoder(Encoder):
         if passes is None:
             embeddings: Tensor = self.encoder([stack])
             return embeddings
-        replayed: Tensor = _Replayed.apply(passes, list(stack.params.values()), *passes.weights)
+        params = list(stack.params.values())
+        replayed: Tensor = _Replayed.apply(passes, params, *passes.weights)  # type: ignore[no-untyped-call]
         return replayed
 
     def _passes_of(self, stack: Stack) -> _Passes | None:
@@ -94,22 +96,31 @@ class _Passes:
     """Graphs of an encoder's forward and backward pass over stacks of one form, and the memory they read and write."""
 
     def __init__(self, encoder: Encoder, stack: Stack) -> None:
-        self.weights = [weight for weight in encoder.parameters() if weight.requires_grad]
+        trained = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
+        self.weights = list(trained.values())
+        # The same memory as other leaves: those of the optimiser are tied to the stream of the steps before.
+        aliases = {name: weight.detach().requires_grad_() for name, weight in trained.items()}
+        self._aliases = list(aliases.values())
         params = {name: copy_of(tensor) for name, tensor in stack.params.items()}
         self._params = list(params.values())
         copied = replace(stack, params=params, rows=copy_of(stack.rows))
         shape = (len(stack), encoder.embedding_dim)
         self._gradient = torch.zeros(shape, dtype=self.weights[0].dtype, device=self._params[0].device)
         self._used: list[bool] = []
-        warm_up(lambda: self._gradients(encoder([copied])), self._gradient.device)
-        self._forward, self._embeddings = recorded(lambda: encoder([copied]))
-        self._backward, self._flat = recorded(lambda: self._gradients(self._embeddings), self._forward.pool())
-        self._embeddings = self._embeddings.detach()
+
+        def embeddings() -> Tensor:
+            found: Tensor = functional_call(encoder, aliases, ([copied],))
+            return found
+
+        warm_up(lambda: self._gradients(embeddings()), self._gradient.device)
+        self._forward, embedded = recorded(embeddings)
+        self._backward, self._flat = recorded(lambda: self._gradients(embedded), self._forward.pool())
+        self._embeddings = embedded.detach()
         self._calls = 0
 
     def _gradients(self, embeddings: Tensor) -> Tensor:
-        """Gradients of the weights in use, one after another: one tensor, so that one copy takes them from the graph."""
-        found = torch.autograd.grad(embeddings, self.weights, self._gradient, allow_unused=True)
+        """Gradients of the weights in use, one after another: one tensor, so that one copy gets them out of a graph."""
+        found = torch.autograd.grad(embeddings, self._aliases, self._gradient, allow_unused=True)
         self._used = [gradient is not None for gradient in found]
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
