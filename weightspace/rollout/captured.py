@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -86,8 +87,11 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
 def recorded(work: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of the operations of some work, and its result: memory of the graph, or of the `pool` of another."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = work()
+    with warnings.catch_warnings():
+        # Work that fails at its first operation says so itself.
+        warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+        with torch.cuda.graph(graph, pool=pool):
+            result = work()
     return graph, result
 
 
