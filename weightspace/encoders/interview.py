@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weightspace.encoders.base import Encoder, refuse_outside
 from weightspace.encoders.graph_level import NUM_DECLARED, Standardised, declared_of
 from weightspace.encoders.queries import Core, Mode, Queries, as_inputs, refuse_unknown_mode
 from weightspace.encoders.responses import PER_STEP, Responses, ask, continued, gathered, num_geometry, paired
@@ -39,11 +41,8 @@ class Interview(nn.Module):
         super().__init__()
         refuse_unknown_mode(mode)
         sizes = {"num_queries": num_queries, "reader_dim": reader_dim, "core_dim": core_dim}
-        for name, size in {**sizes, "max_inputs": max_inputs, "max_outputs": max_outputs}.items():
-            if not 1 <= size <= MAX_ENDS:
-                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_ENDS}.")
-        if not 2 <= num_steps <= MAX_ENDS:
-            raise ValueError(f"`num_steps` (={num_steps}) must be from 2 to {MAX_ENDS}.")
+        refuse_outside({**sizes, "max_inputs": max_inputs, "max_outputs": max_outputs}, most=MAX_ENDS)
+        refuse_outside({"num_steps": num_steps}, least=2, most=MAX_ENDS)
         self.num_steps, self.kick = num_steps, num_steps // 4
         self.max_inputs, self.max_outputs = max_inputs, max_outputs
         self.queries = Queries(num_queries, num_steps, max_inputs, CODE_DIM if mode == "deep_linear" else None)
@@ -130,6 +129,21 @@ class Interview(nn.Module):
         stack = responses.stack
         declared = declared_of(layout(stack.family.effective_spec)).to(responses.inputs.device)
         return declared.expand(len(stack), 1, -1)
+
+
+class Interviewer(Encoder):
+    """Base of encoders that interview models: those with more inputs or outputs than queries have are refused."""
+
+    queries: ClassVar[bool] = True
+    interview: Interview
+
+    def refuse_too_large(self, family: Family) -> None:
+        """Raise ValueError where a family has more inputs or outputs than this encoder asks and hears."""
+        self.interview.refuse_too_large(family)
+
+    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
+        """Mean and deviation of each reading over the training models, as buffers."""
+        self.interview.fit_standardisation(stacks)
 
 
 class _Talk:
