@@ -20,7 +20,7 @@ from weightspace.rollout.native import can_descend_on, descend_on
 from weightspace.spec import Params
 from zoo_builder.bench.case import LEARNING_RATE, WEIGHT_DECAY, Case, Data
 from zoo_builder.learning.batches import UPDATES_PER_DRAW
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.stacks import STACK
 
 
@@ -68,8 +68,10 @@ class Stacked(Method):
         self.passing_gradients = min(STACK, case.models)
         for first in range(0, case.models, STACK):
             own = data.narrow(first, STACK)
-            rate, decay = (torch.full((len(own.x),), one, dtype=torch.float64) for one in (LEARNING_RATE, WEIGHT_DECAY))
-            optimiser = StackedAdamW(spec, own.params, rate, decay, torch.zeros_like(rate), fused=self.fused)
+            settings = (LEARNING_RATE, WEIGHT_DECAY, 0.0)
+            rate, decay, clip = (torch.full((len(own.x),), number, dtype=torch.float64) for number in settings)
+            hyperparameters = Hyperparameters(rate, decay, clip)
+            optimiser = StackedAdamW(spec, own.params, hyperparameters, fused=self.fused)
             fixed = {name: tensor.clone() for name, tensor in own.params.items() if name not in spec.trained}
             weight = torch.full((len(own.x), case.steps), 1 / case.steps)
             criterion = Criterion("cross_entropy", own.target[..., None], weight, self._family.output_size)

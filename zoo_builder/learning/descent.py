@@ -16,9 +16,9 @@ from weightspace.rollout import Method, Streams, native
 from weightspace.spec import Params
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.base import HERE, Learned, Learner, Run, fresh_params, sorted_snapshots
-from zoo_builder.learning.batches import BatchSource
+from zoo_builder.learning.batches import BatchSource, Exercise
 from zoo_builder.learning.exams import Examination, Exams
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.learning.training import Training
 from zoo_builder.learning.updates import Updates
@@ -170,16 +170,17 @@ class Descent(Learner):
             examination = Examination(exams, threshold, family, task, members.values, exam_streams, method)
         fused = method == "native" and streams.device.type == "cpu" and native.why_not(family) is None
         rate, decay, clip = (settings[name] for name in ("learning_rate", "weight_decay", "clip"))
-        optimiser = StackedAdamW(family.spec, params, rate, decay, clip, fused=fused)
+        optimiser = StackedAdamW(family.spec, params, Hyperparameters(rate, decay, clip), fused=fused)
         fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
         gradients = partial(self.gradients, family, task, method=method)
         natively = fused and self.native_updates and native.can_descend_on(family)
         changing = exams.every if exams is not None and exams.curriculum else None
         values = (lambda: members.values) if examination is None else (lambda: examination.values)
+        exercise = Exercise(family, task, streams, self.batch_size)
         return Training(
             spec=family.spec,
-            updates=Updates(gradients, family, task, optimiser, fixed, streams, self.batch_size, natively=natively),
-            source=BatchSource(task, values, streams, self.batch_size, changing),
+            updates=Updates(exercise, gradients, optimiser, fixed, natively=natively),
+            source=BatchSource(exercise, values, changing),
             batch_size=self.batch_size,
             rate=self._rate(settings, streams.device),
             examination=examination,

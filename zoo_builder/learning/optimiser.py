@@ -47,6 +47,18 @@ class StepConstants:
     """Factor of the learning rates, a scalar or (models, 1)."""
 
 
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Each model's own settings of AdamW (models,), and those that all models share."""
+
+    learning_rate: Tensor
+    weight_decay: Tensor
+    clip: Tensor
+    """Largest norm of a gradient; 0 clips nothing."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+
 class StackedAdamW:
     """torch.optim.AdamW (Loshchilov and Hutter, Decoupled weight decay, ICLR 2019) for a stack of models.
 
@@ -57,18 +69,9 @@ class StackedAdamW:
     """
 
     def __init__(
-        self,
-        spec: WeightSpec,
-        params: Params,
-        learning_rate: Tensor,
-        weight_decay: Tensor,
-        clip: Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        epsilon: float = 1e-8,
-        *,
-        fused: bool = False,
+        self, spec: WeightSpec, params: Params, hyperparameters: Hyperparameters, *, fused: bool = False
     ) -> None:
-        """Start from stacked params (models, ...), with one learning rate, decay and clip (0: none) per model.
+        """Start from stacked params (models, ...).
 
         With `fused` an update is one pass over memory in C, which changes the rows in place; for the CPU alone.
         """
@@ -82,8 +85,9 @@ class StackedAdamW:
         self._moved_in_place = row if fused else None
         self._views = self._views_of(row) if fused else {}
         self._lower = _lower_bounds(spec, names, self._sizes, row)
-        self._betas, self._epsilon, self._updates, self._fused = betas, epsilon, 0, fused
-        settings = (learning_rate, weight_decay, clip)
+        self._betas, self._epsilon = hyperparameters.betas, hyperparameters.epsilon
+        self._updates, self._fused = 0, fused
+        settings = (hyperparameters.learning_rate, hyperparameters.weight_decay, hyperparameters.clip)
         columns = (setting.to(row.device, torch.float64)[:, None] for setting in settings)
         self._learning_rate, self._weight_decay, self._clip = columns
 

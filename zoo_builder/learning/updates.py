@@ -8,35 +8,27 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightspace.families import Family
-from weightspace.rollout import Captured, Streams, native
+from weightspace.rollout import Captured, native
 from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
+from zoo_builder.learning.batches import Exercise
 from zoo_builder.learning.optimiser import OptimiserState, StackedAdamW, StepConstants
-from zoo_builder.tasks import Batch, Task
+from zoo_builder.tasks import Batch
 
 Gradients = Callable[[Params, Batch, Mapping[str, Tensor]], tuple[Tensor, Params]]
 """Losses (models,) and gradients (models, ...) by trained tensor, of all params, a batch and noise."""
 
 
 class Updates:
-    """What moves a stack of models: its optimiser, the gradients, and the tensors that are not trained."""
+    """Updates of a stack of models: its optimiser, the gradients, and the tensors that are not trained."""
 
     def __init__(
-        self,
-        gradients: Gradients,
-        family: Family,
-        task: Task,
-        optimiser: StackedAdamW,
-        fixed: Params,
-        streams: Streams,
-        batch_size: int,
-        *,
-        natively: bool,
+        self, exercise: Exercise, gradients: Gradients, optimiser: StackedAdamW, fixed: Params, *, natively: bool
     ) -> None:
-        """Draw noise from `streams`; `natively` makes whole updates in C where the batch has a declared criterion."""
+        """With `natively`, whole updates are made in C where the batch has a declared criterion."""
         self.optimiser, self.fixed = optimiser, fixed
-        self._family, self._task, self._streams, self._batch_size = family, task, streams, batch_size
+        self._family, self._task = exercise.family, exercise.task
+        self._streams, self._batch_size = exercise.streams, exercise.batch_size
         self._natively = natively
         # All that differs between updates is an argument, so that one capture serves them all.
         self._updated = Captured(partial(_updated, gradients, optimiser))
