@@ -1,4 +1,4 @@
-"""Two plans compared, field by field."""
+"""Comparison of two plans, field by field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The share of a zoo's shards that one of several builders makes, as in the tasks of a job array."""
+"""Share of a zoo's shards: those that one of several builders makes, as in the tasks of a job array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Builder `number` of `count`, counted from 1; shards go round in turn, so that costly cohorts are spread."""
+    """Builder `number` of `count`, counted from 1; shards are dealt in turn, so that costly cohorts are spread."""
 
     number: int
     count: int

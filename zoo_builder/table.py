@@ -99,7 +99,7 @@ def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:
 
 @lru_cache(maxsize=8)
 def _measured_columns(names: tuple[str, ...], families: tuple[Family, ...]) -> dict[str, labels.LabelColumn]:
-    # All shards of a plan have the same ones.
+    # The columns are the same in all shards of a plan.
     return labels.columns(names, [family.effective_spec for family in families])
 
 
@@ -116,7 +116,7 @@ def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_
 
 
 def own_configs(instance: Any, values: Mapping[str, Tensor], num_models: int) -> list[dict[str, Any]]:
-    """For each model the fields of a task or learner with the model's own values put in."""
+    """Config of a task or learner for each model, with the model's own values."""
     shared = instance.config
     own = {key: tensor.tolist() for key, tensor in values.items()}
     found = []

@@ -1,4 +1,4 @@
-"""What is trained in a benchmark: a family at one size, how many models, and data of each one's own."""
+"""Cases of a benchmark: a family at one size, a number of models, and data of each model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weightspace.spec import Params
 from zoo_builder.planning.plain import parse_yaml
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-"""Of AdamW, with torch's own other settings."""
+"""Settings of AdamW; all others are the defaults of torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The case in a few words."""
+        """Short text of the case."""
         return f"{self.family}, {self.fields['hidden_size']} units, {self.models} models, {self.steps} steps"
 
 
@@ -155,7 +155,7 @@ def flops(case: Case) -> int:
         axis for diagonal in (False, True) for name, axis in spec.vectors(diagonal=diagonal) if name in trained
     }
     for _ in spec.axes:
-        # As often as a path can be long.
+        # As often as the longest path has edges.
         carrying |= {to for _, to, sources in joins if carrying & set(sources)}
     per_step = sum(
         prod(spec.shape(name)) * (2 + 2 * (name in trained) + 2 * bool(carrying & set(sources)))

@@ -1,4 +1,4 @@
-"""Operations of an update that are not those of matrices: element by element, the loss, the optimiser."""
+"""Operations of an update beside those of matrices: element by element, of the loss, of the optimiser."""
 
 from __future__ import annotations
 

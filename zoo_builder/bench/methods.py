@@ -1,4 +1,4 @@
-"""The ways to train that are compared: each makes the same updates of the same models."""
+"""Methods of training that are compared: each makes the same updates of the same models."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from zoo_builder.stacks import STACK
 
 
 class Method(ABC):
-    """One way to train many models.
+    """Method of training many models.
 
     An update is: outputs of every model on its own inputs, cross-entropy at every step, gradients, AdamW.
     """
 
     passing_gradients: int = 0
-    """Number of models whose gradients are made and given up together within `update`."""
+    """Number of models whose gradients exist together within `update`."""
     together: int = 1
-    """Of how many updates `count` should be a multiple, because so many are made at once."""
+    """Updates made at once: `count` should be a multiple of this."""
 
     def update(self, count: int = 1) -> Tensor:
-        """Move every model so many times; the losses (models,) it had before the last time."""
+        """Make `count` updates of every model; returns the losses (models,) before the last one."""
         for _ in range(count - 1):
             self.update_once()
         return self.update_once()
 
     @abstractmethod
     def update_once(self) -> Tensor:
-        """Move every model once; the losses (models,) it had before."""
+        """Make one update of every model; returns the losses (models,) before it."""
 
     @abstractmethod
     def params(self) -> Params:
-        """The trained tensors (models, ...) as they stand."""
+        """Present values of the trained tensors (models, ...)."""
 
     @staticmethod
     def why_not(case: Case) -> str | None:
-        """Why a case cannot be trained in this way, None if it can."""
+        """Reason why this method cannot train a case, None if it can."""
         return None
 
 
 class Stacked(Method):
-    """As `zoo-builder build --method torch` does it: the cell mapped over a stack of models, autograd."""
+    """The method of `zoo-builder build --method torch`: the cell mapped over a stack of models, with autograd."""
 
     rollout: ClassVar[Rollout] = "stacked"
     fused: ClassVar[bool] = False
@@ -98,7 +98,7 @@ class Stacked(Method):
 
 
 class Native(Stacked):
-    """As `zoo-builder build --method native` does it: the traced cell, its way back, the loss and AdamW in C.
+    """The method of `zoo-builder build --method native`: the traced cell, its gradients, the loss and AdamW in C.
 
     The updates that a build makes of one draw of data are made in one call of C, where the family allows it; each has
     sequences of its own in memory, which here are copies of the same ones.
@@ -121,7 +121,7 @@ class Native(Stacked):
         return torch.cat(losses)
 
     def _moved(self, part: tuple[StackedAdamW, Params, Data, Criterion], count: int) -> Tensor:
-        """Move the models of one stack so many times; their losses (models,) before the last time."""
+        """Make updates of the models of one stack; returns their losses (models,) before the last one."""
         optimiser, fixed, data, criterion = part
         params, trained = {**fixed, **optimiser.params()}, self._family.spec.trained
         for first in range(0, count, self.together):
@@ -157,7 +157,7 @@ class Vmap(Stacked):
 
 
 class Loop(Method):
-    """What is usually written: for each model its module of torch.nn, its loss, its own torch.optim.AdamW.
+    """The usual loop over models: for each its module of torch.nn, its loss, its own torch.optim.AdamW.
 
     A family that no module of torch.nn computes is run step by step in Python.
     """
@@ -207,7 +207,7 @@ class Loop(Method):
 
 
 def _repeated(data: Data, criterion: Criterion, count: int) -> tuple[Data, Criterion]:
-    """The same sequences so many times side by side, for as many updates."""
+    """Copies of the same sequences side by side, for several updates."""
     x, target = data.x.repeat(1, 1, count, 1), data.target.repeat(1, 1, count)
     own = dataclasses.replace(criterion, target=target[..., None])
     return Data({}, x, data.start.repeat(1, count, 1), data.noise, target), own

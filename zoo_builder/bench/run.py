@@ -1,4 +1,4 @@
-"""Methods measured beside each other, round by round, and the table that comes of it."""
+"""Runs of a benchmark: methods measured side by side, round by round, and their table."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class _Process:
 
     def tell(self, order: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
-        # One that has died is noticed by its silence.
+        # A process that has died is noticed by its silence.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(order) + "\n")
 
@@ -140,7 +140,7 @@ def _environment(method: str, threads: int) -> dict[str, str]:
         own["JAX_PLATFORMS"] = "cpu"
         if threads == 1:
             own["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    # A build asks MKL for the same bits everywhere, which may cost speed; the rivals need not.
+    # Builds ask MKL for the same bits everywhere, which may cost speed; the other methods do not.
     return {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | own
 
 
@@ -158,7 +158,7 @@ def _processes(methods: Sequence[str], threads: int) -> Iterator[list[_Process]]
 
 
 def _prepared(processes: Sequence[_Process], case: Case, missing: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """What each method that can train the case says of it: its first loss and most memory."""
+    """Answer of each method that can train the case: its first loss and peak memory."""
     prepared = {}
     for process in processes:
         process.tell({"case": dataclasses.asdict(case)})
@@ -172,7 +172,7 @@ def _prepared(processes: Sequence[_Process], case: Case, missing: list[dict[str,
             missing.append(entry)
     losses = {method: told["loss"] for method, told in prepared.items()}
     first = next(iter(losses.values()), 0.0)
-    # Written so that a loss that is no number agrees with none.
+    # Negated, so that a NaN agrees with no loss.
     if not all(abs(loss - first) <= AGREEMENT * abs(first) for loss in losses.values()):
         raise ValueError(f"The methods do not compute the same on {case.title}: their first losses are {losses}.")
     return prepared
@@ -226,7 +226,7 @@ def _rows(
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """What `bench` found, as a table."""
+    """Result of `bench` as a table."""
     here = found["machine"]
     top = here["peak_gflops"]
     limit = "peak unknown, for want of a C compiler" if top is None else f"peak {top:.0f} GFLOP/s a core"

@@ -12,7 +12,7 @@ from weightspace.rollout import Streams
 from zoo_builder.tasks import Batch, Task
 
 UPDATES_PER_DRAW = 8
-"""Number of updates whose data are drawn together, because a draw costs much the same for few sequences as for many."""
+"""Updates whose data are drawn together: a draw costs much the same for few sequences as for many."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class BatchSource:
         values: Callable[[], Mapping[str, Tensor]],
         values_change_every: int | None = None,
     ) -> None:
-        """Draw with the values of the task's varying fields that `values` gives at each draw.
+        """Draw sequences by the task's varying fields, whose values `values` returns at each draw.
 
-        `values_change_every` so many updates they may change: no draw reaches beyond such an update.
+        Values may change after each `values_change_every` updates: no draw reaches beyond such an update.
         """
         self._task, self._values, self._streams = exercise.task, values, exercise.streams
         self._batch_size, self._values_change_every = exercise.batch_size, values_change_every
@@ -45,7 +45,7 @@ class BatchSource:
         self._taken = 0
 
     def take(self, update: int, most: int) -> Batch:
-        """The sequences of the next updates, from number `update` on: at most `most` updates, within one draw."""
+        """Sequences of the next updates, from number `update` on: at most `most` updates, within one draw."""
         if self._drawn is None:
             self._drawn, self._taken = self._draw(update), 0
         drawn = self._drawn.x.shape[2]

@@ -28,9 +28,9 @@ class OptimiserState:
     second: Tensor
     """Running mean of their squares (models, parameters)."""
     diverged_step: Tensor
-    """Number of the first update a model could not make (models,), int64, -1 if it made them all."""
+    """Number of the first update that failed (models,), int64, -1 where none did."""
     learning: Tensor
-    """Which models still learn (models,), bool: all but those that diverged or were stopped."""
+    """Mask of the models that still learn (models,), bool: all but those that diverged or were stopped."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StackedAdamW:
         row = torch.cat([params[name].flatten(1) for name in names], dim=1)
         never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
         self.state = OptimiserState(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
-        # Rows that stay where they are, so their views are made once: between calls of C, each call of torch counts.
+        # Views of rows that are changed in place are made once: between calls of C, each call of torch counts.
         self._moved_in_place = row if fused else None
         self._views = self._views_of(row) if fused else {}
         self._lower = _lower_bounds(spec, names, self._sizes, row)
@@ -121,7 +121,7 @@ class StackedAdamW:
         beta1, beta2 = self._betas
         numbers = (self._updates, 1 - beta1**self._updates, (1 - beta2**self._updates) ** -0.5, 1.0)
         scalars, device = torch.tensor(numbers, dtype=torch.float64), self.state.row.device
-        # From pinned memory, or the host would wait until the device has nothing left to do.
+        # Pinned memory: else the host would wait until the device is idle.
         on_device = scalars.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else scalars
         number, first, second, same = on_device.unbind()
         return StepConstants(number, first, second, same if rate is None else rate.to(device)[:, None])
@@ -129,7 +129,7 @@ class StackedAdamW:
     def after(
         self, state: OptimiserState, constants: StepConstants, losses: Tensor, gradients: Mapping[str, Tensor]
     ) -> OptimiserState:
-        """The state after an update by the gradients (models, ...) of each model's loss (models,)."""
+        """State after an update by the gradients (models, ...) of each model's loss (models,)."""
         if self._fused:
             updates = self._fused_updates(state, [constants])
             updates.make(losses, [gradients[name] for name in self._shapes])
@@ -143,7 +143,7 @@ class StackedAdamW:
         fine = losses.isfinite() & norm[:, 0].isfinite() & row.isfinite().all(1) & second.isfinite().all(1)
         moves, fails = state.learning & fine, state.learning & ~fine
         diverged_step = torch.where(fails, constants.number.to(torch.int64), state.diverged_step)
-        # Always, because to ask whether it is needed would hold up a GPU, and cannot be captured.
+        # Without a test whether any failed: that would hold up a GPU, and cannot be captured.
         first, second, row = (
             torch.where(moves[:, None], new, old)
             for new, old in ((first, state.first), (second, state.second), (row, state.row))

@@ -30,16 +30,16 @@ class Updates:
         self._family, self._task = exercise.family, exercise.task
         self._streams, self._batch_size = exercise.streams, exercise.batch_size
         self._natively = natively
-        # All that differs between updates is an argument, so that one capture serves them all.
+        # Everything that differs between updates is an argument: one capture serves them all.
         self._updated = Captured(partial(_updated, gradients, optimiser))
 
     @property
     def params(self) -> Params:
-        """All tensors (models, ...) as they are now."""
+        """Present values of all tensors (models, ...)."""
         return self.fixed | self.optimiser.params()
 
     def make(self, batch: Batch, rates: Sequence[Tensor | None]) -> None:
-        """One update for each of `rates` (see `StackedAdamW.step_constants`), on as many batches' sequences."""
+        """Make an update for each of `rates` (see `StackedAdamW.step_constants`), each on its batch of sequences."""
         criterion = self._task.criterion(batch) if self._natively else None
         if criterion is not None:
             make = partial(native.descend_on, self._family, self.params, self._family.spec.trained)
@@ -52,7 +52,7 @@ class Updates:
             self.optimiser.state = self._updated(self.fixed, self.optimiser.state, constants, part, noise)
 
     def _noise(self, batch: Batch, updates: int) -> dict[str, Tensor]:
-        """The noise of so many updates, drawn update by update and put together along the sequences."""
+        """Noise of several updates, drawn update by update and joined along the sequences."""
         time, size = batch.x.shape[1], self._batch_size
         draws = [draw_noise(self._family.spec, self._streams, time, size) for _ in range(updates)]
         return {name: torch.cat([draw[name] for draw in draws], dim=2) for name in self._family.spec.noise}

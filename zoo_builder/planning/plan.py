@@ -70,7 +70,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a build needs to know; `recipe` has every default filled in."""
+    """Plan of a build: cohorts, and the recipe with every default filled in."""
 
     recipe: Mapping[str, Any]
     cohorts: tuple[Cohort, ...]
@@ -168,7 +168,7 @@ def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, S
     for entry in recipe["tasks"]:
         for fields in crossed(entry):
             task, spreads = spread_entry(fields, tasks.load, tasks.available())
-            # Here, not once its models are trained and the manifest is written.
+            # Refused now, not after training, when the manifest is written.
             task.refuse_undeclared()
             yield task, spreads
 

@@ -1,4 +1,4 @@
-"""Reading a recipe: what a YAML file may say, checked before anything is built."""
+"""Recipes: the keys and values of a YAML file, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _filled(where: str, found: Any, defaults: Mapping[str, Any]) -> dict[str, An
 
 
 def _for_device(where: str, found: Any, device: str) -> Any:
-    """The number of a device, where a mapping gives one for each; anything else is for all."""
+    """Value for a device, where a mapping has one for each; anything else is for all devices."""
     if not isinstance(found, Mapping):
         return found
     refuse_unknown_keys(f"`{where}`", found, DEVICES)

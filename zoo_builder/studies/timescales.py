@@ -1,4 +1,4 @@
-"""How networks come by long time scales under two curricula on N-parity."""
+"""Time scales of networks that learn N-parity under two curricula."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Timescales(Study):
 
 
 def curves_of(zoo: Zoo, heads: str) -> dict[str, Tensor]:
-    """What the networks of one curriculum are at each snapshot, (models, snapshots), and their final accuracies.
+    """Measurements of the networks of one curriculum at each snapshot, (models, snapshots), and final accuracies.
 
     `level` is the N that is learned, `tau` and `tau_net` are means over neurons (steps), `radius` is that of W_hh;
     `accuracy` (models, distance) is of the last snapshot, on N = level, level - 1, ..., NaN below N = 2.
