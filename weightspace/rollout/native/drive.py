@@ -36,7 +36,7 @@ class _Drive(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Steps:
-    """How long trajectories are driven: without tangent vectors, with them, measured, and with Jacobians."""
+    """Numbers of steps of a driven trajectory: without tangent vectors, with them, measured, and with Jacobians."""
 
     warm_up: int
     aligning: int
@@ -45,7 +45,7 @@ class Steps:
 
     @property
     def total(self) -> int:
-        """All steps."""
+        """Number of all steps."""
         return self.warm_up + self.aligning + self.window
 
 
@@ -107,14 +107,14 @@ def native_drive(
 
 
 def _run(engine: Engine, call: Call, drive: _Drive, threads: int) -> None:
-    """Do it, shared out among threads by models."""
+    """Run the job, with models distributed among threads."""
     engine.refuse_misfits(call)
     work = partial(_models, engine, call, drive, INT(0))
     at_once([work] * max(1, min(threads, call.models)))
 
 
 def _models(engine: Engine, call: Call, drive: _Drive, next_model: Any) -> None:
-    """Every model that no other thread takes first from a shared count."""
+    """Work of one thread: the models that it takes from a shared counter."""
     job, kept = engine.job(call)
     sizes = []
     for size_of, given in ((engine.library.workspace_size, job), (engine.library.drive_room, drive)):

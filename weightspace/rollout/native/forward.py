@@ -30,7 +30,7 @@ def native_outputs(
 def native_verdicts(
     family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], criterion: Criterion
 ) -> Tensor:
-    """How a cross-entropy criterion's questions are answered, (models, 4), float64; see `rollout` for other shapes.
+    """Scores of the answers to a cross-entropy criterion, (models, 4), float64; see `rollout` for other shapes.
 
     For each model: nats, right answers and questions, all weighted and summed, and NaN instead of 0 if some output
     at a step that counts is not finite. Outputs are not kept.

@@ -37,7 +37,7 @@ def native_spectral_radii(matrices: Tensor) -> Tensor:
 
 
 def _data(matrices: Tensor, found: Tensor) -> tuple[object, ...]:
-    """What both functions take after the sizes; the workspace lives as long as the last of them."""
+    """Arguments of both functions after the sizes; the workspace must live as long as these."""
     assert matrices.dtype == torch.float64
     size_of = matrices_library().matrices_workspace
     size_of.restype = INT

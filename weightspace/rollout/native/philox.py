@@ -13,7 +13,7 @@ from weightspace.rollout.native.engine.job import INT, POINTER
 
 @functools.cache
 def draws_here() -> bool:
-    """Whether this machine can compile it."""
+    """Whether this machine can compile the generator."""
     try:
         library("philox.c")
     except NoNative:

@@ -15,7 +15,7 @@ from weightspace.rollout.native.trace.program import Builder, Map, Ref, Untracea
 
 aten = torch.ops.aten
 LARGEST = 1 << 20
-"""Numbers of one value; what needs more is left to torch."""
+"""Largest number of elements of a value; larger ones are left to torch."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Value:
 
 
 class Writer:
-    """Flat operations as they are written."""
+    """Writer of flat operations."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -45,7 +45,7 @@ class Writer:
         return Value((), constant=torch.tensor(source, dtype=self.dtype))
 
     def tile(self, value: Value) -> Ref:
-        """Where the numbers of a value are, loaded now if they are constant."""
+        """Reference to the numbers of a value, loaded now if they are constant."""
         if value.ref is not None:
             return value.ref
         assert value.constant is not None
@@ -235,6 +235,6 @@ RULES: Mapping[Any, Callable[..., Value]] = {
     aten.detach.default: _detach,
     aten._to_copy.default: _copy,
 }
-"""As in `rules`, the parameters after the first are the arguments that are read; all others have their defaults."""
+"""Table of rules: parameters after the first are the arguments that are read; all others have their defaults."""
 
 

@@ -1,4 +1,4 @@
-"""Putting a traced list of operations in order: the step apart from the read-out, and equal products joined."""
+"""Order of a traced list of operations: the step apart from the read-out, and equal products joined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from weightspace.rollout.native.trace.program import (
 def arranged(
     builder: Builder, inputs: Mapping[str, Ref], states: Mapping[str, Ref], output: Ref, operations: Sequence[Operation]
 ) -> Program:
-    """The program of these operations: the step is what the states need, the read-out what only the outputs need."""
+    """Program of these operations: the step has those that states need, the read-out those that outputs alone need."""
     alive = _needed((*states.values(), output), operations)
     step = _needed(states.values(), alive)
     in_step = {id(operation) for operation in step}
@@ -35,7 +35,7 @@ def arranged(
     placed: dict[str, Ref] = {}
     for name, ref in states.items():
         place = _follow(ref, moved)
-        # Each state lies in a place of its own, through which gradients pass.
+        # Each state is a value by itself, through which gradients pass.
         if place != Ref(place.value, 0, builder.rows[place.value]) or place in (*placed.values(), *inputs.values()):
             copy = builder.value(place.rows)
             step.append(Map(copy, "copy", (place,)))
@@ -101,7 +101,7 @@ def _follow(ref: Ref, moved: Mapping[int, Ref]) -> Ref:
 
 
 def _moved(operation: Operation, moved: Mapping[int, Ref]) -> Operation:
-    """The operation, reading values where they lie now."""
+    """The operation with its references replaced by the present ones."""
     if isinstance(operation, Product):
         terms = tuple(Term(matrix, _follow(tile, moved)) for matrix, tile in operation.terms)
         addends = tuple(dataclasses.replace(addend, tile=_follow(addend.tile, moved)) for addend in operation.addends)

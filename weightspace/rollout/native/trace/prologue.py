@@ -1,4 +1,4 @@
-"""From a traced prologue, what a family computes from its params alone, to a flat program."""
+"""Flat programs of traced prologues, which a family computes from its params alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def prologue_program(graph: fx.GraphModule, dtype: torch.dtype) -> Prologue:
 
 
 class _Reader(Writer):
-    """Reads one graph, node after node."""
+    """Reader of one graph, node after node."""
 
     def __init__(self, graph: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         self.graph = graph
 
     def read(self) -> Prologue:
-        """Everything, once."""
+        """Read the whole graph; for one call."""
         params: dict[int, Ref] = {}
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":

@@ -31,7 +31,7 @@ UNARY = {
     aten.abs.default: "abs",
 }
 SOFTPLUS_THRESHOLD = 20
-"""Above it, times beta, softplus is the identity: torch's default, and the engine's."""
+"""Threshold above which softplus (of the argument times beta) is the identity: the default of torch."""
 
 
 def translated(tape: Tape, node: fx.Node) -> Any:
@@ -205,7 +205,7 @@ def _detach(tape: Tape, node: fx.Node, self: Any) -> Ref:
 
 
 def _clone(tape: Tape, node: fx.Node, self: Any, memory_format: Any) -> Any:
-    """The same numbers: where they lie in torch's memory does not matter."""
+    """The tile itself: its order in torch's memory does not matter."""
     return tape.linear(self)
 
 
