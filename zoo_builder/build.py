@@ -98,10 +98,10 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")
-    others = [name for name, label in manifest["labels"].items() if "measured_with" in label]
-    if others:
+    relabelled = [name for name, label in manifest["labels"].items() if "measured_with" in label]
+    if relabelled:
         raise ValueError(
-            f"{out} cannot be repaired: other versions measured {', '.join(others)}. Copy what is damaged from "
+            f"{out} cannot be repaired: other versions measured {', '.join(relabelled)}. Copy what is damaged from "
             "elsewhere, or measure them again with the versions that built the zoo."
         )
     with store.locked(out):

@@ -241,8 +241,8 @@ def _label(options: Namespace) -> int:
 def _info(options: Namespace) -> int:
     from zoo_builder.overview import info, info_text
 
-    found = info(options.folder)
-    _print(found, info_text(found), options.json)
+    overview = info(options.folder)
+    _print(overview, info_text(overview), options.json)
     return 0
 
 
@@ -260,8 +260,8 @@ def _study(options: Namespace) -> int:
 
 
 def _bench(options: Namespace) -> int:
-    found, text = bench_command.measured(options)
-    _print(found, text, options.json)
+    result, text = bench_command.measured(options)
+    _print(result, text, options.json)
     return 0
 
 

@@ -55,9 +55,9 @@ def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     if method == "native":
         executor["compiler"] = native.compiler_version()
     generator: dict[str, Any] = {"name": "zoo_builder", "version": weightspace.__version__}
-    own = plugins.digests(_kinds(plan))
-    if own:
-        generator["packages"] = own
+    packages = plugins.digests(_kinds(plan))
+    if packages:
+        generator["packages"] = packages
     # Through JSON: equal to the same document read from a file.
     identity: dict[str, Any] = {"recipe": plan.recipe, "executor": executor, "generator": generator}
     return dict(json.loads(json.dumps(identity)))

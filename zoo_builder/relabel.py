@@ -90,16 +90,19 @@ def _head(
 ) -> dict[str, Any]:
     """Content of the new manifest, in which labels by another executor name it."""
     head = manifest_head(plan, identity)
-    others = {name: label["measured_with"] for name, label in manifest["labels"].items() if "measured_with" in label}
+    executors = {name: label["measured_with"] for name, label in manifest["labels"].items() if "measured_with" in label}
     for name in measured_columns(plan, names):
-        others.pop(name, None)
+        executors.pop(name, None)
         if measured_with is not None:
-            others[name] = measured_with
-    if not others:
+            executors[name] = measured_with
+    if not executors:
         return head
-    found = {name: {**label, "measured_with": others[name]} for name, label in head["labels"].items() if name in others}
+    relabelled = {
+        name: {**label, "measured_with": executors[name]} for name, label in head["labels"].items() if name in executors
+    }
     # No build of the recipe makes these tables, so they are shards of another plan.
-    return {**head, "labels": head["labels"] | found, "plan": store.digest({**identity, "measured_with": others})}
+    plan_digest = store.digest({**identity, "measured_with": executors})
+    return {**head, "labels": head["labels"] | relabelled, "plan": plan_digest}
 
 
 def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:

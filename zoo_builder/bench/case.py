@@ -92,24 +92,25 @@ def cases(
     unknown = sorted(set(fields or {}) - known)
     if unknown:
         raise ValueError(f"None of {list(names)} has the field '{unknown[0]}'; theirs are {sorted(known)}.")
-    made = []
+    listed = []
     for name, units, count, length in itertools.product(names, hidden, models, steps):
-        own = {**dict(_needed(available[name])), "input_size": sizes[0], "output_size": sizes[1], "hidden_size": units}
-        own |= {k: v for k, v in (fields or {}).items() if k in {f.name for f in dataclasses.fields(available[name])}}
-        made.append(Case(family=name, fields=own, models=count, batch=batch, steps=length))
+        config = dict(_needed(available[name])) | {"input_size": sizes[0], "output_size": sizes[1]}
+        names_of_fields = {field.name for field in dataclasses.fields(available[name])}
+        config |= {"hidden_size": units, **{k: v for k, v in (fields or {}).items() if k in names_of_fields}}
+        listed.append(Case(family=name, fields=config, models=count, batch=batch, steps=length))
         # A field that does not fit is refused before anything is measured.
-        made[-1].load()
-    return made
+        listed[-1].load()
+    return listed
 
 
-def parse_fields(given: Sequence[str]) -> dict[str, Any]:
+def parse_fields(texts: Sequence[str]) -> dict[str, Any]:
     """Fields from `name=value`, each value as in YAML."""
     fields = {}
-    for one in given:
-        name, equals, value = one.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"`fields` has '{one}'; give NAME=VALUE, such as rank=16.")
-        fields[name] = parse_yaml(value, f"`fields` {one}")
+            raise ValueError(f"`fields` has '{text}'; give NAME=VALUE, such as rank=16.")
+        fields[name] = parse_yaml(value, f"`fields` {text}")
     return fields
 
 

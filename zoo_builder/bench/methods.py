@@ -179,17 +179,17 @@ class Loop(Method):
             values: Tensor = readout(layer(self._data.x[model])[0])
             return values
 
-        own = {**dict(layer.named_parameters()), **{f"readout.{k}": v for k, v in readout.named_parameters()}}
-        return own, outputs
+        parameters = {**dict(layer.named_parameters()), **{f"readout.{k}": v for k, v in readout.named_parameters()}}
+        return parameters, outputs
 
     def _as_cell(self, params: Params, model: int) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-        own = {name: params[name].requires_grad_() for name in self._family.spec.trained}
+        parameters = {name: params[name].requires_grad_() for name in self._family.spec.trained}
 
         def outputs() -> Tensor:
             noise = {name: tensor[model] for name, tensor in self._data.noise.items()}
             return _unrolled(self._family, params, self._data.x[model], self._data.start[model], noise)
 
-        return own, outputs
+        return parameters, outputs
 
     def update_once(self) -> Tensor:
         losses = []
@@ -209,8 +209,8 @@ class Loop(Method):
 def _repeated(data: Data, criterion: Criterion, count: int) -> tuple[Data, Criterion]:
     """Copies of the same sequences side by side, for several updates."""
     x, target = data.x.repeat(1, 1, count, 1), data.target.repeat(1, 1, count)
-    own = dataclasses.replace(criterion, target=target[..., None])
-    return Data({}, x, data.start.repeat(1, count, 1), data.noise, target), own
+    repeated = dataclasses.replace(criterion, target=target[..., None])
+    return Data({}, x, data.start.repeat(1, count, 1), data.noise, target), repeated
 
 
 def _unrolled(family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> Tensor:

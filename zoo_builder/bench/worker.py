@@ -118,10 +118,10 @@ def _peak_memory(method: Method) -> float | None:
 
 def _resident(field: str) -> float | None:
     try:
-        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return float(found[1]) * 1024 if found else None
+    return float(match[1]) * 1024 if match else None
 
 
 if __name__ == "__main__":

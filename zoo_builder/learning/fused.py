@@ -68,13 +68,13 @@ class FusedUpdates:
 
     def make(self, losses: Tensor, gradients: Sequence[Tensor]) -> None:
         """Make the only update by losses (models,) and the gradients (models, ...) of the tensors of a row."""
-        own, wide = [gradient.contiguous() for gradient in gradients], losses.to(torch.float64).contiguous()
-        pointers = array_of(POINTER, len(own))(*(gradient.data_ptr() for gradient in own))
+        dense, wide = [gradient.contiguous() for gradient in gradients], losses.to(torch.float64).contiguous()
+        pointers = array_of(POINTER, len(dense))(*(gradient.data_ptr() for gradient in dense))
         next_model, arguments = INT(0), (POINTER(wide.data_ptr()), pointers)
 
-        def some() -> None:
+        def work() -> None:
             room = torch.empty(4 * self._parameters)
             self._library.update(ctypes.byref(self._c), *arguments, ctypes.byref(next_model), POINTER(room.data_ptr()))
 
         worth = self._models * self._parameters // WORTH_A_THREAD
-        at_once([some] * max(1, min(torch.get_num_threads(), self._models, worth)))
+        at_once([work] * max(1, min(torch.get_num_threads(), self._models, worth)))

@@ -74,5 +74,5 @@ def _updated(
     noise: Mapping[str, Tensor],
 ) -> OptimiserState:
     """The optimiser's state after one update on a batch; `fixed` are the params that are not trained."""
-    losses, found = gradients(fixed | optimiser.params(state), batch, noise)
-    return optimiser.after(state, constants, losses, found)
+    losses, found_gradients = gradients(fixed | optimiser.params(state), batch, noise)
+    return optimiser.after(state, constants, losses, found_gradients)

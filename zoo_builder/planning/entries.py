@@ -67,11 +67,11 @@ def _flattened(name: str, fields: Mapping[str, Any], groups: Mapping[str, type])
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    whole: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for key, value in flat.items():
         group, _, option = key.rpartition(".")
-        (whole.setdefault(group, {}) if group else whole)[option] = value
-    return whole
+        (nested.setdefault(group, {}) if group else nested)[option] = value
+    return nested
 
 
 def _hint(kind: type, groups: Mapping[str, type], key: str) -> Any:

@@ -74,8 +74,8 @@ def refuse_odd(data: Any, where: str) -> None:
             raise ValueError(f"{where} holds more than {MOST_VALUES:,} values; write lists shorter.")
         problem = _problem(value, level)
         if problem:
-            place = f"`{path.removeprefix('.')}`" if path else where
-            raise ValueError(f"{place} (={shown(value)}) {problem}.")
+            field = f"`{path.removeprefix('.')}`" if path else where
+            raise ValueError(f"{field} (={shown(value)}) {problem}.")
 
 
 def _values(value: Any, path: str, level: int) -> Iterator[tuple[str, Any, int]]:

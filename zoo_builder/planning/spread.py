@@ -111,8 +111,8 @@ def _check_bounds(where: str, spread: Spread) -> None:
             raise ValueError(f"{where}: 'choice' needs at least one value.")
         return
     if len(bounds) != 2 or bounds[0] > bounds[1]:
-        found = shown(list(bounds))
-        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {found}.")
+        bounds_text = shown(list(bounds))
+        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {bounds_text}.")
     if spread.kind == "log_uniform" and bounds[0] <= 0:
         raise ValueError(f"{where}: 'log_uniform' needs bounds above 0, found {shown(list(bounds))}.")
     if spread.kind == "integers" and any(b != round(b) for b in bounds):

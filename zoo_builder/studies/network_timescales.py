@@ -39,7 +39,7 @@ def autocorrelations(states: Tensor) -> Tensor:
     Autocovariances about the mean of each trial, each divided by its number of products, are averaged over the trials.
     """
     # Model by model: large intermediate results cost more than the arithmetic.
-    covariance = torch.stack([_autocovariances(own) for own in states])
+    covariance = torch.stack([_autocovariances(trajectories) for trajectories in states])
     # Rounding of a constant is no variance.
     varies = covariance[..., :1] > 1e-20
     return torch.where(varies, covariance / torch.where(varies, covariance[..., :1], 1), torch.nan)
@@ -74,14 +74,14 @@ def _fitted(y: Tensor) -> Tensor:
     basis = torch.exp(-lags / FINE_TAUS)
     norm, along = basis.square().sum(0), y @ basis
     scale = (along / norm).clamp(0, 1)
-    one, single = (square - 2 * scale * along + scale.square() * norm).min(1)
+    residual_of_one, single = (square - 2 * scale * along + scale.square() * norm).min(1)
     basis = torch.exp(-lags / TAUS)
     gram, along = basis.T @ basis, y @ basis
     fast, slow = torch.triu_indices(len(TAUS), len(TAUS), 1)
-    two, pair = _pairs(square, along[:, fast], along[:, slow], gram, fast, slow).min(1)
+    residual_of_two, pair = _pairs(square, along[:, fast], along[:, slow], gram, fast, slow).min(1)
     criterion = [
         2 * count + num_lags * torch.log(residual.clamp(min=1e-12) / num_lags)
-        for count, residual in ((2, one), (4, two))
+        for count, residual in ((2, residual_of_one), (4, residual_of_two))
     ]
     return torch.where(criterion[1] < criterion[0], TAUS[slow[pair]], FINE_TAUS[single])
 

@@ -32,15 +32,15 @@ def run_shards(job: Job, indices: Sequence[int], workers: int | None, report: Re
     Where this process has another environment than they need, or more than one worker is asked for, worker processes
     make them. Raises BuildFailed at the first shard that fails.
     """
-    wrong = misfit()
-    if wrong:
-        wanted = " ".join(f"{name}={ENVIRONMENT[name]}" for name in wrong)
+    different = misfit()
+    if different:
+        needed = " ".join(f"{name}={ENVIRONMENT[name]}" for name in different)
         logger.warning(
             "Shards are made in worker processes, which takes seconds longer: in this one torch was imported without "
             "%s. Call zoo_builder.workers.in_process.prepare() before anything imports torch.",
-            wanted,
+            needed,
         )
-    if wrong or processes.chosen_workers(workers or 1, job.device) > 1:
+    if different or processes.chosen_workers(workers or 1, job.device) > 1:
         processes.run_shards(job, indices, workers, report)
         return
     import torch

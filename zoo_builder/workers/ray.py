@@ -106,11 +106,11 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     _refuse_silent(address)
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    options = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
         # Workers of Ray import from the current folder first, whatever files it holds.
         with contextlib.nullcontext() if child.imports_from_here() else contextlib.chdir("/"):
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"Ray cannot be reached at {address}: {str(error).strip()}") from None
     if in_main:
@@ -167,6 +167,6 @@ def _job(text: str) -> tuple[Job, Plan]:
     plugins.allow(*job.allow_import)
     plan = make_plan(job.recipe)
     executor = job.identity["executor"]
-    own = build_identity(plan, executor["device"], executor["method"])
-    refuse_differences(job.identity, own, f"{here} is no machine for this build")
+    identity = build_identity(plan, executor["device"], executor["method"])
+    refuse_differences(job.identity, identity, f"{here} is no machine for this build")
     return job, plan

@@ -199,15 +199,15 @@ class Encoder:
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
         """Gradients of matrices and biases as rows of numbers, those of one dy together."""
         together: dict[Ref, list[WeightGradient]] = {}
-        for one in weights:
-            together.setdefault(one.dy, []).append(one)
+        for weight in weights:
+            together.setdefault(weight.dy, []).append(weight)
         jobs = []
-        for one in (one for group in together.values() for one in group):
-            dy = self.layout.at(one.dy)
-            if one.x is None:
-                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy))
-                self.vectors[one.matrix] = self._with_gradient(self.vectors[one.matrix])
+        for weight in (weight for group in together.values() for weight in group):
+            dy = self.layout.at(weight.dy)
+            if weight.x is None:
+                jobs.append(WeightJob(-1 - self.vector(weight.matrix), NOWHERE, dy))
+                self.vectors[weight.matrix] = self._with_gradient(self.vectors[weight.matrix])
             else:
-                jobs.append(WeightJob(self.matrix(one.matrix, False), self.layout.at(one.x), dy))
-                self.matrices[one.matrix, False] = self._with_gradient(self.matrices[one.matrix, False])
+                jobs.append(WeightJob(self.matrix(weight.matrix, False), self.layout.at(weight.x), dy))
+                self.matrices[weight.matrix, False] = self._with_gradient(self.matrices[weight.matrix, False])
         return table(jobs, WeightJob)

@@ -22,8 +22,8 @@ def at_once(work: Sequence[Callable[[], None]]) -> None:
 
     Workers pull from a shared counter; one that has not started when the first ends is cancelled.
     """
-    others = [_pool(len(work) - 1).submit(one) for one in work[1:]]
+    futures = [_pool(len(work) - 1).submit(task) for task in work[1:]]
     work[0]()
-    for other in others:
-        if not other.cancel():
-            other.result()
+    for future in futures:
+        if not future.cancel():
+            future.result()

@@ -68,9 +68,9 @@ def _grouped(builder: Builder, operations: list[Operation]) -> tuple[list[Operat
             product = _joined(builder, group)
             joined[group[0].out.value] = product
             start = 0
-            for one in group:
-                moved[one.out.value] = Ref(product.out.value, start, one.out.rows)
-                start += one.out.rows
+            for part in (part.out for part in group):
+                moved[part.value] = Ref(product.out.value, start, part.rows)
+                start += part.rows
     kept: list[Operation] = []
     for operation in operations:
         if operation.out.value in joined:
@@ -89,15 +89,15 @@ def _joined(builder: Builder, group: Sequence[Product]) -> Product:
     bias = None
     if any(product.bias is not None for product in group):
         pieces = (product.bias.pieces if product.bias else (Piece(-1, 0, 0, 0, product.out.rows),) for product in group)
-        bias = Matrix(1, tuple(piece for own in pieces for piece in own))
+        bias = Matrix(1, tuple(piece for some in pieces for piece in some))
     return Product(builder.value(rows), terms, bias)
 
 
 def _follow(ref: Ref, moved: Mapping[int, Ref]) -> Ref:
     if ref.value not in moved:
         return ref
-    place = moved[ref.value].part(ref.start, ref.rows)
-    return place.stop() if ref.stopped else place
+    target = moved[ref.value].part(ref.start, ref.rows)
+    return target.stop() if ref.stopped else target
 
 
 def _moved(operation: Operation, moved: Mapping[int, Ref]) -> Operation:
