@@ -91,13 +91,13 @@ class Interview(nn.Module):
     def forward(self, stacks: Sequence[Stack]) -> tuple[Tensor, list[Responses]]:
         """One vector per model (models, width), and the responses it was read from."""
         responses, thoughts = self.ask(stacks)
-        steps = torch.cat([self._steps_of(one) for one in responses]).transpose(1, 2)
+        steps = torch.cat([self._steps_of(answer) for answer in responses]).transpose(1, 2)
         columns: Tensor = self.steps(steps.flatten(0, 2)[..., None])
         read = self.read(columns).unflatten(0, steps.shape[:3]) + self.asked[:, None]
         heard, last = self.reader(read.flatten(0, 1))
         whole = torch.cat([heard.mean(1), last[0]], dim=1).unflatten(0, steps.shape[:2]).flatten(1)
-        parts = [whole, self.geometry(torch.cat([one.geometry for one in responses]))]
-        parts += [self.declared(torch.cat([self._declared_of(one) for one in responses]))]
+        parts = [whole, self.geometry(torch.cat([answer.geometry for answer in responses]))]
+        parts += [self.declared(torch.cat([self._declared_of(answer) for answer in responses]))]
         return torch.cat(parts if thoughts is None else [*parts, thoughts], dim=1), responses
 
     def _converse(self, core: Core, stacks: Sequence[Stack]) -> tuple[list[Responses], Tensor]:
@@ -167,5 +167,5 @@ class _Talk:
 
     def responses(self, kick: int) -> Responses:
         """All answers so far."""
-        states = {name: torch.cat([one[name] for one in self._states], dim=1) for name in self._states[0]}
+        states = {name: torch.cat([state[name] for state in self._states], dim=1) for name in self._states[0]}
         return gathered(self.stack, torch.cat(self._inputs, 1), torch.cat(self._outputs, 1), states, kick)

@@ -81,7 +81,7 @@ class QueriedGraph(Interviewer):
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of stacks."""
         read, responses = self.interview(stacks)
-        pooled = [self._pooled(self.scales(_graphs(one.stack)), one) for one in responses]
+        pooled = [self._pooled(self.scales(_graphs(answer.stack)), answer) for answer in responses]
         summaries = self.summary(torch.cat([self.summaries(stack) for stack in stacks]))
         embedding: Tensor = self.head(torch.cat([read, summaries, torch.cat(pooled)], dim=1))
         return embedding
@@ -94,8 +94,8 @@ class QueriedGraph(Interviewer):
             self.summaries.add(stack)
             (responses,), _ = self.interview.ask([stack])
             activity = trajectories(responses, graphs.layout.offsets, graphs.nodes.shape[1])
-            found = statistics(activity[:, :, 0], responses, self.max_outputs)
-            self.statistics.add(found.flatten(0, 1)[..., None])
+            columns = statistics(activity[:, :, 0], responses, self.max_outputs)
+            self.statistics.add(columns.flatten(0, 1)[..., None])
             yield stack
 
     def _pooled(self, graphs: DenseGraphs, responses: Responses) -> Tensor:
@@ -119,9 +119,9 @@ class QueriedGraph(Interviewer):
         declared = torch.cat([roles, places, where.layer[:, None].to(roles)], dim=1).expand(models, -1, -1)
         done = torch.asinh(activity.chunk(2, dim=4)[0].to(roles)).flatten(2)
         with torch.no_grad():
-            found = statistics(activity[:, :, 0], responses, self.max_outputs)
-            found = self.statistics(found.flatten(0, 1)[..., None]).unflatten(0, (models, size))
-        x: Tensor = self.node_in(torch.cat([*values, declared, done, found], dim=-1))
+            columns = statistics(activity[:, :, 0], responses, self.max_outputs)
+            columns = self.statistics(columns.flatten(0, 1)[..., None]).unflatten(0, (models, size))
+        x: Tensor = self.node_in(torch.cat([*values, declared, done, columns], dim=-1))
         kinds: Tensor = self.kind(where.kind) + self.nonlinearity(where.nonlinearity)
         return x + kinds
 

@@ -85,8 +85,8 @@ class Spectra(Readings):
                 yield group, row.masked[:, None]
             elif row.nodes[0] in row.nodes[1:]:
                 # The axis that is not the map's own enumerates its matrices.
-                own = 1 + row.nodes[1:].index(row.nodes[0])
-                yield group, row.masked.movedim(3 if own == 1 else 2, 1)
+                axis = 1 + row.nodes[1:].index(row.nodes[0])
+                yield group, row.masked.movedim(3 if axis == 1 else 2, 1)
         for outer, inner in _products(spec, params):
             # Factors' own way round has the same eigenvalues once more.
             if outer.nodes[0] == inner.nodes[1] and spec.axes[outer.nodes[0]].kind == "hidden":

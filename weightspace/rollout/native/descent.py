@@ -48,8 +48,8 @@ def descend(
     call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
     call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
     losses = _run(family, wanted, call, dtype, in_c=in_c)
-    found = dict(zip(spec.tensors, call.gradients, strict=False))
-    gradients = {name: found[name] for name in trained}
+    by_name = dict(zip(spec.tensors, call.gradients, strict=False))
+    gradients = {name: by_name[name] for name in trained}
     if through:
         _add_through(leaves, trained, computed, initial, call, gradients)
     return losses, {name: g for name, g in gradients.items() if g is not None}
@@ -126,8 +126,8 @@ def _add_through(
     gradients: dict[str, Tensor | None],
 ) -> None:
     """Gradients of params through the prologue."""
-    own = call.gradients or []
-    pairs = list(zip(computed, own[len(leaves) :], strict=True))
+    written = call.gradients or []
+    pairs = list(zip(computed, written[len(leaves) :], strict=True))
     if call.initial_gradient is not None:
         pairs += list(zip(initial.values(), call.initial_gradient, strict=True))
     known = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]

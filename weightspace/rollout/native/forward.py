@@ -99,5 +99,5 @@ def _call(family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor]
         return Call(len(x), x.shape[1], x.shape[2], tensors, inputs, [in_one_piece(tensor) for tensor in initial])
 
 
-def _run(own: Engine, call: Call) -> None:
-    own.run(call, torch.get_num_threads())
+def _run(runner: Engine, call: Call) -> None:
+    runner.run(call, torch.get_num_threads())

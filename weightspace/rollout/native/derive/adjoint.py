@@ -72,7 +72,7 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         part.refuse_lost_shares()
     operations = (*readout.operations, *step.operations)
     read = {ref.value for operation in operations for ref in operation.reads}
-    read |= {one.x.value for one in (*readout.weights, *step.weights) if one.x is not None}
+    read |= {weight.x.value for weight in (*readout.weights, *step.weights) if weight.x is not None}
     return Adjoint(
         readout=tuple(readout.operations),
         step=tuple(step.operations),
@@ -99,20 +99,20 @@ def _read_by_readout(program: Program) -> dict[str, Ref]:
 def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bool) -> Adjoint:
     """Adjoint reduced to the operations that gradients of some tensors, and of inputs and initial states, need."""
     readout_weights, step_weights = (
-        tuple(one for one in weights if _wanted(one.matrix, tensors))
+        tuple(weight for weight in weights if _wanted(weight.matrix, tensors))
         for weights in (back.readout_weights, back.step_weights)
     )
     sums = [o for o in back.step if isinstance(o, SumInto) and _wanted(o.vector, tensors)]
     needed = {ref.value for ref in back.inputs.values()} if inputs else set()
     if step_weights or sums or needed or initial:
         needed |= {ref.value for ref in back.next_carry.values()}
-    needed |= {one.dy.value for one in (*readout_weights, *step_weights)}
+    needed |= {weight.dy.value for weight in (*readout_weights, *step_weights)}
     at_first = needed if initial else needed - {ref.value for ref in back.next_carry.values()}
     first_step = _alive(back.step, set(at_first), tensors)
     step = _alive(back.step, needed, tensors)
     readout = _alive(back.readout, needed, tensors)
     read = {ref.value for operation in (*readout, *step) for ref in operation.reads}
-    read |= {one.x.value for one in (*readout_weights, *step_weights) if one.x is not None}
+    read |= {weight.x.value for weight in (*readout_weights, *step_weights) if weight.x is not None}
     return dataclasses.replace(
         back,
         readout=readout,

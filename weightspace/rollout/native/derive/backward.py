@@ -98,8 +98,8 @@ class Backward(Derivation):
         if of.value not in self.found:
             self.summed.add(of.value)
             self.found[of.value] = self._gradient(whole)
-        found = self.found[of.value]
-        return None if found is None else found.part(of.start, of.rows)
+        shares = self.found[of.value]
+        return None if shares is None else shares.part(of.start, of.rows)
 
     def _gradient(self, whole: Ref) -> Ref | None:
         shares = self.shares.get(whole.value, [])

@@ -87,7 +87,7 @@ class Derivation:
         addends = tuple(share for share in shares if isinstance(share, Addend))
         if len(addends) < len(shares):
             addends = tuple(addend for addend in addends if addend.vector is not None or abs(addend.scale) != 1)
-            rest = sorted((one for one in shares if one not in addends), key=_is_not_plain)
+            rest = sorted((part for part in shares if part not in addends), key=_is_not_plain)
             is_all, total = not terms and bias is None and not addends, None
             for number, share in enumerate(rest, 1):
                 total = self.accumulate(total, share, out if is_all and number == len(rest) else None)

@@ -78,19 +78,19 @@ def _refuse_unsound_adjoint(step: Written, both: Written, back: Adjoint) -> None
             written.write(ref)
     both.write(back.output)
     both.run(back.readout, once=False)
-    for one in back.readout_weights:
-        both.read(one.dy)
-        if one.x is not None:
-            both.read(one.x)
+    for weight in back.readout_weights:
+        both.read(weight.dy)
+        if weight.x is not None:
+            both.read(weight.x)
     first = step.copy()
     first.run(back.first_step, once=False)
     step.run(back.step, once=False)
-    for one in back.step_weights:
-        step.read(one.dy)
-        if one.x is not None:
-            step.read(one.x)
-            first.read(one.x)
-        first.read(one.dy)
+    for weight in back.step_weights:
+        step.read(weight.dy)
+        if weight.x is not None:
+            step.read(weight.x)
+            first.read(weight.x)
+        first.read(weight.dy)
     for ref in back.inputs.values():
         step.read(ref)
         first.read(ref)

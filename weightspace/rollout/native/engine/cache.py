@@ -92,14 +92,14 @@ def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
 def _made(folder: Path, key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
     """New library, written aside, tested by loading, and renamed into place: other processes may do the same."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as aside:
-        made = Path(aside) / "made.so"
-        make(made)
-        made.chmod(0o700)
-        with made.open("rb") as file:
+        path = Path(aside) / "made.so"
+        make(path)
+        path.chmod(0o700)
+        with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        loaded = _loaded(made, digest)
-        os.replace(made, folder / f"{key}-{digest}.so")
+        loaded = _loaded(path, digest)
+        os.replace(path, folder / f"{key}-{digest}.so")
     return loaded
 
 

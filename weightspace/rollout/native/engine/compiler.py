@@ -40,7 +40,7 @@ def library(source: str, *defines: str) -> ctypes.CDLL:
     """
     folder = Path(__file__).parent.parent / "c"
     path = folder / source
-    command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
+    command = [*compiler(), *FLAGS, *(f"-D{macro}" for macro in defines)]
     included = sorted({*path.parent.glob("*.[ch]"), *folder.glob("*.[ch]")})
     content = b"\0".join(file.read_bytes() for file in (path, *included))
     machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])

@@ -68,9 +68,9 @@ def engine_library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
     """The compiled engine for one dtype and slice width; NoNative if it cannot be had."""
     is_double = dtype == torch.float64
     real = "double" if is_double else "float"
-    found = library("engine.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={lanes}")
-    _check(found, lanes)
-    return found
+    compiled = library("engine.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={lanes}")
+    _check(compiled, lanes)
+    return compiled
 
 
 def lanes_for(batch: int) -> int:
@@ -94,19 +94,19 @@ def learning_engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Want
 @functools.lru_cache(maxsize=256)
 def tangent_engine(family: Family, dtype: torch.dtype, lanes: int, num_directions: int) -> Engine:
     """The engine of a family's states and so many tangent vectors beside them."""
-    own = traced(family, dtype)
-    builder = own.builder.copy()
-    program = with_tangents(own.program, builder, num_directions)
-    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+    plain = traced(family, dtype)
+    builder = plain.builder.copy()
+    program = with_tangents(plain.program, builder, num_directions)
+    return Engine(dataclasses.replace(plain, program=program, builder=builder), dtype, lanes, Wanted())
 
 
 @functools.lru_cache(maxsize=256)
 def jacobian_engine(family: Family, dtype: torch.dtype, lanes: int) -> Engine:
     """The engine of a family's states, with the Jacobian of each step as output."""
-    own = traced(family, dtype)
-    builder = own.builder.copy()
-    program = with_jacobian(own.program, builder)
-    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+    plain = traced(family, dtype)
+    builder = plain.builder.copy()
+    program = with_jacobian(plain.program, builder)
+    return Engine(dataclasses.replace(plain, program=program, builder=builder), dtype, lanes, Wanted())
 
 
 class Engine:
@@ -258,7 +258,7 @@ def _numbers(numbers: Iterable[int]) -> np.ndarray:
 
 
 def _check(lib: ctypes.CDLL, lanes: int) -> None:
-    found = (INT * 7)()
-    lib.constants(found)
+    constants = (INT * 7)()
+    lib.constants(constants)
     expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, MAX_ADDENDS, ctypes.sizeof(Job))
-    assert tuple(found[:6]) == expected, (tuple(found), expected)
+    assert tuple(constants[:6]) == expected, (tuple(constants), expected)

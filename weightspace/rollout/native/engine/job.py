@@ -122,9 +122,9 @@ class Call:
     def add(self, parts: Sequence[Call]) -> None:
         """Add up the sums of the parts, in their order."""
         for number, part in enumerate(parts):
-            own = [(self.losses, part.losses), (self.verdicts, part.verdicts)]
-            own += zip(self.gradients or [], part.gradients or [], strict=True)
-            for total, more in own:
+            sums = [(self.losses, part.losses), (self.verdicts, part.verdicts)]
+            sums += zip(self.gradients or [], part.gradients or [], strict=True)
+            for total, more in sums:
                 if total is not None and more is not None:
                     total.copy_(total + more if number else more)
 

@@ -42,10 +42,10 @@ def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) ->
     for name, ref in program.inputs.items():
         if not name.startswith("state."):
             layout.put(ref.value, "input", ref.rows)
-    made = {operation.out.value for operation in program.step}
+    written = {operation.out.value for operation in program.step}
     later = {ref.value for operation in program.readout for ref in operation.reads} | {program.output.value}
     later |= back.read if back is not None else set()
-    recorded = sorted(made & later)
+    recorded = sorted(written & later)
     if back is not None:
         _put_together(layout, reused(program, back, rows, recorded), rows)
     for value in recorded:
@@ -75,9 +75,9 @@ def _put_gradients(layout: Layout, program: Program, back: Adjoint, rows: Mappin
         layout.place[back.next_carry[name].value] = ("next_carry", layout.place[ref.value][1])
     for name, ref in back.inputs.items():
         layout.place[ref.value] = ("input_gradient", layout.place[program.inputs[name].value][1])
-    for one in (*back.readout_weights, *back.step_weights):
+    for weight in (*back.readout_weights, *back.step_weights):
         # Gradients of weights are computed for many steps at once, so both factors must be kept.
-        for ref in (one.dy, *([one.x] if one.x else [])):
+        for ref in (weight.dy, *([weight.x] if weight.x else [])):
             layout.put(ref.value, "ring", rows[ref.value])
 
 

@@ -38,10 +38,10 @@ class Writer:
     def value(self, source: Any) -> Value:
         """The value of a node or a number."""
         if isinstance(source, fx.Node):
-            found = self.values[source]
-            if not isinstance(found, Value):
+            value = self.values[source]
+            if not isinstance(value, Value):
                 raise Untraceable(f"{source} is several tensors")
-            return found
+            return value
         return Value((), constant=torch.tensor(source, dtype=self.dtype))
 
     def tile(self, value: Value) -> Ref:
@@ -165,9 +165,10 @@ def _product(writer: Writer, self: Any, mat2: Any) -> Value:
     shape = (left.shape[0], left.shape[1], right.shape[1])
     if math.prod(shape) > LARGEST:
         raise Untraceable(f"a product of matrices of {shape}")
-    one, other = (torch.arange(math.prod(value.shape)).view(value.shape) for value in (left, right))
-    factors = writer.gather(left, one[:, :, None].expand(shape)), writer.gather(right, other[None].expand(shape))
-    products = writer.map("mul", shape, [writer.tile(factor) for factor in factors])
+    left_places, right_places = (torch.arange(math.prod(value.shape)).view(value.shape) for value in (left, right))
+    factors = writer.gather(left, left_places[:, :, None].expand(shape))
+    others = writer.gather(right, right_places[None].expand(shape))
+    products = writer.map("mul", shape, [writer.tile(factors), writer.tile(others)])
     places = torch.arange(shape[0] * shape[2]).view(shape[0], 1, shape[2]).expand(shape)
     return writer.scatter(products, places, (shape[0], shape[2]))
 

@@ -34,13 +34,13 @@ def arranged(
     moved |= also_moved
     placed: dict[str, Ref] = {}
     for name, ref in states.items():
-        place = _follow(ref, moved)
+        target = _follow(ref, moved)
         # Each state is a value by itself, through which gradients pass.
-        if place != Ref(place.value, 0, builder.rows[place.value]) or place in (*placed.values(), *inputs.values()):
-            copy = builder.value(place.rows)
-            step.append(Map(copy, "copy", (place,)))
-            place = copy
-        placed[name] = place
+        if target != Ref(target.value, 0, builder.rows[target.value]) or target in (*placed.values(), *inputs.values()):
+            copy = builder.value(target.rows)
+            step.append(Map(copy, "copy", (target,)))
+            target = copy
+        placed[name] = target
     return Program(builder.rows, inputs, placed, _follow(output, moved), tuple(step), tuple(readout))
 
 

@@ -33,7 +33,7 @@ class _Reader(Writer):
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 shape = tuple(node.meta["val"].shape)
-                number = len([one for one in self.values if one.op == "placeholder"])
+                number = len([known for known in self.values if known.op == "placeholder"])
                 self.values[node] = Value(shape, self.builder.value(math.prod(shape)))
                 if node.users:
                     params[number] = self.values[node].ref
@@ -74,7 +74,7 @@ class _Reader(Writer):
 
 
 def _known(target: Any, args: Any, kwargs: Any) -> Any:
-    made = target(*args, **kwargs)
-    if isinstance(made, Tensor):
-        return Value(tuple(made.shape), constant=made)
-    return [Value(tuple(one.shape), constant=one) for one in made]
+    results = target(*args, **kwargs)
+    if isinstance(results, Tensor):
+        return Value(tuple(results.shape), constant=results)
+    return [Value(tuple(result.shape), constant=result) for result in results]

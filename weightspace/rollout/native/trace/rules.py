@@ -171,9 +171,9 @@ def _leaky_relu(tape: Tape, node: fx.Node, self: Any, negative_slope: Any) -> Re
 def _spike(tape: Tape, node: fx.Node, x: Any, slope: Any) -> Ref:
     """1 where tile + offset is above 0; the potential's distance from a constant threshold is no tile of its own."""
     tile, offset = tape.tile(x), 0.0
-    made = next((op for op in tape.operations if op.out == tile), None)
-    if isinstance(made, Map) and made.function == "affine" and made.constants[0] == 1:
-        (tile,), (_, offset) = made.reads, made.constants
+    operation = next((op for op in tape.operations if op.out == tile), None)
+    if isinstance(operation, Map) and operation.function == "affine" and operation.constants[0] == 1:
+        (tile,), (_, offset) = operation.reads, operation.constants
     return tape.emit("spike", (tile,), (float(slope), offset))
 
 

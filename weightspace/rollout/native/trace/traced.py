@@ -50,14 +50,14 @@ def trace(family: Family, dtype: torch.dtype) -> Traced:
 
     Traced with two numbers of sequences, of which nothing in the program may depend.
     """
-    one, other = (_traced(family, dtype, batch) for batch in BATCHES)
-    if one.program != other.program or _described(one.prologue) != _described(other.prologue):
+    first, second = (_traced(family, dtype, batch) for batch in BATCHES)
+    if first.program != second.program or _described(first.prologue) != _described(second.prologue):
         raise Untraceable("what it computes depends on the number of sequences")
-    _try_prologue(family, one, dtype)
-    builder = one.builder.copy()
-    back = adjoint(one.program, builder)
-    refuse_unsound(one.program, builder.rows, back, once=True)
-    return dataclasses.replace(one, flat=_flat_prologue(one, dtype), starts_alike=starts_alike(family))
+    _try_prologue(family, first, dtype)
+    builder = first.builder.copy()
+    back = adjoint(first.program, builder)
+    refuse_unsound(first.program, builder.rows, back, once=True)
+    return dataclasses.replace(first, flat=_flat_prologue(first, dtype), starts_alike=starts_alike(family))
 
 
 def _traced(family: Family, dtype: torch.dtype, batch: int) -> Traced:

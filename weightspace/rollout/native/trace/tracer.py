@@ -75,4 +75,4 @@ def _kind(value: Any) -> str:
 
 
 def _flat(args: Any) -> list[Any]:
-    return [one for arg in args for one in (_flat(arg) if isinstance(arg, list | tuple) else [arg])]
+    return [item for arg in args for item in (_flat(arg) if isinstance(arg, list | tuple) else [arg])]

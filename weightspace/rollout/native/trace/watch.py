@@ -46,9 +46,9 @@ class Watch(TorchFunctionMode):
 
     def check(self, graph: fx.GraphModule) -> None:
         """Refuse a graph in which torch itself inserted detach, as for derivatives inside a step."""
-        found = sum(node.target is torch.ops.aten.detach.default for node in graph.graph.nodes)
-        if found != self.num_detached:
+        num_in_graph = sum(node.target is torch.ops.aten.detach.default for node in graph.graph.nodes)
+        if num_in_graph != self.num_detached:
             raise Untraceable(
-                f"it detaches {self.num_detached} tensors, but its graph shows {found}, so where gradients stop is "
-                "unclear (derivatives within a step do that)"
+                f"it detaches {self.num_detached} tensors, but its graph shows {num_in_graph}, so where gradients "
+                "stop is unclear (derivatives within a step do that)"
             )
