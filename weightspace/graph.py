@@ -112,10 +112,10 @@ class PairConnections(NamedTuple):
 def _layout(text: str) -> Layout:
     # Cached tensors are also used where gradients are recorded, which inference tensors do not allow.
     with torch.inference_mode(False):
-        return _made_layout(WeightSpec.from_json(text))
+        return _layout_of(WeightSpec.from_json(text))
 
 
-def _made_layout(spec: WeightSpec) -> Layout:
+def _layout_of(spec: WeightSpec) -> Layout:
     offsets = _offsets(spec)
     size = num_nodes(spec)
     nodes = _node_fields(spec, offsets, size)

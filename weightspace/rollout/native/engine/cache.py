@@ -35,7 +35,7 @@ def library(key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
     for named in (_asked, _temporary):
         try:
             folder = _prepared(named())
-            found = _kept(folder, key) or _made(folder, key, make)
+            found = _kept(folder, key) or _compiled(folder, key, make)
         except (OSError, _Unfit) as error:
             reasons.append(str(error))
             continue
@@ -89,7 +89,7 @@ def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
     return None
 
 
-def _made(folder: Path, key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
+def _compiled(folder: Path, key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
     """New library, written aside, tested by loading, and renamed into place: other processes may do the same."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as aside:
         path = Path(aside) / "made.so"
