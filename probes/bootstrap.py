@@ -63,9 +63,9 @@ class Resamples:
         """Squared deviations (1 + count) from the mean of each fold's test rows, summed over rows and folds."""
         squares = np.zeros(len(self.counts))
         for fold in np.unique(self.question.fold):
-            own = self.question.fold == fold
-            centred = np.where(own, true - true[own].mean(), 0.0) * (np.ptp(true[own]) > 0)
-            square, total, rows = self._sums(centred**2, centred, own)
+            rows_of_fold = self.question.fold == fold
+            centred = np.where(rows_of_fold, true - true[rows_of_fold].mean(), 0.0) * (np.ptp(true[rows_of_fold]) > 0)
+            square, total, rows = self._sums(centred**2, centred, rows_of_fold)
             squares += square - np.divide(total**2, rows, out=np.zeros(len(rows)), where=rows > 0)
         return squares
 

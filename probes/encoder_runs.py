@@ -174,7 +174,7 @@ def make(encoder: str, objective: str, targets: Sequence[Target], seed: int) -> 
 
 def _learned(targets: Sequence[Target]) -> list[Learned]:
     return [
-        Learned(name=target.name, low=target.low, high=target.high, trained_only=target.leave_out_step_0)
+        Learned(name=target.name, low=target.low, high=target.high, trained_only=target.trained_only)
         for target in targets
         if target.kind == "regression"
     ]

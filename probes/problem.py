@@ -8,7 +8,6 @@ Question  one target on one split: its Problems, one per fold, judged together
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,16 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from probes.targets import Target
-from weightspace.features import read_config
-from weightspace.store import SPLITS, Division
+from weightspace.store import SPLITS, Division, cell_codes, cell_means, codes, stratum_codes
 
 COLUMNS = ("model_id", "step", "family", "family_config", "task", "hidden_size", "status")
 SPLIT_COLUMNS = tuple(rule.column for rule in SPLITS.values())
-NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
 # Sums of squares of larger numbers are not finite.
 LARGEST = 1e100
-# Sizes that follow from the task, whose parameters may vary inside a cell.
-TASK_SIZES = ("input_size", "output_size")
 
 
 class NotEnoughError(ValueError):
@@ -48,17 +43,6 @@ class Rows:
         return np.array(self.table.column(name).to_pylist(), dtype=object)
 
 
-def _codes(keys: Sequence[Any]) -> np.ndarray:
-    """Integer codes (rows) of hashable keys, in order of first appearance."""
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
-def _without_task_sizes(config: str) -> str:
-    fields = read_config("family_config", config)
-    return json.dumps({key: value for key, value in fields.items() if key not in TASK_SIZES}, sort_keys=True)
-
-
 def read_rows(table: pa.Table) -> Rows:
     """Read what probing needs; a cell is one family with its config, hidden_size, class of task and step."""
     missing = [name for name in (*COLUMNS, *SPLIT_COLUMNS) if name not in table.column_names]
@@ -66,14 +50,10 @@ def read_rows(table: pa.Table) -> Rows:
         raise ValueError(f"The zoo's table lacks the columns {', '.join(missing)}, which every zoo has; is it damaged?")
     if not table.num_rows:
         raise ValueError("The zoo's table has no rows, so there is nothing to probe.")
-    column = {name: table.column(name).to_pylist() for name in COLUMNS}
-    if len(set(zip(column["model_id"], column["step"], strict=True))) < table.num_rows:
+    model, step = (table.column(name).to_pylist() for name in ("model_id", "step"))
+    if len(set(zip(model, step, strict=True))) < table.num_rows:
         raise ValueError("The zoo's table repeats a (model_id, step); expected one row per model and snapshot.")
-    configs = {text: _without_task_sizes(text) for text in set(column["family_config"])}
-    config = [configs[text] for text in column["family_config"]]
-    strata = list(zip(column["family"], config, column["hidden_size"], column["task"], strict=True))
-    cells = list(zip(strata, column["step"], strict=True))
-    return Rows(table, _codes(column["model_id"]), _codes(cells), _codes(strata))
+    return Rows(table, codes(model), cell_codes(table), stratum_codes(table))
 
 
 @dataclass(frozen=True)
@@ -159,10 +139,10 @@ class Question:
 def pose(rows: Rows, target: Target, division: Division) -> Problem:
     """Choose the rows of a target on a division and take cell means off its labels, or raise `NotEnoughError`."""
     labels, missing, infinite = _labels(rows.table, target)
-    step_0 = (rows.column("step") == 0) & target.leave_out_step_0
     kept = division.train | division.val | division.test
     judged = division.train | division.test
     excluded: dict[str, float] = {}
+    step_0 = target.left_out(rows.table)
     reasons = {"diverged": diverged(rows), "missing": missing, "not_finite": infinite, "step_0": step_0}
     for reason, mask in reasons.items():
         excluded[reason] = int(np.sum(kept & judged & mask))
@@ -190,13 +170,11 @@ def diverged(rows: Rows) -> np.ndarray:
 
 def _labels(table: pa.Table, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Raw labels (rows), which of them are missing (rows) and which are not finite (rows), squares being taken."""
-    column = table.column(target.name)
     if target.kind == "classification":
+        column = table.column(target.name)
         missing = np.array(column.is_null())
         return np.array([str(value) for value in column.to_pylist()], dtype=object), missing, np.zeros_like(missing)
-    if not any(is_number(column.type) for is_number in NUMBERS):
-        raise ValueError(f"The column '{target.name}' of the zoo's table holds {column.type}, expected numbers.")
-    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = target.numbers(table)
     return values, np.isnan(values), np.abs(values) > LARGEST
 
 
@@ -240,10 +218,9 @@ def unposed(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 def _residuals(cell: np.ndarray, numbers: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (rows) minus the training mean of their cell, 0 where it is unseen, and whether it is seen (rows)."""
-    counts = np.bincount(cell[train], minlength=cell.max() + 1)
-    sums = np.bincount(cell[train], weights=numbers[train], minlength=cell.max() + 1)
-    seen = counts[cell] > 0
-    residual = np.where(seen, numbers - (sums / np.maximum(counts, 1))[cell], 0.0)
+    means = cell_means(numbers, cell, train)
+    seen = ~np.isnan(means)
+    residual = np.where(seen, numbers - means, 0.0)
     # What rounding leaves of a label that is constant in its cell is not signal.
     residual[np.abs(residual) <= 1e-12 * np.abs(numbers)] = 0.0
     return residual, seen

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from weightspace.components.discovery import refuse_unknown_name
+from weightspace.store import LabelColumn
 
 Kind = Literal["regression", "classification"]
 
@@ -33,19 +34,15 @@ TRANSFORMS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(LabelColumn):
     """A label chosen for probing.
 
     name: column of models.parquet. transform: a key of `TRANSFORMS`; low and high bound 'clip', in the label's unit.
-    leave_out_step_0: whether snapshots of step 0 (untrained models) are left out.
+    trained_only: whether snapshots of step 0 (untrained models) are left out.
     """
 
-    name: str
     kind: Kind = "regression"
     transform: str = "identity"
-    low: float = -np.inf
-    high: float = np.inf
-    leave_out_step_0: bool = False
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -53,8 +50,7 @@ class Target:
             raise ValueError(
                 f"Target '{self.name}': no transform '{self.transform}'; there are {', '.join(TRANSFORMS)}."
             )
-        if self.transform == "clip" and not self.low < self.high:
-            raise ValueError(f"Target '{self.name}' clips to [{self.low}, {self.high}]; low must be below high.")
+        super().__post_init__()
 
     @property
     def transform_text(self) -> str:
@@ -75,7 +71,7 @@ HEADLINES = (
         name="state_effective_rank", description="entropy rank of the driven state's covariance over the state size"
     ),
     Target(name="memory_decay_rate", transform="clip", low=-0.5, high=1.5, description=_FADING),
-    Target(name="score", leave_out_step_0=True, description="task performance, higher is better"),
+    Target(name="score", trained_only=True, description="task performance, higher is better"),
 )
 CLASSES = (
     Target(name="family", kind="classification", description="class of the recurrent architecture"),

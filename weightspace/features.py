@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from weightspace.rows import rows, unfolded
 from weightspace.spec import Params, WeightSpec
-from weightspace.store import Stack, Zoo
+from weightspace.store import Stack, Zoo, read_config
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CHUNK = 256
@@ -187,17 +186,6 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     for column in ("family_config", "task_config", "learning_config"):
         record |= dict(_leaves(column.removesuffix("_config"), read_config(column, row[column])))
     return {name: value for name, value in record.items() if value is not None}
-
-
-def read_config(column: str, text: Any) -> dict[str, Any]:
-    """The JSON object in a column of models.parquet, empty where it is null; ValueError for anything else."""
-    try:
-        fields = json.loads(text or "{}")
-    except (ValueError, TypeError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise ValueError(f"The column '{column}' of the zoo's table holds {str(text)[:60]!r}, expected a JSON object.")
-    return fields
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -112,7 +112,7 @@ class PairConnections(NamedTuple):
 def _layout(text: str) -> Layout:
     # Cached tensors are also used where gradients are recorded, which inference tensors do not allow.
     with torch.inference_mode(False):
-        return _made_layout(WeightSpec.from_json(text))
+        return _layout_of(WeightSpec.from_json(text))
 
 
 @lru_cache(maxsize=1024)
@@ -122,7 +122,7 @@ def _layout_on(text: str, device: torch.device) -> Layout:
         return _layout(text).to(device)
 
 
-def _made_layout(spec: WeightSpec) -> Layout:
+def _layout_of(spec: WeightSpec) -> Layout:
     offsets = _offsets(spec)
     size = num_nodes(spec)
     nodes = _node_fields(spec, offsets, size)

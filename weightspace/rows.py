@@ -86,10 +86,10 @@ def _row_specs(text: str, order: tuple[str, ...], names: tuple[str, ...] | None)
     """Rows of a declaration written as JSON, tensors in this order: kept, because encoders read them in every batch."""
     spec = WeightSpec.from_json(text)
     ordered = replace(spec, tensors={name: spec.tensors[name] for name in order})
-    return tuple(_made_row_specs(ordered, names))
+    return tuple(_specs_of_rows(ordered, names))
 
 
-def _made_row_specs(spec: WeightSpec, names: tuple[str, ...] | None) -> Iterator[RowSpec]:
+def _specs_of_rows(spec: WeightSpec, names: tuple[str, ...] | None) -> Iterator[RowSpec]:
     slots = slots_of(spec.axes, spec.tensors)
     for name in slots if names is None else names:
         roles = spec.tensors[name].row_roles

@@ -1,1 +1,1 @@
-"""What makes zoos: tasks, learning, labels, and the plan and builder that put them together."""
+"""The builder of zoos: tasks, learners, labels, plans, and the workers that make shards."""

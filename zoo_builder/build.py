@@ -1,4 +1,4 @@
-"""Building a zoo: from a recipe to a finished folder, or on from where an earlier build was stopped."""
+"""Builds of zoos: from a recipe to a finished folder, or on from where an earlier build was stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A zoo, how many of its shards this build made, and how many are still missing: others make them, or will."""
+    """Result of a build: the zoo, the shards made, and the shards that other builders have not finished."""
 
     path: Path
     models: int
@@ -56,7 +56,7 @@ def build(
     `workers` None is one process per core, or one on CUDA; `method` None is "native" on the CPU, where there is a
     compiler, and "torch" elsewhere. The bytes depend on the recipe, the seed, the method, the device class and the
     versions, not on the workers, the engine or the shares. With a `share` only those shards are made, beside other
-    builders of the same plan; whoever then finds all shards there and nobody else at work merges them.
+    builders of the same plan; the last builder at work merges them once all are there.
     """
     plan = make_plan(read_recipe(recipe, seed, device))
     check_memory(plan)
@@ -69,7 +69,7 @@ def build(
         return _built(out, plan, finished, 0)
     with store.naming(out, 0):
         out.mkdir(parents=True, exist_ok=True)
-    # Builders of shares work side by side; one that starts while another merges waits for it.
+    # Builders of shares share the lock; one that starts during a merge waits for its end.
     with store.locked(out, shared=share is not None, patience=5.0 if share is None else 60.0) as lock:
         made = 0
         if _finished(out, identity) is None:
@@ -77,11 +77,11 @@ def build(
             missing = _missing_shards(out, plan, identity, share or Share(1, 1))
             _make(out, plan, identity, missing, workers, engine)
             made = len(missing)
-        # In this order: the last of several to give up its shared lock sees the shards of all.
+        # In this order: the last builder to give up its shared lock sees the shards of all.
         if share is not None and (not lock.try_alone() or store.absent_shards(out, len(plan.shards))):
             return _unfinished(out, plan, made)
         manifest = _finished(out, identity) or _finish(out, plan, identity)
-        # A build may have died, or another may have finished, just before it tidied up.
+        # An earlier build may have died, or another one finished, before staging was emptied.
         store.empty_staging(out)
     return _built(out, plan, manifest, made)
 
@@ -98,10 +98,10 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")
-    others = [name for name, label in manifest["labels"].items() if "measured_with" in label]
-    if others:
+    relabelled = [name for name, label in manifest["labels"].items() if "measured_with" in label]
+    if relabelled:
         raise ValueError(
-            f"{out} cannot be repaired: other versions measured {', '.join(others)}. Copy what is damaged from "
+            f"{out} cannot be repaired: other versions measured {', '.join(relabelled)}. Copy what is damaged from "
             "elsewhere, or measure them again with the versions that built the zoo."
         )
     with store.locked(out):
@@ -115,7 +115,7 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
 
 
 def recorded_plan(zoo: Path, manifest: Mapping[str, Any]) -> Plan:
-    """The plan of a finished zoo; ValueError where its recipe is none that this version reads as it stands there."""
+    """Plan of a finished zoo; ValueError where this version reads its recipe otherwise."""
     try:
         recipe = read_recipe(manifest["recipe"])
     except ValueError as error:
@@ -124,7 +124,7 @@ def recorded_plan(zoo: Path, manifest: Mapping[str, Any]) -> Plan:
 
 
 def _damaged_shards(faults: Sequence[store.Fault], num_shards: int) -> list[int]:
-    """The shards of a plan that lack something or have it otherwise, not those that only have something else, too."""
+    """Shards of a plan with missing or changed files; further files do no harm."""
     paths = [fault.path.split("/") for fault in faults]
     names = {path[1] for path in paths if path[0] == store.SHARDS and set(path[2:]) <= set(store.SHARD_FILES)}
     return [index for index in range(num_shards) if f"{index:05d}" in names]
@@ -133,7 +133,7 @@ def _damaged_shards(faults: Sequence[store.Fault], num_shards: int) -> list[int]
 def _make(
     out: Path, plan: Plan, identity: Mapping[str, Any], missing: Sequence[int], workers: int | None, engine: Engine
 ) -> None:
-    """Have the missing shards made, with a progress bar on a terminal and a line per shard elsewhere."""
+    """Make the missing shards, with a progress bar on a terminal and a line per shard elsewhere."""
     executor = identity["executor"]
     job = Job(
         recipe=plan.recipe,
@@ -156,7 +156,7 @@ def _finish(out: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any
 
 
 def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's own content, but the files."""
+    """Content of the manifest, without the list of files."""
     families = {cohort.family: None for cohort in plan.cohorts}
     tasks = {type(cohort.task).__name__: cohort.task for cohort in plan.cohorts if cohort.task is not None}
     return {
@@ -216,7 +216,7 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | Non
 
 
 def _remember(out: Path, identity: Mapping[str, Any]) -> None:
-    """Keep the plan with the unfinished zoo, or refuse if another one is there."""
+    """Write the plan into the unfinished zoo; ValueError if that of another build is there."""
     file = out / store.STAGING / store.PLAN
     if file.exists():
         refuse_differences(store.read_document(file), identity, f"{out} holds an unfinished zoo of another plan")
@@ -225,7 +225,7 @@ def _remember(out: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any], share: Share) -> list[int]:
-    """The shards of a share still to make; damaged ones are taken away first."""
+    """Indices of the shards of a share that are still to be made; damaged ones are removed first."""
     store.clean_staging(out)
     indices = share.of(len(plan.shards))
     good, bad = store.good_shards(out, indices, store.digest(identity))

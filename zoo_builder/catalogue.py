@@ -1,4 +1,4 @@
-"""The catalogue of what recipes, configs and commands can name, as plain data and as text."""
+"""Catalogue of the members that recipes, configs and commands can name, as plain data and as text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def listing(kind: str, name: str | None = None) -> list[dict[str, Any]]:
 
 
 def _row(kind: str, name: str, member: Any) -> dict[str, Any]:
-    """What a listing says of each member."""
+    """Record of a member in the listing of its kind."""
     if kind == "recipes":
         lines = itertools.takewhile(lambda line: line.startswith("#"), member.read_text().splitlines())
         text = "\n".join(line.lstrip("# ") for line in lines)
@@ -66,13 +66,13 @@ def _row(kind: str, name: str, member: Any) -> dict[str, Any]:
 
 
 def _summary(text: str) -> str:
-    """The first line of a docstring, or as many more as end its first sentence."""
+    """Definition in a docstring: its first line, with the lines up to the end of its first sentence."""
     summary = ""
     for line in text.partition("\n\n")[0].splitlines():
         summary = f"{summary} {line.strip()}".lstrip()
         if summary.endswith((".", "?")):
             break
-        # A sentence that ended inside the line, but not at "et al." or an abbreviated name.
+        # End of a sentence inside the line, but not at "et al." or an initial.
         ended = re.match(r".*(?<! al)[a-z0-9)`][.?](?= [A-Z`])", summary)
         if ended is not None:
             return ended[0]
@@ -92,7 +92,7 @@ def _not_native(family: Any) -> str | None:
 
 
 def _details(kind: str, member: Any) -> dict[str, Any]:
-    """What a listing says of one member alone."""
+    """Details of a member that is listed alone."""
     if kind == "recipes":
         return {"text": member.read_text()}
     least = {} if kind != "families" else _least_sizes(member)
@@ -105,7 +105,7 @@ def _details(kind: str, member: Any) -> dict[str, Any]:
 
 
 def _least_sizes(family: Any) -> dict[str, int]:
-    """The least value of each whole number of a family that does not declare one: 1, by the contract of `Family`."""
+    """Least value of the whole numbers of a family that declare none: 1, by the contract of `Family`."""
     return {item.name: 1 for item in dataclasses.fields(family) if item.type in ("int", int)}
 
 
@@ -149,7 +149,7 @@ def listing_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _field_text(field: Mapping[str, Any]) -> str:
-    """One field in one line: name, type or choices, default, and what is known of its range and meaning."""
+    """Line of a field: name, type or choices, default, range and meaning."""
     kind = field["type"] if field["choices"] is None else " | ".join(map(json.dumps, field["choices"]))
     default = "required" if field["required"] else f"= {json.dumps(field['default'])}"
     notes = [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from zoo_builder.workers.processes import Engine
 
 ENGINES = {"processes": "zoo_builder.workers.processes", "ray": "zoo_builder.workers.ray"}
-"""Where `run_shards` of each engine is."""
+"""Module of each engine, which has a function `run_shards`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("zoo-builder: interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Who reads our output has gone, as in `zoo-builder list families | head -1`.
+        # The reader of the output has ended, as in `zoo-builder list families | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
@@ -241,8 +241,8 @@ def _label(options: Namespace) -> int:
 def _info(options: Namespace) -> int:
     from zoo_builder.overview import info, info_text
 
-    found = info(options.folder)
-    _print(found, info_text(found), options.json)
+    overview = info(options.folder)
+    _print(overview, info_text(overview), options.json)
     return 0
 
 
@@ -260,13 +260,13 @@ def _study(options: Namespace) -> int:
 
 
 def _bench(options: Namespace) -> int:
-    found, text = bench_command.measured(options)
-    _print(found, text, options.json)
+    result, text = bench_command.measured(options)
+    _print(result, text, options.json)
     return 0
 
 
 def _print(value: Any, text: str, as_json: bool) -> None:
-    """The only thing a command writes to stdout."""
+    """Print the result of a command, its only output on stdout."""
     print(json.dumps(value, allow_nan=False, sort_keys=True, indent=1) if as_json else printable(text))
 
 

@@ -1,4 +1,4 @@
-"""Two plans compared, field by field."""
+"""Comparison of two plans, field by field."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, pair in enumerate(zip(old, new, strict=True)):
-            yield from _differences(*pair, f"{where}[{place}]")
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{where}[{index}]")
     elif old != new:
         yield f"{where} was {json.dumps(old)}, now {json.dumps(new)}"

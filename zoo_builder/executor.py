@@ -1,4 +1,4 @@
-"""What runs a build and decides its bytes: method, device, versions."""
+"""Executor of a build, which decides its bytes: method, device, versions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from zoo_builder.workers.environment import ENVIRONMENT
 
 logger = logging.getLogger(__name__)
 
-# What `--method` names -> how cohorts are rolled out.
+# Value of `--method` -> rollout method of cohorts.
 ROLLOUTS: dict[str, Method] = {"native": "native", "torch": "stacked"}
 
 
 def chosen_method(device: str, method: str | None = None) -> str:
-    """The method asked for, or the best there is; one line says so if that is not the one that was to be expected."""
+    """Method as asked for, else the best available; one warning tells where that is not the usual one."""
     if device != "cpu":
         if method == "native":
             raise ValueError(f"`method` native runs on the CPU, not on '{device}'; use torch there.")
@@ -39,7 +39,7 @@ def chosen_method(device: str, method: str | None = None) -> str:
 
 
 def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
-    """What the bytes of a zoo depend on."""
+    """Identity of a build: everything that the bytes of a zoo depend on."""
     refuse_unknown_name("method", method, ROLLOUTS)
     refuse_missing_device(device)
     executor = {
@@ -55,16 +55,16 @@ def build_identity(plan: Plan, device: str, method: str) -> dict[str, Any]:
     if method == "native":
         executor["compiler"] = native.compiler_version()
     generator: dict[str, Any] = {"name": "zoo_builder", "version": weightspace.__version__}
-    own = plugins.digests(_kinds(plan))
-    if own:
-        generator["packages"] = own
-    # Through JSON, so that it equals what is read back from a file.
+    packages = plugins.digests(_kinds(plan))
+    if packages:
+        generator["packages"] = packages
+    # Through JSON: equal to the same document read from a file.
     identity: dict[str, Any] = {"recipe": plan.recipe, "executor": executor, "generator": generator}
     return dict(json.loads(json.dumps(identity)))
 
 
 def refuse_missing_device(device: str) -> None:
-    """Raise ValueError unless there is such a device here."""
+    """Raise ValueError unless this machine has such a device."""
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(
             f"`device` is '{device}', but torch sees no CUDA device here; build with cpu. What was built on CUDA is "

@@ -1,4 +1,4 @@
-"""Models of one cohort that are computed together, each with its own values of what differs between them."""
+"""Members of a cohort: models that are computed together, each with its own values of the varying fields."""
 
 from __future__ import annotations
 

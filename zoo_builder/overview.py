@@ -1,4 +1,4 @@
-"""What a finished zoo holds, as plain data and as text."""
+"""Overview of a finished zoo, as plain data and as text."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def _range(zoo: Zoo, name: str) -> dict[str, Any]:
         "mean": _finite(pc.mean(column).as_py()),
         "high": bounds["max"],
         "unit": zoo.manifest["labels"][name]["unit"],
-        # None where it was measured with what built the zoo.
+        # None where the executor of the build measured it.
         "measured_with": zoo.manifest["labels"][name].get("measured_with"),
     }
 
 
 def _finite(number: float | None) -> float | None:
-    """None for a mean beyond the largest number, which JSON cannot say."""
+    """A finite number, else None: JSON has no infinity."""
     return None if number is None or not math.isfinite(number) else number
 
 
 def info_text(found: Mapping[str, Any]) -> str:
-    """What a zoo holds, as text."""
+    """Overview of a zoo as text."""
     lines = [
         f"{found['title']}: {found['models']:,} models, {found['rows']:,} rows, {found['shards']:,} shards",
         f"fingerprint {found['fingerprint']}",

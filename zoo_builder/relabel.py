@@ -68,9 +68,9 @@ def relabel(
 
 
 def _measured_with(zoo: Path, plan: Plan, identity: Mapping[str, Any], other_version: bool) -> Mapping[str, Any] | None:
-    """What labels are measured with here, None if it is what built the zoo; refused unless `other_version`."""
+    """Executor of the labels, None if it is the one that built the zoo; another is refused unless `other_version`."""
     executor = identity["executor"]
-    # Labels are measured where the models learned, if that is to be had here.
+    # Labels are measured on the device on which the models learned, if this machine has it.
     device = "cpu" if other_version and not torch.cuda.is_available() else executor["device"]
     here = build_identity(plan, device, executor["method"])
     if here == identity:
@@ -88,22 +88,25 @@ def _head(
     measured_with: Mapping[str, Any] | None,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """The new manifest's own content, where labels that others measured say so."""
+    """Content of the new manifest, in which labels by another executor name it."""
     head = manifest_head(plan, identity)
-    others = {name: label["measured_with"] for name, label in manifest["labels"].items() if "measured_with" in label}
+    executors = {name: label["measured_with"] for name, label in manifest["labels"].items() if "measured_with" in label}
     for name in measured_columns(plan, names):
-        others.pop(name, None)
+        executors.pop(name, None)
         if measured_with is not None:
-            others[name] = measured_with
-    if not others:
+            executors[name] = measured_with
+    if not executors:
         return head
-    found = {name: {**label, "measured_with": others[name]} for name, label in head["labels"].items() if name in others}
+    relabelled = {
+        name: {**label, "measured_with": executors[name]} for name, label in head["labels"].items() if name in executors
+    }
     # No build of the recipe makes these tables, so they are shards of another plan.
-    return {**head, "labels": head["labels"] | found, "plan": store.digest({**identity, "measured_with": others})}
+    plan_digest = store.digest({**identity, "measured_with": executors})
+    return {**head, "labels": head["labels"] | relabelled, "plan": plan_digest}
 
 
 def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    """The manifest of a zoo that is whole, or the old one of a zoo whose labelling was stopped."""
+    """Manifest of an intact zoo, or the old one of a zoo whose labelling was stopped."""
     stopped = store.unfinished_labelling(zoo)
     if stopped is None:
         manifest = store.open_zoo(zoo).manifest
@@ -121,7 +124,7 @@ def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _plan(zoo: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
-    """The plan of the zoo with the new labels after its own."""
+    """Plan of the zoo, the new labels after those it has."""
     recipe = recorded_plan(zoo, manifest).recipe
     return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))})
 
@@ -129,7 +132,7 @@ def _plan(zoo: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
 def _stage(
     zoo: Path, plan: Plan, names: Sequence[str], key: str, executor: Mapping[str, Any], workers: int | None
 ) -> None:
-    """Have the missing tables measured and written aside by worker processes."""
+    """Measure the missing tables in worker processes, which write them to staging."""
     from tqdm import tqdm
 
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))

@@ -1,4 +1,4 @@
-"""One shard made (learn, label, roll out, tabulate) or labelled anew; a pure function of the plan and its index."""
+"""Shards made (learn, label, roll out, tabulate) or labelled anew, as pure functions of plan and index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zoo_builder.tasks import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Models of one shard that are computed together, and what became of them (padding left out)."""
+    """Chunk of a shard: models that are computed together, with snapshots, labels and rollouts, without padding."""
 
     members: Members
     learned: Learned
@@ -45,7 +45,7 @@ def make_shard(
     method: Method = "stacked",
     progress: Callable[[int], None] | None = None,
 ) -> ShardContent:
-    """Everything one shard holds, rows by model, then snapshot.
+    """Content of one shard, rows by model, then snapshot.
 
     `progress` is called with the number of (model, update) pairs done since the last call.
     """
@@ -55,7 +55,7 @@ def make_shard(
     learned = _joined([_learned(plan, cohort, stack, device, method, progress) for stack in stacks])
     size = chunk_size(device)
     chunks = [
-        _made_chunk(plan, cohort, part, _part(learned, number * size, (number + 1) * size), device, method)
+        _measured(plan, cohort, part, _part(learned, number * size, (number + 1) * size), device, method)
         for number, part in enumerate(members.parts(size))
     ]
     params = {name: tensor.flatten(0, 1) for name, tensor in learned.params.items()}
@@ -82,7 +82,7 @@ def stage_shard(
     device: str = "cpu",
     method: Method = "stacked",
 ) -> None:
-    """Measure the labels `names` of a finished shard's models and write its new table aside."""
+    """Measure the labels `names` of a finished shard's models and write its new table to staging."""
     stack, table = store.open_zoo(zoo).shard(shard.index)
     refuse_other_models(plan, shard, stack.family, table)
     count, num_snapshots, size = len(shard.model_ids), len(plan.snapshots), chunk_size(device)
@@ -99,14 +99,14 @@ def stage_shard(
 def _learned(
     plan: Plan, cohort: Cohort, members: Members, device: str, method: Method, progress: Callable[[int], None] | None
 ) -> Learned:
-    """What becomes of a few models of one cohort that learn together."""
+    """Chunks of a few models of one cohort that learn together."""
     count = len(members.ids)
     run = Run(device, method, None if progress is None else lambda update: progress(count))
     learned = cohort.learner.learn(cohort.family, cohort.task, members.padded(), plan.snapshots, run)
     return _part(learned, 0, count)
 
 
-def _made_chunk(plan: Plan, cohort: Cohort, members: Members, learned: Learned, device: str, method: Method) -> Chunk:
+def _measured(plan: Plan, cohort: Cohort, members: Members, learned: Learned, device: str, method: Method) -> Chunk:
     """Label and roll out a few models of one cohort together."""
     padded, count = members.padded(), len(members.ids)
     rollouts = []
@@ -162,7 +162,7 @@ def _joined(parts: Sequence[Learned]) -> Learned:
 def _held_out(
     cohort: Cohort, values: Mapping[str, Tensor], streams: Streams, sequences: int
 ) -> tuple[Batch, dict[str, Tensor]]:
-    """Held-out sequences and the noise that models are given with them, the same at every snapshot."""
+    """Held-out sequences and the noise of models on them, the same at every snapshot."""
     assert cohort.task is not None
     batch = cohort.task.sample(values, streams, sequences, "test")
     return batch, draw_noise(cohort.family.spec, streams, batch.x.shape[1], sequences)

@@ -1,4 +1,4 @@
-"""The share of a zoo's shards that one of several builders makes, as in the tasks of a job array."""
+"""Share of a zoo's shards: those that one of several builders makes, as in the tasks of a job array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """Builder `number` of `count`, counted from 1; shards go round in turn, so that costly cohorts are spread."""
+    """Builder `number` of `count`, counted from 1; shards are dealt in turn, so that costly cohorts are spread."""
 
     number: int
     count: int
@@ -21,10 +21,10 @@ class Share:
     @classmethod
     def parse(cls, text: str) -> Share:
         """The share that `I/N` names."""
-        found = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
-        if found is None:
+        match = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
+        if match is None:
             raise ValueError(f"`shard` is '{text}'; give I/N with whole numbers and I from 1 to N, such as 2/8.")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def of(self, num_shards: int) -> Sequence[int]:
         """Indices of the shards in this share, ascending."""

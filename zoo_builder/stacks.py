@@ -1,4 +1,4 @@
-"""How many models are computed together: a matter of the device and of the plan, never of what else is to be done."""
+"""Sizes of stacks: models computed together, by the device and the plan alone, whatever else is to be made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from zoo_builder.members import MULTIPLE
 from zoo_builder.planning.plan import Cohort
 
 STACK = 64
-"""Number of models that are computed together on the CPU: what its cache likes."""
+"""Number of models that are computed together on the CPU: these fit its cache."""
 CUDA_STACK = 1024
 """Number of models that learn together on CUDA, where a stack takes hardly longer than a model."""
 CUDA_CHUNK = 256
@@ -16,9 +16,9 @@ CUDA_MEMORY = 8 * 2**30
 
 
 def models_together(cohort: Cohort, device: str) -> int:
-    """How many models of a cohort learn as one stack, a multiple of MULTIPLE.
+    """Number of models of a cohort that learn as one stack, a multiple of MULTIPLE.
 
-    It does not depend on which GPU there is: on CUDA the last bits may depend on the size of a stack.
+    It is the same for every GPU: on CUDA the last bits may depend on the size of a stack.
     """
     if device == "cpu":
         return STACK
@@ -27,5 +27,5 @@ def models_together(cohort: Cohort, device: str) -> int:
 
 
 def chunk_size(device: str) -> int:
-    """How many models of a shard are labelled and rolled out together."""
+    """Number of models of a shard that are labelled and rolled out together."""
     return STACK if device == "cpu" else CUDA_CHUNK

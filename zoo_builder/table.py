@@ -73,14 +73,14 @@ def _configs(instance: Task | Learner, values: Mapping[str, Tensor], num_models:
 
 def _states(learned: Learned, num_models: int) -> dict[str, list[Any]]:
     """Step, status and where learning diverged, by model, then snapshot."""
-    found: dict[str, list[Any]] = {"step": [], "status": [], "diverged_step": []}
+    columns: dict[str, list[Any]] = {"step": [], "status": [], "diverged_step": []}
     for diverged_step in learned.diverged_step[:num_models].tolist():
         for step in learned.steps:
             diverged = 0 <= diverged_step <= step
-            found["step"].append(step)
-            found["status"].append("diverged" if diverged else "untrained" if step == 0 else "ok")
-            found["diverged_step"].append(diverged_step if diverged_step >= 0 else None)
-    return found
+            columns["step"].append(step)
+            columns["status"].append("diverged" if diverged else "untrained" if step == 0 else "ok")
+            columns["diverged_step"].append(diverged_step if diverged_step >= 0 else None)
+    return columns
 
 
 def label_column(measured: Sequence[Mapping[str, Tensor]], name: str, num_models: int) -> pa.Array:
@@ -99,35 +99,35 @@ def label_columns(plan: Plan) -> dict[str, labels.LabelColumn]:
 
 @lru_cache(maxsize=8)
 def _measured_columns(names: tuple[str, ...], families: tuple[Family, ...]) -> dict[str, labels.LabelColumn]:
-    # All shards of a plan have the same ones.
+    # The columns are the same in all shards of a plan.
     return labels.columns(names, [family.effective_spec for family in families])
 
 
 def out_of_task(cohort: Cohort, values: Mapping[str, Tensor], share: float, num_models: int) -> list[str]:
     """`out` for models with an extreme task, by its own measure or a parameter in the top `share` of its range."""
-    own = {key: value[:num_models] for key, value in values.items()}
-    extremity = cohort.task.extremity(own) if cohort.task is not None else None
+    values_of_models = {key: value[:num_models] for key, value in values.items()}
+    extremity = cohort.task.extremity(values_of_models) if cohort.task is not None else None
     if extremity is not None:
-        return ["out" if found > 1 - share else "in" for found in extremity.expand(num_models).tolist()]
+        return ["out" if degree > 1 - share else "in" for degree in extremity.expand(num_models).tolist()]
     out = torch.zeros(num_models, dtype=torch.bool)
     for key, spread in cohort.task_spreads.items():
-        out |= spread.beyond(own[key], share)
+        out |= spread.beyond(values_of_models[key], share)
     return ["out" if extreme else "in" for extreme in out.tolist()]
 
 
 def own_configs(instance: Any, values: Mapping[str, Tensor], num_models: int) -> list[dict[str, Any]]:
-    """For each model the fields of a task or learner with the model's own values put in."""
+    """Config of a task or learner for each model, with the model's own values."""
     shared = instance.config
-    own = {key: tensor.tolist() for key, tensor in values.items()}
-    found = []
+    numbers_of = {key: tensor.tolist() for key, tensor in values.items()}
+    configs = []
     for model in range(num_models):
         config = {name: dict(field) if isinstance(field, dict) else field for name, field in shared.items()}
-        for key, numbers in own.items():
+        for key, numbers in numbers_of.items():
             group, _, option = key.rpartition(".")
             fields = config[group] if group else config
             fields[option] = type(fields[option])(numbers[model])
-        found.append(config)
-    return found
+        configs.append(config)
+    return configs
 
 
 def measured_columns(plan: Plan, names: Sequence[str]) -> list[str]:

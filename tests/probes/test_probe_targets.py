@@ -70,7 +70,7 @@ def test_rows_that_do_not_count_are_left_out_and_counted():
     status = ["diverged" if row == 1 else "untrained" if row % 2 == 0 else "ok" for row in range(120)]
     table = make_table(label=pa.array(label, from_pandas=True), status=status)
     rows = read_rows(table)
-    target = Target(name="label", leave_out_step_0=True, transform="clip", low=0, high=60)
+    target = Target(name="label", trained_only=True, transform="clip", low=0, high=60)
     problem = pose(rows, target, in_distribution(rows))
     # Of the 60 rows of step 0, 12 are of the split val, and 3 are named before for another reason, one of them of val.
     assert problem.excluded["diverged"] == 1
@@ -108,7 +108,7 @@ def test_default_targets_are_the_headlines_or_else_the_labels():
     assert [t.name for t in default_targets(table, ["extra"])] == ["memory_decay_rate", "score", "family", "task"]
     decay, score = default_targets(table)[:2]
     assert (decay.transform, decay.low, decay.high) == ("clip", -0.5, 1.5)
-    assert score.leave_out_step_0
+    assert score.trained_only
     nothing = pa.nulls(120, pa.float64())
     planted = make_table(memory_mode=np.zeros(120), score=nothing, family=["Elman"] * 120)
     assert [t.name for t in default_targets(planted, ["memory_mode", "score"])] == ["memory_mode", "task"]

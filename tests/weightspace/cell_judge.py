@@ -371,7 +371,7 @@ def _is_all_in_c(cell: Cell) -> bool:
 def _updates(cell: Cell, seed: int, draw: int) -> None:
     """Three updates made in one call of C are those made one by one, and by torch."""
     from weightspace.rollout.native import descend, descend_on
-    from zoo_builder.learning.optimiser import StackedAdamW
+    from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 
     if not _is_all_in_c(cell) or not cell.spec.trained:
         return
@@ -383,7 +383,7 @@ def _updates(cell: Cell, seed: int, draw: int) -> None:
     rate = torch.full((2,), 1e-2, dtype=torch.float64)
 
     def optimiser() -> StackedAdamW:
-        return StackedAdamW(cell.spec, own.params, rate, 0 * rate, 0 * rate, fused=True)
+        return StackedAdamW(cell.spec, own.params, Hyperparameters(rate, 0 * rate, 0 * rate), fused=True)
 
     together, apart = optimiser(), optimiser()
     weights, trained = criterion.weight.expand(3, *criterion.weight.shape), cell.spec.trained

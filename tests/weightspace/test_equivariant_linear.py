@@ -8,7 +8,7 @@ from weightspace import families
 from weightspace.encoders import fields
 from weightspace.encoders.equivariant_linear import EquivariantLinear
 from weightspace.encoders.matrix_power import MatrixPower, Product
-from weightspace.encoders.standardisation import Scales
+from weightspace.encoders.scales import FieldScales
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.graph import EDGE_TYPES
@@ -112,8 +112,9 @@ def test_an_absent_connection_is_known_from_its_mask_and_never_from_its_value(ki
 
 
 def test_scales_are_the_root_mean_squares_of_what_the_masks_leave():
-    models, scales = stack(Masked(input_size=2, hidden_size=5, output_size=1), models=9), Scales()
-    scales.fit([models])
+    models, scales = stack(Masked(input_size=2, hidden_size=5, output_size=1), models=9), FieldScales()
+    scales.add(models)
+    scales.settle()
     kept = models.params["weight_hh"][models.params["mask"] > 0]
     torch.testing.assert_close(scales.edge[EDGE_TYPES.index("recurrent"), 0], kept.square().mean().sqrt())
     expected = models.params["weight_ih"].square().mean().sqrt()

@@ -1,5 +1,6 @@
 """Every family against its contract, and against torch.nn or a closed form where one exists."""
 
+import dataclasses
 import difflib
 
 import pytest
@@ -152,3 +153,15 @@ def test_an_unknown_option_is_refused_with_the_near_match():
 def test_sizes_below_one_are_refused():
     with pytest.raises(ValueError, match=r"`hidden_size` \(=0\) of Elman must be at least 1"):
         Elman(input_size=1, hidden_size=0, output_size=1)
+
+
+def test_least_values_that_depend_on_other_fields_are_taken_and_one_less_is_refused():
+    judged = set()
+    for example in EXAMPLES:
+        for name, least in example.least(example.config).items():
+            assert getattr(dataclasses.replace(example, **{name: least.number}), name) == least.number
+            message = rf"`{name}` \(={least.number - 1}\) of {type(example).__name__} must be at least"
+            with pytest.raises(ValueError, match=message):
+                dataclasses.replace(example, **{name: least.number - 1})
+            judged.add(type(example).__name__)
+    assert judged == {"LTC", "LowRankSparse"}

@@ -10,9 +10,9 @@ from tests.weightspace.test_objectives import Given, batch_of, rollouts
 from tests.weightspace.zoos import FAMILIES, write_zoo
 from weightspace.data.batch import Training
 from weightspace.data.datamodule import ZooDataModule
-from weightspace.data.targets import cell_codes
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.objectives.matching import Matching
+from weightspace.store import cell_codes
 
 
 def matching(**options):

@@ -34,14 +34,13 @@ def stack(family, models=3, dtype=torch.float64, scale=1.0):
 
 
 def sized(example, hidden_size):
+    """The family at this size, or at the least that its other fields allow."""
     fields = {"hidden_size": hidden_size}
     if getattr(example, "has_readout", True) is False:
         fields["output_size"] = hidden_size
-    try:
-        return dataclasses.replace(example, **fields)
-    except ValueError:
-        # A rank or a wiring that needs more units: run as it is.
-        return example
+    for name, least in example.least(example.config | fields).items():
+        fields[name] = max(fields.get(name, 0), least.number)
+    return dataclasses.replace(example, **fields)
 
 
 def far(found, expected):

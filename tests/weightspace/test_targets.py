@@ -6,13 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from weightspace.data.targets import Target, cell_codes, read_labels
+from weightspace.data.targets import Target, read_labels
+from weightspace.store import cell_codes
 
 
 def table(values, **columns):
     count = len(values)
     config = json.dumps({"hidden_size": 4, "input_size": 1, "output_size": 1})
-    base = {"family": ["A"] * count, "family_config": [config] * count, "task": ["T"] * count, "step": [5] * count}
+    same = {"family": "A", "family_config": config, "hidden_size": 4, "task": "T", "step": 5}
+    base = {name: [value] * count for name, value in same.items()}
     return pa.table({**base, **columns, "label": pa.array(values, from_pandas=True)})
 
 
@@ -64,7 +66,7 @@ def test_unknown_text_and_empty_targets_are_refused():
     made, train = table([1.0, 2.0, 3.0]), np.ones(3, dtype=bool)
     with pytest.raises(ValueError, match=r"No column of the zoo is called 'lable'; .* Did you mean 'label'"):
         read_labels(made, [Target(name="lable")], train)
-    with pytest.raises(ValueError, match="must be a number"):
+    with pytest.raises(ValueError, match="expected numbers"):
         read_labels(made, [Target(name="family")], train)
     with pytest.raises(ValueError, match="has 0 values among the training rows"):
         read_labels(made, [Target(name="label")], np.zeros(3, dtype=bool))

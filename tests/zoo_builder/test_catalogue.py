@@ -78,11 +78,13 @@ def test_the_least_value_that_is_shown_is_the_least_that_is_taken(kind):
             judged += 1
             with pytest.raises(ValueError, match=rf"`{field['name']}` \(={field['least'] - 1}\)"):
                 dataclasses.replace(example, **{field["name"]: field["least"] - 1})
-            # Of these, a rank or a wiring asks for more.
-            bounded_by_others = name in ("LowRankSparse", "LTC")
             takes_least = kind != "tasks" or member.difficulty is None or member.difficulty[0] == field["name"]
-            if takes_least and not bounded_by_others:
-                dataclasses.replace(example, **{field["name"]: field["least"]})
+            if takes_least:
+                fields = {field["name"]: field["least"]}
+                if kind == "families":
+                    others = member.least(example.config | fields)
+                    fields |= {other: max(getattr(example, other), least.number) for other, least in others.items()}
+                dataclasses.replace(example, **fields)
     assert judged > 0
 
 

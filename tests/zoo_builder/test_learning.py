@@ -15,7 +15,7 @@ from zoo_builder.learning.base import Run, fresh_params
 from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.planted import Planted
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.members import Members
@@ -91,7 +91,7 @@ def test_the_optimiser_is_adamw_with_clipping(fused):
         torch.tensor([0.0, 0.3, 1.0, 0.1]),
         torch.tensor([0, 0.5, 1, 9]),
     )
-    stacked = StackedAdamW(spec, params, rate, decay, clip, fused=fused)
+    stacked = StackedAdamW(spec, params, Hyperparameters(rate, decay, clip), fused=fused)
     alone = [{k: v[m].clone().requires_grad_() for k, v in params.items()} for m in range(4)]
     optimisers = [
         torch.optim.AdamW(own.values(), lr=float(rate[m]), weight_decay=float(decay[m])) for m, own in enumerate(alone)
@@ -115,8 +115,8 @@ def test_a_diverging_model_freezes_and_never_touches_its_neighbours(poison, fuse
     family, draws = FAMILY, torch.Generator().manual_seed(0)
     params = fresh_params(family, 0, IDS)
     rate = torch.full((6,), 1e-2)
-    settings = (rate, torch.zeros(6), torch.ones(6))
-    with_it, without = (StackedAdamW(family.spec, params, *settings, fused=fused) for _ in range(2))
+    settings = Hyperparameters(rate, torch.zeros(6), torch.ones(6))
+    with_it, without = (StackedAdamW(family.spec, params, settings, fused=fused) for _ in range(2))
     for update in range(1, 6):
         gradients = {k: torch.randn(v.shape, generator=draws) for k, v in params.items()}
         without.update(torch.zeros(6), gradients)
@@ -146,7 +146,7 @@ def test_rows_have_the_same_bytes_however_many_threads_move_them(monkeypatch):
             draws = torch.Generator().manual_seed(0)
             params = fresh_params(FAMILY, 0, IDS)
             optimiser = StackedAdamW(
-                FAMILY.spec, params, torch.full((6,), 1e-2), torch.zeros(6), torch.ones(6), fused=True
+                FAMILY.spec, params, Hyperparameters(torch.full((6,), 1e-2), torch.zeros(6), torch.ones(6)), fused=True
             )
             for _ in range(20):
                 gradients = {k: torch.randn(v.shape, generator=draws) for k, v in params.items()}
@@ -314,7 +314,8 @@ def test_trained_params_stay_in_their_domain(fused):
         states={"h": "hidden"},
     )
     params = {name: torch.full((1, 2), 1.0) for name in spec.tensors}
-    optimiser = StackedAdamW(spec, params, torch.tensor([5.0]), torch.zeros(1), torch.zeros(1), fused=fused)
+    settings = Hyperparameters(torch.tensor([5.0]), torch.zeros(1), torch.zeros(1))
+    optimiser = StackedAdamW(spec, params, settings, fused=fused)
     optimiser.update(torch.zeros(1), {name: torch.ones(1, 2) for name in spec.trained})
     moved = {name: tensor[0, 0].item() for name, tensor in optimiser.params().items()}
     assert moved == {"tau": 1.0, "rate": pytest.approx(1e-6), "bias": pytest.approx(-4.0)}

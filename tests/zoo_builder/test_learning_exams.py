@@ -24,7 +24,7 @@ from zoo_builder.learning.base import Run, fresh_params
 from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.members import Members
 from zoo_builder.planning.plan import make_plan
@@ -188,8 +188,9 @@ def test_a_model_that_stops_is_frozen_and_its_neighbours_learn_on_as_if_it_had_n
 
 def test_a_stopped_row_keeps_its_moments():
     family = family_of(TASK)
-    params, settings = fresh_params(family, 0, IDS), (torch.full((4,), 0.1), torch.ones(4), torch.ones(4))
-    stopped, free = (StackedAdamW(family.spec, params, *settings) for _ in "ab")
+    params = fresh_params(family, 0, IDS)
+    settings = Hyperparameters(torch.full((4,), 0.1), torch.ones(4), torch.ones(4))
+    stopped, free = (StackedAdamW(family.spec, params, settings) for _ in "ab")
     draws = torch.Generator().manual_seed(0)
     for update in range(4):
         gradients = {k: torch.randn(v.shape, generator=draws) for k, v in free.params().items()}

@@ -15,10 +15,10 @@ from weightspace.rollout.native import can_descend_on, descend, descend_on
 from zoo_builder.bench.case import cases, draw
 from zoo_builder.bench.methods import Native
 from zoo_builder.learning.base import Run, fresh_params
-from zoo_builder.learning.batches import UPDATES_PER_DRAW, BatchSource
+from zoo_builder.learning.batches import UPDATES_PER_DRAW, BatchSource, Exercise
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.members import Members
 from zoo_builder.tasks.adding import Adding
@@ -48,10 +48,9 @@ KINDS = [kind.examples()[0] for kind in families.available().values()]
 
 def learned(family, lessons, **options):
     task, batch_size, fields = LESSONS[lessons]
-    # LTC needs a motor unit for each output.
-    units = max(family.config["hidden_size"], task.output_size)
-    sizes = {"input_size": task.input_size, "output_size": task.output_size, "hidden_size": units}
-    sized = type(family)(**{**family.config, **sizes})
+    config = family.config | {"input_size": task.input_size, "output_size": task.output_size}
+    config |= {name: max(config[name], least.number) for name, least in family.least(config).items()}
+    sized = type(family)(**config)
     learner = BPTT(num_updates=22, batch_size=batch_size, **fields)
     return learner.learn(sized, task, Members(0, IDS, {}, SETTINGS), [0, 5, 20, 22], Run(method="native", **options))
 
@@ -152,7 +151,8 @@ def test_progress_is_told_of_every_update():
 
 def test_sequences_are_the_same_however_many_are_taken_at_once():
     task = DelayedRecall(num_steps=6, delay=2)
-    whole, parts = (BatchSource(task, dict, Streams(0, IDS, "train"), 3) for _ in range(2))
+    family = Elman(input_size=task.input_size, hidden_size=3, output_size=task.output_size)
+    whole, parts = (BatchSource(Exercise(family, task, Streams(0, IDS, "train"), 3), dict) for _ in range(2))
     expected = [whole.take(update, UPDATES_PER_DRAW) for update in (0, UPDATES_PER_DRAW)]
     found, update = [], 0
     for most in (3, 1, 100, 2, 100):
@@ -168,7 +168,8 @@ def stack(family, models=4, updates=3, batch=5):
     """An optimiser in C, what learns by it, and data for so many updates."""
     ids = [str(model) for model in range(models)]
     rate = torch.full((models,), 1e-2, dtype=torch.float64)
-    optimiser = StackedAdamW(family.spec, fresh_params(family, 0, ids), rate, 0 * rate, 0 * rate, fused=True)
+    settings = Hyperparameters(rate, 0 * rate, 0 * rate)
+    optimiser = StackedAdamW(family.spec, fresh_params(family, 0, ids), settings, fused=True)
     task = Adding(num_steps=7)
     data = task.sample({}, Streams(0, ids, "train"), updates * batch, "train")
     criterion = task.criterion(data)

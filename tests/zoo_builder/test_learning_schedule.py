@@ -8,7 +8,7 @@ from weightspace.families.elman import Elman
 from zoo_builder import learning
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.learning.bptt import BPTT
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.schedule import SHAPES, Schedule
 from zoo_builder.members import Members
 from zoo_builder.tasks.delayed_recall import DelayedRecall
@@ -68,7 +68,7 @@ def test_the_optimiser_takes_each_models_rate_at_each_update():
     family, ids = Elman(input_size=1, hidden_size=3, output_size=2), ["a", "b", "c"]
     params = fresh_params(family, 0, ids)
     rate, decay = torch.tensor([1e-2, 3e-2, 1e-1]), torch.tensor([0.0, 0.1, 0.5])
-    stacked = StackedAdamW(family.spec, params, rate, decay, torch.zeros(3))
+    stacked = StackedAdamW(family.spec, params, Hyperparameters(rate, decay, torch.zeros(3)))
     alone = [{k: v[m].clone().requires_grad_() for k, v in params.items()} for m in range(3)]
     optimisers = [
         torch.optim.AdamW(own.values(), lr=float(rate[m]), weight_decay=float(decay[m])) for m, own in enumerate(alone)

@@ -23,7 +23,7 @@ from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, 
 from weightspace.data.targets import Target, read_labels
 from weightspace.data.usable import bounded_stacks, named, unusable
 from weightspace.families import Family
-from weightspace.store import SplitName, Stack, Zoo, divide, open_zoo, recorded_split, split_title
+from weightspace.store import SplitName, Stack, Zoo, codes, divide, open_zoo, recorded_split, split_title
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class ZooDataModule(pl.LightningDataModule):
         sampler = EpochSampler(
             rows,
             self._shards[rows],
-            _codes(self.zoo.table, rows),
+            _cohort_codes(self.zoo.table, rows),
             costs=self._costs[rows],
             batch_size=self.batch_size,
             groups_per_batch=self.groups_per_batch,
@@ -224,10 +224,8 @@ class _TrainingStacks:
         return self._data.training_stacks()
 
 
-def _codes(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+def _cohort_codes(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     """Cohort code (rows): models of one family config and one task class."""
     columns = [table.column(name).to_pylist() for name in ("family", "family_config", "task")]
-    numbers: dict[tuple[str, ...], int] = {}
-    codes = [numbers.setdefault(key, len(numbers)) for key in zip(*columns, strict=True)]
-    codes_of_rows: np.ndarray = np.array(codes, dtype=np.int64)[rows]
-    return codes_of_rows
+    cohorts: np.ndarray = codes(zip(*columns, strict=True))[rows]
+    return cohorts

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from weightspace.data.augment import Augmentation
 from weightspace.data.batch import Batch
 from weightspace.data.sampling import Neighbours, Request
-from weightspace.data.targets import Labels, cell_codes
+from weightspace.data.targets import Labels
 from weightspace.rollout.streams import derive_key
-from weightspace.store import Stack, Zoo
+from weightspace.store import Stack, Zoo, cell_codes
 
 
 class Loaded(NamedTuple):

@@ -55,12 +55,12 @@ def statistics(activity: Tensor, responses: Responses, max_outputs: int) -> Tens
     varies = size > 0
     outputs, _ = _centred(responses.outputs.chunk(2, dim=2)[0].permute(0, 3, 1, 2))
     followed = [_followed(centred, lag) for lag in (1, 2)]
-    told = torch.einsum("mntk,motk->mno", centred, outputs) / (main.shape[2] * main.shape[3])
+    covariances = torch.einsum("mntk,motk->mno", centred, outputs) / (main.shape[2] * main.shape[3])
     share = (main - other).square().mean(3)[:, :, responses.kick :] / torch.where(varies, size, 1.0).square()[..., None]
     moments = torch.stack([main.mean((2, 3)), torch.log(size + TINY), *followed], dim=-1)
-    told = F.pad(told, (0, max_outputs - told.shape[-1]), value=torch.nan)
-    found = torch.cat([moments, told, torch.log(share + TINY) / 2], dim=-1)
-    return torch.where((varies & responses.finite[:, None])[..., None] & found.isfinite(), found, torch.nan)
+    covariances = F.pad(covariances, (0, max_outputs - covariances.shape[-1]), value=torch.nan)
+    columns = torch.cat([moments, covariances, torch.log(share + TINY) / 2], dim=-1)
+    return torch.where((varies & responses.finite[:, None])[..., None] & columns.isfinite(), columns, torch.nan)
 
 
 def num_statistics(num_steps: int, kick: int, max_outputs: int) -> int:

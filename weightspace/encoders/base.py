@@ -27,6 +27,9 @@ _WORDS = {
 }
 
 
+MAX_SIZE = 2**16
+
+
 class Encoder(Constructed, nn.Module, ABC):
     """Reads whole weight spaces. Subclasses state their symmetry, which `weightspace check encoders` verifies."""
 
@@ -175,6 +178,13 @@ class Encoder(Constructed, nn.Module, ABC):
 def _kinds() -> dict[str, type[Encoder]]:
     """Every encoder by name, as `encoders.available()`, which cannot be imported from here."""
     return concrete_subclasses(__package__, Encoder)
+
+
+def refuse_outside(sizes: Mapping[str, int], least: int = 1, most: int = MAX_SIZE) -> None:
+    """Raise ValueError for the first size, by the name of its option, that is not from `least` to `most`."""
+    for name, size in sizes.items():
+        if not least <= size <= most:
+            raise ValueError(f"`{name}` (={size}) must be from {least} to {most}.")
 
 
 def sizes_of(spec: WeightSpec) -> dict[str, int]:

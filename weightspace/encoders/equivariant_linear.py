@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from weightspace.declaration import NODE_KINDS
-from weightspace.encoders.base import Encoder
 from weightspace.encoders.edge_functions import moments
-from weightspace.encoders.fields import Fields, read_fields
+from weightspace.encoders.fields import Fields
+from weightspace.encoders.graph_encoder import Edges, FieldEncoder, Invariants
 from weightspace.encoders.lifts import EdgeLift, NodeLift, States
 from weightspace.encoders.linear_maps import Basis, LinearMaps, Maps
-from weightspace.encoders.standardisation import Scales
+from weightspace.encoders.pooling import read_out
+from weightspace.encoders.scales import FieldScales
 from weightspace.graph import EDGE_TYPES
-from weightspace.store import Stack
-
-MAX_WIDTH = 2**16
 
 
-class EquivariantLinear(Encoder):
+class EquivariantLinear(FieldEncoder):
     """Complete linear equivariant maps and relu, invariant to permutations of hidden units and factors.
 
     Weight spaces as in DWSNets (Navon et al., ICML 2023, arXiv 2301.12780), NFN (Zhou et al., NeurIPS 2023, arXiv
@@ -32,8 +29,6 @@ class EquivariantLinear(Encoder):
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
-
-    symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
 
     def __init__(
         self,
@@ -46,46 +41,27 @@ class EquivariantLinear(Encoder):
         max_layers: int = 8,
         max_ends: int = 256,
     ) -> None:
-        super().__init__(embedding_dim)
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "num_layers": num_layers}
-        for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
-            if not 1 <= size <= MAX_WIDTH:
-                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
+        super().__init__(embedding_dim, sizes, max_layers, max_ends)
         if basis not in ("complete", "six"):
             raise ValueError(f"`basis` (={basis!r}) must be 'complete' or 'six'.")
-        self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
         self.complete = basis == "complete"
-        self.scales = Scales()
+        self.scales = FieldScales()
         self.edges = EdgeLift(edge_dim, max_ends, constant=True)
         self.nodes = NodeLift(node_dim, max_layers, max_ends)
         self.layers = nn.ModuleList(LinearMaps(edge_dim, node_dim, max_ends, basis) for _ in range(num_layers))
         self.edge_dim, self.node_dim, self.edge_stats = edge_dim, node_dim, 4 * edge_dim
         pooled = len(EDGE_TYPES) * self.edge_stats + 2 * len(NODE_KINDS) * node_dim + node_dim
-        self.head = nn.Sequential(
-            nn.LayerNorm(pooled),
-            nn.Dropout(dropout),
-            nn.Linear(pooled, 2 * embedding_dim),
-            nn.SiLU(),
-            nn.Linear(2 * embedding_dim, embedding_dim),
-        )
+        self.head = read_out(pooled, 2 * embedding_dim, embedding_dim, dropout=dropout)
 
-    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
-        """Root mean square of training weights by (connection type, channel) and (node kind, channel), as buffers."""
-        self.scales.fit(stacks)
+    def over(self, fields: Fields) -> Invariants:
+        """The invariants of models of one declaration, whose maps are put together once."""
+        layers = [layer.over(fields) for layer in self.layers if isinstance(layer, LinearMaps)]
 
-    def forward(self, stacks: Sequence[Stack]) -> Tensor:
-        """Embeddings (models, embedding_dim) of all models of the stacks, a few models at a time."""
-        pooled = []
-        for stack in stacks:
-            fields = read_fields(*stack.effective)
-            edges, nodes = self.edges.over(fields, self.scales), self.nodes.over(fields, self.scales)
-            layers = [layer.over(fields) for layer in self.layers if isinstance(layer, LinearMaps)]
-            for chunk in fields.chunks(self.edge_dim):
-                first, present = edges(chunk)
-                states = States(edges=first, nodes=nodes(chunk), present=present)
-                pooled.append(self._pooled(chunk, states, layers))
-        embedding: Tensor = self.head(torch.cat(pooled))
-        return embedding
+        def invariants(chunk: Fields, edges: Edges, nodes: dict[str, Tensor]) -> Tensor:
+            return self._pooled(chunk, States(edges=edges[0], nodes=nodes, present=edges[1]), layers)
+
+        return invariants
 
     def _pooled(self, fields: Fields, states: States, layers: Sequence[Maps]) -> Tensor:
         """Invariants (models, pooled) of the last states."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.declaration import NODE_KINDS
-from weightspace.encoders.base import Encoder
+from weightspace.encoders.base import Encoder, refuse_outside
 from weightspace.encoders.graph_level import NUM_DECLARED, Standardised, declared_of
 from weightspace.encoders.places import Places
 from weightspace.encoders.scales import WeightScales
-from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, dense_graphs
+from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, dense_graphs, layout
 from weightspace.spec import WeightSpec
 from weightspace.store import Stack
 
@@ -43,8 +43,7 @@ class Flat(Encoder):
         max_pairs: int = 64,
     ) -> None:
         super().__init__(embedding_dim)
-        if width < 1:
-            raise ValueError(f"`width` (={width}) must be at least 1.")
+        refuse_outside({"width": width})
         self.max_sizes = {"hidden": (max_hidden, "max_hidden"), "layers": (max_layers, "max_layers")}
         self.max_sizes |= {"input": (max_inputs, "max_inputs"), "output": (max_outputs, "max_outputs")}
         self.max_sizes |= {"factor": (max_factors, "max_factors"), "pairs": (max_pairs, "max_pairs")}
@@ -69,9 +68,9 @@ class Flat(Encoder):
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
         """Root mean square of weights by type and role, moments of sizes over the training models, as buffers."""
         for stack in stacks:
-            graphs = dense_graphs(*stack.effective)
-            self.scales.add(graphs)
-            self.declared.add(declared_of(graphs.layout).expand(len(stack), 1, -1))
+            self.scales.add(stack)
+            declared = declared_of(layout(stack.family.effective_spec)).to(stack.rows.device)
+            self.declared.add(declared.expand(len(stack), 1, -1))
         self.scales.settle()
         self.declared.settle()
 

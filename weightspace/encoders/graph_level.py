@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,18 @@ from weightspace.summaries import NUM_SUMMARIES, summaries_of
 NUM_DECLARED = len(NODE_KINDS) + len(NONLINEARITIES) + 1
 CONSTANT = 1e-7
 """A column whose deviation is below this share of its size is constant: what is left is rounding."""
+
+
+class Fitted(nn.Module, ABC):
+    """Base of parts of an encoder that learn fixed numbers from the training models, kept as buffers."""
+
+    @abstractmethod
+    def add(self, stack: Stack) -> None:
+        """Take training models into account."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Set the buffers from all that was added, if anything was."""
 
 
 class Standardised(nn.Module):
@@ -61,7 +75,7 @@ class Standardised(nn.Module):
         return torch.cat([scaled.flatten(1), present.to(scaled.dtype)], dim=1).to(self.mean.dtype)
 
 
-class Summaries(nn.Module):
+class Summaries(Fitted):
     """The invariant summaries of a model (`summaries_of`), standardised: for the head of any encoder.
 
     Shapes: a stack -> (models, width).

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weightspace.encoders.base import Encoder, refuse_outside
 from weightspace.encoders.graph_level import NUM_DECLARED, Standardised, declared_of
 from weightspace.encoders.queries import Core, Mode, Queries, as_inputs, refuse_unknown_mode
 from weightspace.encoders.responses import PER_STEP, Responses, ask, continued, gathered, num_geometry, paired
@@ -39,11 +41,8 @@ class Interview(nn.Module):
         super().__init__()
         refuse_unknown_mode(mode)
         sizes = {"num_queries": num_queries, "reader_dim": reader_dim, "core_dim": core_dim}
-        for name, size in {**sizes, "max_inputs": max_inputs, "max_outputs": max_outputs}.items():
-            if not 1 <= size <= MAX_ENDS:
-                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_ENDS}.")
-        if not 2 <= num_steps <= MAX_ENDS:
-            raise ValueError(f"`num_steps` (={num_steps}) must be from 2 to {MAX_ENDS}.")
+        refuse_outside({**sizes, "max_inputs": max_inputs, "max_outputs": max_outputs}, most=MAX_ENDS)
+        refuse_outside({"num_steps": num_steps}, least=2, most=MAX_ENDS)
         self.num_steps, self.kick = num_steps, num_steps // 4
         self.max_inputs, self.max_outputs = max_inputs, max_outputs
         self.queries = Queries(num_queries, num_steps, max_inputs, CODE_DIM if mode == "deep_linear" else None)
@@ -92,13 +91,13 @@ class Interview(nn.Module):
     def forward(self, stacks: Sequence[Stack]) -> tuple[Tensor, list[Responses]]:
         """One vector per model (models, width), and the responses it was read from."""
         responses, thoughts = self.ask(stacks)
-        steps = torch.cat([self._steps_of(one) for one in responses]).transpose(1, 2)
+        steps = torch.cat([self._steps_of(answer) for answer in responses]).transpose(1, 2)
         columns: Tensor = self.steps(steps.flatten(0, 2)[..., None])
         read = self.read(columns).unflatten(0, steps.shape[:3]) + self.asked[:, None]
         heard, last = self.reader(read.flatten(0, 1))
         whole = torch.cat([heard.mean(1), last[0]], dim=1).unflatten(0, steps.shape[:2]).flatten(1)
-        parts = [whole, self.geometry(torch.cat([one.geometry for one in responses]))]
-        parts += [self.declared(torch.cat([self._declared_of(one) for one in responses]))]
+        parts = [whole, self.geometry(torch.cat([answer.geometry for answer in responses]))]
+        parts += [self.declared(torch.cat([self._declared_of(answer) for answer in responses]))]
         return torch.cat(parts if thoughts is None else [*parts, thoughts], dim=1), responses
 
     def _converse(self, core: Core, stacks: Sequence[Stack]) -> tuple[list[Responses], Tensor]:
@@ -132,6 +131,21 @@ class Interview(nn.Module):
         return declared.expand(len(stack), 1, -1)
 
 
+class Interviewer(Encoder):
+    """Base of encoders that interview models: those with more inputs or outputs than queries have are refused."""
+
+    queries: ClassVar[bool] = True
+    interview: Interview
+
+    def refuse_too_large(self, family: Family) -> None:
+        """Raise ValueError where a family has more inputs or outputs than this encoder asks and hears."""
+        self.interview.refuse_too_large(family)
+
+    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
+        """Mean and deviation of each reading over the training models, as buffers."""
+        self.interview.fit_standardisation(stacks)
+
+
 class _Talk:
     """A stack that is asked step by step, its state kept from one answer to the next question."""
 
@@ -153,5 +167,5 @@ class _Talk:
 
     def responses(self, kick: int) -> Responses:
         """All answers so far."""
-        states = {name: torch.cat([one[name] for one in self._states], dim=1) for name in self._states[0]}
+        states = {name: torch.cat([state[name] for state in self._states], dim=1) for name in self._states[0]}
         return gathered(self.stack, torch.cat(self._inputs, 1), torch.cat(self._outputs, 1), states, kick)

@@ -30,10 +30,10 @@ class Layer(nn.Module):
 
     def forward(self, topology: Topology, e: Tensor, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
         """Next edge and node states; `kinds` is each node's one-hot of `NODE_KINDS`."""
-        own, opposite, a, b = self.edge(e).split(self.widths, dim=-1)
+        direct, opposite, a, b = self.edge(e).split(self.widths, dim=-1)
         drive, modulation = self.source(x).chunk(2, dim=-1)
         update = self.product(topology.product(a, b))
-        update = update.add_(own).add_(topology.reverse(opposite)).add_(topology.from_targets(self.target(x)))
+        update = update.add_(direct).add_(topology.reverse(opposite)).add_(topology.from_targets(self.target(x)))
         e = e + torch.relu(update.add_(topology.silence(topology.from_sources(drive))))
         message = e * topology.from_sources(modulation)
         heard = [topology.mean(message), topology.maximum(message), topology.diagonal(e)]

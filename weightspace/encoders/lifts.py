@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES
 from weightspace.encoders.fields import Fields, NodeSet, Pair, Values
 from weightspace.encoders.positions import Patterns, codes, num_codes
-from weightspace.encoders.standardisation import Scales
+from weightspace.encoders.scales import FieldScales
 from weightspace.graph import CHANNELS, EDGE_TYPES
 
 
@@ -44,7 +44,7 @@ class EdgeLift(nn.Module):
         self.to_places = Patterns(edge_dim, num_codes(max_ends))
         self.from_places = Patterns(edge_dim, num_codes(max_ends))
 
-    def over(self, fields: Fields, scales: Scales) -> Lift:
+    def over(self, fields: Fields, scales: FieldScales) -> Lift:
         """The lift of the edges of one declaration, to be used for as many models as there are."""
         return Lift(self, fields, scales)
 
@@ -59,7 +59,7 @@ class EdgeLift(nn.Module):
 class Lift:
     """The first edge states of one declaration: fields -> states and presence (models, to, from, 1) where masked."""
 
-    def __init__(self, lift: EdgeLift, fields: Fields, scales: Scales) -> None:
+    def __init__(self, lift: EdgeLift, fields: Fields, scales: FieldScales) -> None:
         self.sides = lift.sides
         self.pairs = {}
         for pair, part in fields.edges.items():
@@ -112,7 +112,7 @@ class NodeLift(nn.Module):
         self.layer = nn.Embedding(max_layers, node_dim)
         self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
 
-    def over(self, fields: Fields, scales: Scales) -> Nodes:
+    def over(self, fields: Fields, scales: FieldScales) -> Nodes:
         """The lift of the nodes of one declaration, to be used for as many models as there are."""
         return Nodes(self, fields, scales)
 
@@ -127,7 +127,7 @@ class NodeLift(nn.Module):
 class Nodes:
     """The first node states of one declaration: fields -> states (models, axis, channel) of every node set."""
 
-    def __init__(self, lift: NodeLift, fields: Fields, scales: Scales) -> None:
+    def __init__(self, lift: NodeLift, fields: Fields, scales: FieldScales) -> None:
         self.declared = {axis: lift.declared(nodes, fields.like) for axis, nodes in fields.sets.items()}
         self.vectors, self.loops = {}, {}
         for axis, part in fields.nodes.items():

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from weightspace.declaration import NODE_KINDS
-from weightspace.encoders.base import Encoder
-from weightspace.encoders.fields import Fields, Pair, read_fields
-from weightspace.encoders.lifts import EdgeLift, Lift, NodeLift
-from weightspace.encoders.standardisation import Scales
+from weightspace.encoders.fields import Fields, Pair
+from weightspace.encoders.graph_encoder import Edges, FieldEncoder, Invariants
+from weightspace.encoders.lifts import EdgeLift, NodeLift
+from weightspace.encoders.pooling import class_means, one_hot_kinds, read_out
+from weightspace.encoders.scales import FieldScales
 from weightspace.graph import CHANNELS
-from weightspace.store import Stack
-
-MAX_WIDTH = 2**16
 
 
-class MatrixPower(Encoder):
+class MatrixPower(FieldEncoder):
     """Products of all weights as matrices, invariant to permutations of hidden units and factors.
 
     All nodes of a model make one square field F (channel, node, node): weights and their transposes, mixed to channels
@@ -33,8 +28,6 @@ class MatrixPower(Encoder):
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
 
-    symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
-
     def __init__(
         self,
         embedding_dim: int = 64,
@@ -46,13 +39,9 @@ class MatrixPower(Encoder):
         max_layers: int = 8,
         max_ends: int = 256,
     ) -> None:
-        super().__init__(embedding_dim)
         sizes = {"edge_dim": edge_dim, "product_dim": product_dim, "node_dim": node_dim, "num_layers": num_layers}
-        for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
-            if not 1 <= size <= MAX_WIDTH:
-                raise ValueError(f"`{name}` (={size}) must be from 1 to {MAX_WIDTH}.")
-        self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
-        self.scales = Scales()
+        super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        self.scales = FieldScales()
         self.edges = EdgeLift(edge_dim, max_ends, constant=False)
         self.transposed = nn.Parameter(torch.randn(edge_dim, edge_dim) / edge_dim**0.5)
         self.loop = nn.Parameter(torch.randn(CHANNELS, edge_dim))
@@ -63,33 +52,18 @@ class MatrixPower(Encoder):
         self.node = nn.Linear(2 * node_dim, node_dim)
         self.edge_dim, self.traced = edge_dim, edge_dim + num_layers * product_dim
         pooled = len(NODE_KINDS) * (self.traced + 2 * node_dim) + self.traced
-        self.head = nn.Sequential(
-            nn.LayerNorm(pooled),
-            nn.Dropout(dropout),
-            nn.Linear(pooled, 2 * embedding_dim),
-            nn.SiLU(),
-            nn.Linear(2 * embedding_dim, embedding_dim),
-        )
+        self.head = read_out(pooled, 2 * embedding_dim, embedding_dim, dropout=dropout)
 
-    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
-        """Root mean square of training weights by (connection type, channel) and (node kind, channel), as buffers."""
-        self.scales.fit(stacks)
+    def over(self, fields: Fields) -> Invariants:
+        """The invariants of models of one declaration."""
 
-    def forward(self, stacks: Sequence[Stack]) -> Tensor:
-        """Embeddings (models, embedding_dim) of all models of the stacks, a few models at a time."""
-        pooled = []
-        for stack in stacks:
-            fields = read_fields(*stack.effective)
-            lift, nodes = self.edges.over(fields, self.scales), self.nodes.over(fields, self.scales)
-            for chunk in fields.chunks(self.edge_dim):
-                x = torch.cat(list(nodes(chunk).values()), dim=1)
-                pooled.append(self._pooled(chunk, self._field(chunk, lift), x))
-        embedding: Tensor = self.head(torch.cat(pooled))
-        return embedding
+        def invariants(chunk: Fields, edges: Edges, nodes: dict[str, Tensor]) -> Tensor:
+            return self._pooled(chunk, self._field(chunk, edges[0]), torch.cat(list(nodes.values()), dim=1))
 
-    def _field(self, fields: Fields, lift: Lift) -> Tensor:
+        return invariants
+
+    def _field(self, fields: Fields, edges: dict[Pair, Tensor]) -> Tensor:
         """Weights of all connections in both directions, (models, channel, node, node)."""
-        edges, _ = lift(fields)
         for axis, part in fields.loops.items():
             values = (part.values / self.scales.of_loops(part)) @ self.loop[part.channels]
             loops = torch.diag_embed(values.mT).permute(0, 2, 3, 1)
@@ -163,6 +137,5 @@ def _joined(fields: Fields, blocks: dict[Pair, Tensor]) -> Tensor:
 
 def _means_by_kind(fields: Fields, nodes: Tensor) -> Tensor:
     """Mean node values (models, kind * channel) by node kind, 0 where there is no node of a kind."""
-    kinds = torch.cat([nodes.new_full((axis.size,), axis.kind) for axis in fields.sets.values()])
-    which = (torch.arange(len(NODE_KINDS), device=nodes.device)[:, None] == kinds).to(nodes.dtype)
-    return torch.matmul(which / which.sum(1, keepdim=True).clamp(min=1), nodes).flatten(1)
+    kinds = torch.cat([nodes.new_full((nodes_of.size,), nodes_of.kind) for nodes_of in fields.sets.values()])
+    return class_means(nodes, one_hot_kinds(kinds.long(), nodes))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.declaration import NONLINEARITIES
-from weightspace.encoders.base import Encoder
+from weightspace.encoders.base import Encoder, refuse_outside
+from weightspace.encoders.graph_encoder import fit
 from weightspace.encoders.places import Places
 from weightspace.encoders.scales import WeightScales
 from weightspace.graph import CHANNELS, Layout, dense_graphs
@@ -43,8 +44,7 @@ class ParameterTransformer(Encoder):
         super().__init__(embedding_dim)
         if dim < HEAD_DIM or dim % HEAD_DIM:
             raise ValueError(f"`dim` (={dim}) must be a multiple of {HEAD_DIM}, the width of an attention head.")
-        if num_layers < 1:
-            raise ValueError(f"`num_layers` (={num_layers}) must be at least 1.")
+        refuse_outside({"num_layers": num_layers})
         self.max_sizes = {"hidden": (max_hidden, "max_hidden"), "layers": (max_layers, "max_layers")}
         self.max_sizes |= dict.fromkeys(("input", "output"), (max_ends, "max_ends"))
         self.max_sizes |= {"factor": (max_factors, "max_factors"), "pairs": (max_pairs, "max_pairs")}
@@ -66,9 +66,7 @@ class ParameterTransformer(Encoder):
 
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
         """Root mean square of training weights by (connection type, channel) and (node kind, channel), as buffers."""
-        for stack in stacks:
-            self.scales.add(dense_graphs(*stack.effective))
-        self.scales.settle()
+        fit(self, stacks)
 
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of stacks."""

@@ -52,10 +52,10 @@ def parities_of(spec: WeightSpec) -> Parities:
 def _parities(text: str) -> Parities:
     # Cached tensors are also used where gradients are recorded, which inference tensors do not allow.
     with torch.inference_mode(False):
-        return _made(WeightSpec.from_json(text))
+        return _parities_of(WeightSpec.from_json(text))
 
 
-def _made(spec: WeightSpec) -> Parities:
+def _parities_of(spec: WeightSpec) -> Parities:
     where, slots = layout(spec), _sign_slots(spec)
     num = 2 ** max(sum(map(len, of_nodes)) for of_nodes in slots.values())
     edges = torch.zeros(num, num, *where.edge_roles.shape)

@@ -184,8 +184,9 @@ class ParityLayer(nn.Module):
         """Next features of edges and nodes."""
         num = len(x)
         kinds, pair_kinds = kinds_of(num).to(x.device), pair_kinds_of(num).to(x.device)
-        own, a, b = self.edge(torch.cat([e, reverse(e, num)], dim=-1), pair_kinds).split(self.widths, dim=-1)
-        update = own + self.product(edge_product(a, b, num), pair_kinds) + outer(*self.ends(x, kinds).chunk(2, dim=-1))
+        direct, a, b = self.edge(torch.cat([e, reverse(e, num)], dim=-1), pair_kinds).split(self.widths, dim=-1)
+        product, ends = self.product(edge_product(a, b, num), pair_kinds), self.ends(x, kinds).chunk(2, dim=-1)
+        update = direct + product + outer(*ends)
         update[0] += self.square((a * b).sum(0))
         e = e + self.edge_activation(self.edge_scale(update, pair_kinds))
         z = torch.cat([x, heard(e, self.message(x, kinds)), loops(e, num)], dim=-1)

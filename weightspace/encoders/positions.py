@@ -24,8 +24,13 @@ def _codes(size: int, number: int, dtype: torch.dtype, device: torch.device) -> 
     # Kept for calls that record gradients, too, whatever the mode of the first one is.
     with torch.inference_mode(False):
         place = torch.arange(size, device=device, dtype=torch.float64)[:, None]
-        angle = place * torch.pi / 2.0 ** torch.arange((number - 1) // 2, device=device)
-        return torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1).to(dtype)
+        return waves(place, number).to(dtype)
+
+
+def waves(place: Tensor, number: int) -> Tensor:
+    """Codes (position, code) of places (position, 1), in their dtype."""
+    angle = place * torch.pi / 2.0 ** torch.arange((number - 1) // 2, device=place.device)
+    return torch.cat([torch.sin(angle), torch.cos(angle), torch.ones_like(angle[:, :1])], dim=1)
 
 
 class Patterns(nn.Module):

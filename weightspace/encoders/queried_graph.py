@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES
 from weightspace.encoders.activities import STATES, correlations, num_statistics, statistics, trajectories
-from weightspace.encoders.base import Encoder
+from weightspace.encoders.base import refuse_outside
 from weightspace.encoders.graph_level import Standardised, Summaries
-from weightspace.encoders.interview import Interview
+from weightspace.encoders.interview import Interview, Interviewer
+from weightspace.encoders.pooling import class_means, one_hot_kinds, read_out
 from weightspace.encoders.positions import codes, num_codes
 from weightspace.encoders.queries import Mode
 from weightspace.encoders.responses import Responses
 from weightspace.encoders.scales import WeightScales
-from weightspace.families import Family
 from weightspace.graph import CHANNELS, DenseGraphs, dense_graphs
 from weightspace.store import Stack
 
@@ -27,7 +27,7 @@ PLANES, CORRELATIONS = 4, 3
 CODES = num_codes(256)
 
 
-class QueriedGraph(Encoder):
+class QueriedGraph(Interviewer):
     """Queries and weights in one graph: every node holds its unit's activity, and weights carry it to other nodes.
 
     Queries are those of `Querying`, and so are the readings that enter at the level of the model, beside the invariant
@@ -44,7 +44,6 @@ class QueriedGraph(Encoder):
     """
 
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
-    queries: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,9 +57,7 @@ class QueriedGraph(Encoder):
         max_outputs: int = 16,
     ) -> None:
         super().__init__(embedding_dim)
-        for name, size in {"node_dim": node_dim, "num_layers": num_layers}.items():
-            if size < 1:
-                raise ValueError(f"`{name}` (={size}) must be at least 1.")
+        refuse_outside({"node_dim": node_dim, "num_layers": num_layers})
         self.interview = Interview(mode, num_queries, num_steps, node_dim, 2 * node_dim, max_inputs, max_outputs)
         self.scales, self.summaries = WeightScales(), Summaries()
         self.max_outputs = max_outputs
@@ -72,16 +69,7 @@ class QueriedGraph(Encoder):
         self.rounds = nn.ModuleList(Round(node_dim) for _ in range(num_layers))
         self.summary = nn.Sequential(nn.Linear(self.summaries.width, node_dim), nn.SiLU())
         pooled = self.interview.width + node_dim + 2 * len(NODE_KINDS) * node_dim
-        self.head = nn.Sequential(
-            nn.LayerNorm(pooled),
-            nn.Linear(pooled, 2 * embedding_dim),
-            nn.SiLU(),
-            nn.Linear(2 * embedding_dim, embedding_dim),
-        )
-
-    def refuse_too_large(self, family: Family) -> None:
-        """Raise ValueError where a family has more inputs or outputs than this encoder asks and hears."""
-        self.interview.refuse_too_large(family)
+        self.head = read_out(pooled, 2 * embedding_dim, embedding_dim)
 
     @torch.no_grad()
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
@@ -93,7 +81,7 @@ class QueriedGraph(Encoder):
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of stacks."""
         read, responses = self.interview(stacks)
-        pooled = [self._pooled(self.scales(_graphs(one.stack)), one) for one in responses]
+        pooled = [self._pooled(self.scales(_graphs(answer.stack)), answer) for answer in responses]
         summaries = self.summary(torch.cat([self.summaries(stack) for stack in stacks]))
         embedding: Tensor = self.head(torch.cat([read, summaries, torch.cat(pooled)], dim=1))
         return embedding
@@ -102,12 +90,12 @@ class QueriedGraph(Encoder):
         """The same stacks, each taken into account by what is not part of the interview."""
         for stack in stacks:
             graphs = _graphs(stack)
-            self.scales.add(graphs)
+            self.scales.add(stack)
             self.summaries.add(stack)
             (responses,), _ = self.interview.ask([stack])
             activity = trajectories(responses, graphs.layout.offsets, graphs.nodes.shape[1])
-            found = statistics(activity[:, :, 0], responses, self.max_outputs)
-            self.statistics.add(found.flatten(0, 1)[..., None])
+            columns = statistics(activity[:, :, 0], responses, self.max_outputs)
+            self.statistics.add(columns.flatten(0, 1)[..., None])
             yield stack
 
     def _pooled(self, graphs: DenseGraphs, responses: Responses) -> Tensor:
@@ -118,9 +106,7 @@ class QueriedGraph(Encoder):
         x = self._nodes(graphs, activity, responses)
         for layer in self.rounds:
             x = layer(x, maps, chosen)
-        kinds = F.one_hot(graphs.layout.kind, len(NODE_KINDS)).to(x.dtype)
-        share = kinds / kinds.sum(0).clamp(min=1)
-        return torch.matmul(share.T, torch.cat([x, x.square()], dim=-1)).flatten(1)
+        return class_means(torch.cat([x, x.square()], dim=-1), one_hot_kinds(graphs.layout.kind, x))
 
     def _nodes(self, graphs: DenseGraphs, activity: Tensor, responses: Responses) -> Tensor:
         """First node states (models, node, channel)."""
@@ -133,9 +119,9 @@ class QueriedGraph(Encoder):
         declared = torch.cat([roles, places, where.layer[:, None].to(roles)], dim=1).expand(models, -1, -1)
         done = torch.asinh(activity.chunk(2, dim=4)[0].to(roles)).flatten(2)
         with torch.no_grad():
-            found = statistics(activity[:, :, 0], responses, self.max_outputs)
-            found = self.statistics(found.flatten(0, 1)[..., None]).unflatten(0, (models, size))
-        x: Tensor = self.node_in(torch.cat([*values, declared, done, found], dim=-1))
+            columns = statistics(activity[:, :, 0], responses, self.max_outputs)
+            columns = self.statistics(columns.flatten(0, 1)[..., None]).unflatten(0, (models, size))
+        x: Tensor = self.node_in(torch.cat([*values, declared, done, columns], dim=-1))
         kinds: Tensor = self.kind(where.kind) + self.nonlinearity(where.nonlinearity)
         return x + kinds
 

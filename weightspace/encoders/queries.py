@@ -30,8 +30,8 @@ class Queries(nn.Module):
         self.codes = nn.Parameter(torch.randn(num_queries, numbers if code_dim is None else code_dim))
         sizes = [] if code_dim is None else [code_dim, code_dim, code_dim, numbers]
         maps = [nn.Linear(a, b, bias=False) for a, b in pairwise(sizes)]
-        for one in maps:
-            nn.init.normal_(one.weight, std=one.in_features**-0.5)
+        for layer in maps:
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         self.generator = nn.Sequential(*maps)
 
     def forward(self) -> Tensor:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightspace.encoders.base import Encoder
-from weightspace.encoders.interview import Interview
+from weightspace.encoders.base import refuse_outside
+from weightspace.encoders.interview import Interview, Interviewer
+from weightspace.encoders.pooling import read_out
 from weightspace.encoders.queries import Mode
-from weightspace.families import Family
 from weightspace.store import Stack
 
 
-class Querying(Encoder):
+class Querying(Interviewer):
     """Runs each model on learned input sequences and reads its responses: it reads the function, not the weights.
 
     The functionalist encoder of Herrmann et al. (Learning Useful Representations of Recurrent Neural Network Weight
@@ -31,7 +31,6 @@ class Querying(Encoder):
     """
 
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation", "sign", "scale"})
-    queries: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -45,23 +44,9 @@ class Querying(Encoder):
         max_outputs: int = 16,
     ) -> None:
         super().__init__(embedding_dim)
-        if width < 1:
-            raise ValueError(f"`width` (={width}) must be at least 1.")
+        refuse_outside({"width": width})
         self.interview = Interview(mode, num_queries, num_steps, reader_dim, width, max_inputs, max_outputs)
-        self.head = nn.Sequential(
-            nn.LayerNorm(self.interview.width),
-            nn.Linear(self.interview.width, width),
-            nn.SiLU(),
-            nn.Linear(width, embedding_dim),
-        )
-
-    def refuse_too_large(self, family: Family) -> None:
-        """Raise ValueError where a family has more inputs or outputs than this encoder asks and hears."""
-        self.interview.refuse_too_large(family)
-
-    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
-        """Mean and deviation of each reading over the training models, as buffers."""
-        self.interview.fit_standardisation(stacks)
+        self.head = read_out(self.interview.width, width, embedding_dim)
 
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of stacks."""

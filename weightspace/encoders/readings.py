@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from weightspace.encoders.base import Encoder
+from weightspace.encoders.base import Encoder, refuse_outside
 from weightspace.encoders.graph_level import NUM_DECLARED, Standardised, declared_of
 from weightspace.graph import layout
 from weightspace.store import Stack
@@ -25,8 +25,7 @@ class Readings(Encoder):
 
     def __init__(self, embedding_dim: int, width: int, dropout: float, tables: Mapping[str, tuple[int, int]]) -> None:
         super().__init__(embedding_dim)
-        if width < 1:
-            raise ValueError(f"`width` (={width}) must be at least 1.")
+        refuse_outside({"width": width})
         shapes = {"declared": (1, NUM_DECLARED), **tables}
         self.tables = nn.ModuleDict({name: Standardised(*shape) for name, shape in shapes.items()})
         columns = sum(groups * (columns + 1) for groups, columns in shapes.values())

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.declaration import NODE_KINDS, NONLINEARITIES
-from weightspace.encoders.base import Encoder
+from weightspace.declaration import NODE_KINDS
+from weightspace.encoders.graph_encoder import DenseEncoder
 from weightspace.encoders.graph_level import Summaries
+from weightspace.encoders.pooling import class_means, one_hot_kinds, one_hot_types, read_out
 from weightspace.encoders.scales import WeightScales
 from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.store import Stack
 
-MAX_PAIRS = 1024
-"""Most product nodes of a model: dense edge fields grow with the square of all nodes."""
 CHUNK = {"cpu": 8, "cuda": 256}
 """Models encoded at a time, by device: on the CPU their edge fields stay in the cache."""
 
 
-class RelationalTransformer(Encoder):
+class RelationalTransformer(DenseEncoder):
     """Attention over all neurons of a model, in which every pair has a state; invariant to permutations.
 
     Queries, keys and values are sums of a node's and an edge's term (Diao & Loynd, Relational attention, ICLR 2023,
@@ -37,8 +35,6 @@ class RelationalTransformer(Encoder):
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
 
-    symmetry: ClassVar[frozenset[str]] = frozenset({"permutation"})
-
     def __init__(
         self,
         embedding_dim: int = 64,
@@ -50,53 +46,28 @@ class RelationalTransformer(Encoder):
         max_layers: int = 8,
         max_ends: int = 256,
     ) -> None:
-        super().__init__(embedding_dim)
         sizes = {"node_dim": node_dim, "edge_dim": edge_dim, "num_layers": num_layers, "num_heads": num_heads}
-        for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
-            if size < 1:
-                raise ValueError(f"`{name}` (={size}) must be at least 1.")
+        super().__init__(embedding_dim, sizes, max_layers, max_ends)
         if node_dim % num_heads:
             raise ValueError(f"`node_dim` (={node_dim}) must be divisible by `num_heads` (={num_heads}).")
-        most = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
-        self.max_sizes = {**most, "pairs": (MAX_PAIRS, "")}
         self.scales = WeightScales()
         self.summaries = Summaries() if summaries else None
         self.edge_in = nn.Linear(4 * CHANNELS, edge_dim)
-        self.edge_type = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
-        self.edge_type_reverse = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
+        self.embed_types(edge_dim)
         self.node_in = nn.Linear(2 * CHANNELS + 1, node_dim)
-        self.kind = nn.Embedding(len(NODE_KINDS), node_dim)
-        self.node_layer = nn.Embedding(max_layers, node_dim)
-        self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
+        self.embed_nodes(node_dim, max_layers)
         self.position = nn.Embedding(max_ends + 1, node_dim)
         self.layers = nn.ModuleList(Layer(node_dim, edge_dim, num_heads) for _ in range(num_layers))
         pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
         self.norm = nn.LayerNorm(pooled)
-        self.head = nn.Sequential(
-            nn.Linear(pooled + (self.summaries.width if self.summaries else 0), embedding_dim),
-            nn.SiLU(),
-            nn.Linear(embedding_dim, embedding_dim),
-        )
+        pooled += 0 if self.summaries is None else self.summaries.width
+        self.head = read_out(pooled, embedding_dim, embedding_dim, norm=False)
 
-    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
-        """Root mean square of weights by type and role, moments of summaries over the training models, as buffers."""
-        for stack in stacks:
-            self.scales.add(dense_graphs(*stack.effective))
-            if self.summaries is not None:
-                self.summaries.add(stack)
-        self.scales.settle()
-        if self.summaries is not None:
-            self.summaries.settle()
-
-    def forward(self, stacks: Sequence[Stack]) -> Tensor:
-        """Embeddings (models, embedding_dim) of stacks."""
-        pooled = []
-        for stack in stacks:
-            graphs = self.scales(dense_graphs(*stack.effective))
-            states = self.norm(torch.cat([self._pooled(chunk) for chunk in _chunks(graphs)]))
-            pooled.append(states if self.summaries is None else torch.cat([states, self.summaries(stack)], dim=1))
-        embeddings: Tensor = self.head(torch.cat(pooled))
-        return embeddings
+    def pooled(self, stack: Stack) -> Tensor:
+        """Normalised pooled states, then summaries if they are asked for (models, ...)."""
+        graphs = self.scales(dense_graphs(*stack.effective))
+        states: Tensor = self.norm(torch.cat([self._pooled(chunk) for chunk in _chunks(graphs)]))
+        return states if self.summaries is None else torch.cat([states, self.summaries(stack)], dim=1)
 
     def _pooled(self, graphs: DenseGraphs) -> Tensor:
         """Means of states and of their squares (models, ...), of nodes by kind and of edges by type."""
@@ -104,11 +75,10 @@ class RelationalTransformer(Encoder):
         e, x = self._edges(graphs), self._nodes(graphs)
         for layer in self.layers:
             e, x = layer(e, x)
-        kinds = F.one_hot(where.kind, len(NODE_KINDS)).to(x.dtype)
-        types = F.one_hot(where.edge_type.flatten() + 1, len(EDGE_TYPES) + 1)[:, 1:].to(x.dtype)
+        kinds, types = one_hot_kinds(where.kind, x), one_hot_types(where.edge_type.flatten(), x)
         e = e.flatten(1, 2)
         means = [(x, kinds), (x.square(), kinds), (e, types), (e.square(), types)]
-        return torch.cat([_means(values, classes) for values, classes in means], dim=1)
+        return torch.cat([class_means(values, classes) for values, classes in means], dim=1)
 
     def _edges(self, graphs: DenseGraphs) -> Tensor:
         """First edge states (models, node, node, edge_dim) as [target, source]."""
@@ -127,7 +97,7 @@ class RelationalTransformer(Encoder):
         fixed = torch.cat([F.pad(where.node_roles.to(size.dtype), (0, missing)), size], dim=1)
         values = F.pad(graphs.nodes, (0, missing))
         x = self.node_in(torch.cat([values, fixed.expand(len(values), -1, -1)], dim=-1))
-        learned = self.kind(where.kind) + self.node_layer(where.layer) + self.nonlinearity(where.nonlinearity)
+        learned = self.node_terms(where.kind, where.layer, where.nonlinearity)
         state: Tensor = x + learned + self.position(where.position + 1)
         return state
 
@@ -190,8 +160,3 @@ def _chunks(graphs: DenseGraphs) -> Iterator[DenseGraphs]:
     present = [graphs.present] * len(parts[0]) if shared else graphs.present.split(together)
     for edges, nodes, there in zip(*parts, present, strict=True):
         yield replace(graphs, edges=edges, nodes=nodes, present=there)
-
-
-def _means(values: Tensor, classes: Tensor) -> Tensor:
-    """Mean values (models, class * channel) of elements (models, element, channel) by class, 0 where there is none."""
-    return ((classes / classes.sum(0).clamp(min=1)).T @ values).flatten(1)

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.declaration import NODE_KINDS, NONLINEARITIES
-from weightspace.encoders.base import Encoder
+from weightspace.declaration import NODE_KINDS
+from weightspace.encoders.graph_encoder import DenseEncoder
 from weightspace.encoders.parities import Parities, parities_of
 from weightspace.encoders.parity_layers import FittedScale, ParityLayer, ParityLinear, kinds_of, loops, pair_kinds_of
+from weightspace.encoders.pooling import class_means, one_hot_kinds, read_out
 from weightspace.encoders.scales import WeightScales
 from weightspace.families import Family
 from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
 from weightspace.spec import Params, WeightSpec
 from weightspace.store import Stack
 
-MAX_PAIRS = 256
-"""Most product nodes of a model: edge fields grow with the square of all nodes, and these have the most parities."""
 NODE_PAIRS_TOGETHER = 2**14
 """Pairs of nodes encoded at a time: their edge fields stay in the cache."""
 FITTED_ON = 16
 """Models of each family and size on which scales of features are fitted."""
 
 
-class SignEquivariant(Encoder):
+class SignEquivariant(DenseEncoder):
     """Signed-permutation equivariant message passing, invariant to permutations and to declared signs of units.
 
     A unit with sign s_i and a row of declared charges (a, b) give a weight w_ij that moves as s_i^a s_j^b w_ij; every
@@ -46,6 +45,8 @@ class SignEquivariant(Encoder):
     """
 
     symmetry: ClassVar[frozenset[str]] = frozenset({"permutation", "sign"})
+    # Features of product nodes have the most parities.
+    max_pairs: ClassVar[int | None] = 256
 
     def __init__(
         self,
@@ -58,32 +59,22 @@ class SignEquivariant(Encoder):
         max_layers: int = 8,
         max_ends: int = 256,
     ) -> None:
-        super().__init__(embedding_dim)
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
-        for name, size in {**sizes, "max_layers": max_layers, "max_ends": max_ends}.items():
-            if size < 1:
-                raise ValueError(f"`{name}` (={size}) must be at least 1.")
-        most = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
-        self.max_sizes = {**most, "pairs": (MAX_PAIRS, "")}
+        super().__init__(embedding_dim, sizes, max_layers, max_ends)
         self.scales = WeightScales()
         self.edge_in, self.node_in = ParityLinear(4, CHANNELS, edge_dim), ParityLinear(2, CHANNELS, node_dim)
         self.edge_gain = nn.Parameter(1 + 0.3 * torch.randn(len(EDGE_TYPES) + 1, edge_dim))
         self.edge_roles = nn.Linear(2 * CHANNELS, edge_dim, bias=False)
-        self.edge_type = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
-        self.edge_type_reverse = nn.Embedding(len(EDGE_TYPES) + 1, edge_dim)
+        self.embed_types(edge_dim)
         self.node_roles = nn.Linear(CHANNELS + 1, node_dim, bias=False)
-        self.kind = nn.Embedding(len(NODE_KINDS), node_dim)
-        self.node_layer = nn.Embedding(max_layers, node_dim)
-        self.nonlinearity = nn.Embedding(len(NONLINEARITIES), node_dim)
+        self.embed_nodes(node_dim, max_layers)
         self.position = nn.Embedding(max_ends + 1, node_dim)
         self.edge_scale, self.node_scale = FittedScale(4, edge_dim), FittedScale(2, node_dim)
         self.layers = nn.ModuleList(ParityLayer(edge_dim, node_dim, product_dim) for _ in range(num_layers))
         kinds = len(NODE_KINDS)
         pooled = kinds * (3 * node_dim + edge_dim) + 3 * (kinds**2 + kinds) * edge_dim
         self.pooled_scale = FittedScale(1, pooled, centred=True)
-        self.head = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(pooled, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
-        )
+        self.head = read_out(pooled, embedding_dim, embedding_dim, norm=False, dropout=dropout)
 
     @torch.no_grad()
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
@@ -92,24 +83,16 @@ class SignEquivariant(Encoder):
         Each scale of features is set before the next one listens: it sees what it will see in training.
         """
         first: dict[Family, list[tuple[WeightSpec, Params]]] = {}
-        for stack in stacks:
-            spec, params = stack.effective
-            self.scales.add(dense_graphs(spec, params))
-            kept = first.setdefault(stack.family, [])
-            missing = FITTED_ON - sum(len(next(iter(part.values()))) for _, part in kept)
-            if missing > 0:
-                kept.append((spec, {name: value[:missing] for name, value in params.items()}))
-        self.scales.settle()
+        super().fit_standardisation(_kept(stacks, first))
         for scale in [module for module in self.modules() if isinstance(module, FittedScale)]:
             scale.listening = True
-            for part in (part for kept in first.values() for part in kept):
+            for part in (part for parts in first.values() for part in parts):
                 self._pooled(*part)
             scale.settle()
 
-    def forward(self, stacks: Sequence[Stack]) -> Tensor:
-        """Embeddings (models, embedding_dim) of stacks."""
-        embeddings: Tensor = self.head(torch.cat([self._pooled(*stack.effective) for stack in stacks]))
-        return embeddings
+    def pooled(self, stack: Stack) -> Tensor:
+        """Invariants (models, ...) of the models of a stack."""
+        return self._pooled(*stack.effective)
 
     def _pooled(self, spec: WeightSpec, params: Params) -> Tensor:
         """Invariant means (models, ...), scaled; their tails enter as logarithms."""
@@ -131,10 +114,10 @@ class SignEquivariant(Encoder):
         kind, count = graphs.layout.kind, len(NODE_KINDS)
         itself = torch.eye(len(kind), dtype=torch.bool, device=kind.device)
         pair = torch.where(itself, count**2 + kind, count * kind[:, None] + kind)
-        nodes = F.one_hot(kind, count).to(x.dtype)
+        nodes = one_hot_kinds(kind, x)
         pairs = F.one_hot(pair.flatten(), count**2 + count).to(x.dtype)
         even_nodes, even_edges = torch.cat([_even(x), loops(e, parities.num)[0]], dim=-1), _even(e).flatten(1, 2)
-        return torch.cat([_class_means(even_nodes, nodes), _class_means(even_edges, pairs)], dim=1)
+        return torch.cat([class_means(even_nodes, nodes), class_means(even_edges, pairs)], dim=1)
 
     def _edges(self, graphs: DenseGraphs, parities: Parities, kinds: Tensor) -> Tensor:
         """First edge features, (pair of parities, models, node, node, edge_dim): weights; and, even, what is where."""
@@ -143,7 +126,7 @@ class SignEquivariant(Encoder):
         e: Tensor = self.edge_in(values, kinds) * self.edge_gain[where.edge_type + 1]
         present = F.pad(graphs.present, (0, missing))
         e[0] += self.edge_roles(torch.cat([present, present.transpose(1, 2)], dim=-1))
-        e[0] += self.edge_type(where.edge_type + 1) + self.edge_type_reverse(where.edge_type.T + 1)
+        e[0] += self.type_terms(where.edge_type, where.edge_type.T)
         return e
 
     def _nodes(self, graphs: DenseGraphs, parities: Parities, kinds: Tensor) -> Tensor:
@@ -153,17 +136,23 @@ class SignEquivariant(Encoder):
         x: Tensor = self.node_in(F.pad(parities.nodes[:, None] * graphs.nodes, (0, missing)), kinds)
         size = graphs.nodes.new_full((where.kind.shape[0], 1), where.kind.shape[0]).log()
         x[0] += self.node_roles(torch.cat([F.pad(where.node_roles.to(size), (0, missing)), size], dim=1))
-        x[0] += self.kind(where.kind) + self.node_layer(where.layer) + self.nonlinearity(where.nonlinearity)
+        x[0] += self.node_terms(where.kind, where.layer, where.nonlinearity)
         x[0] += self.position(where.position + 1)
         return x
+
+
+def _kept(stacks: Iterable[Stack], first: dict[Family, list[tuple[WeightSpec, Params]]]) -> Iterator[Stack]:
+    """The same stacks, the first `FITTED_ON` models of each family and size kept in `first`."""
+    for stack in stacks:
+        spec, params = stack.effective
+        parts = first.setdefault(stack.family, [])
+        missing = FITTED_ON - sum(len(next(iter(part.values()))) for _, part in parts)
+        if missing > 0:
+            parts.append((spec, {name: value[:missing] for name, value in params.items()}))
+        yield stack
 
 
 def _even(features: Tensor) -> Tensor:
     """Even features, their squares, and the squares of all others (..., 3 * channel)."""
     squares = features.square()
     return torch.cat([features[0], squares[0], squares[1:].sum(0)], dim=-1)
-
-
-def _class_means(values: Tensor, classes: Tensor) -> Tensor:
-    """Mean values (models, class * channel) of elements (models, element, channel) by class, 0 where there is none."""
-    return ((classes / classes.sum(0).clamp(min=1)).T @ values).flatten(1)

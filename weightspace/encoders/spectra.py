@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.declaration import NODE_KINDS
+from weightspace.encoders.base import refuse_outside
 from weightspace.encoders.readings import Readings
 from weightspace.graph import CHANNELS, EDGE_TYPES, layout, pair_name
 from weightspace.rows import Row, rows, unfolded
@@ -44,9 +45,7 @@ class Spectra(Readings):
     def __init__(
         self, embedding_dim: int = 64, width: int = 72, points: int = 9, max_layers: int = 4, dropout: float = 0.0
     ) -> None:
-        for name, size in {"points": points, "max_layers": max_layers}.items():
-            if size < 1:
-                raise ValueError(f"`{name}` (={size}) must be at least 1.")
+        refuse_outside({"points": points, "max_layers": max_layers})
         tables = {
             "recurrent": ((max_layers + 1) * CHANNELS, 3 * points),
             "maps": ((len(EDGE_TYPES) + 1) * CHANNELS, points),
@@ -86,8 +85,8 @@ class Spectra(Readings):
                 yield group, row.masked[:, None]
             elif row.nodes[0] in row.nodes[1:]:
                 # The axis that is not the map's own enumerates its matrices.
-                own = 1 + row.nodes[1:].index(row.nodes[0])
-                yield group, row.masked.movedim(3 if own == 1 else 2, 1)
+                axis = 1 + row.nodes[1:].index(row.nodes[0])
+                yield group, row.masked.movedim(3 if axis == 1 else 2, 1)
         for outer, inner in _products(spec, params):
             # Factors' own way round has the same eigenvalues once more.
             if outer.nodes[0] == inner.nodes[1] and spec.axes[outer.nodes[0]].kind == "hidden":

@@ -84,9 +84,9 @@ def described(values: Tensor, present: Tensor) -> Tensor:
     variance = torch.where(present, values - mean[:, None], 0.0).square().sum(1) / count
     ordered = torch.where(present, values, torch.inf).sort(dim=1).values
     last = (count[:, None] - 1).clamp(min=0)
-    place = last * torch.tensor(QUANTILES, dtype=values.dtype, device=values.device)
-    low = place.floor().long()
+    position = last * torch.tensor(QUANTILES, dtype=values.dtype, device=values.device)
+    low = position.floor().long()
     high = torch.minimum(low + 1, last)
-    quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), place - low)
+    quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), position - low)
     columns = torch.cat([mean[:, None], variance[:, None], quantiles], dim=1)
     return torch.where(count[:, None] > 0, columns, torch.nan)

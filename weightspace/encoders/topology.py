@@ -13,6 +13,8 @@ from torch import Tensor
 from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation
 from torch_geometric.utils import scatter, to_dense_adj
 
+from weightspace.encoders.pooling import class_means
+
 
 class Topology(ABC):
     """Operations between edge values and node values of a batch of graphs."""
@@ -118,8 +120,7 @@ class Dense(Topology):
         return ratio
 
     def pool_nodes(self, x: Tensor, classes: Tensor) -> Tensor:
-        share = classes / classes.sum(0).clamp(min=1)
-        return torch.matmul(share.T, x).flatten(1)
+        return class_means(x, classes)
 
     def to_nodes(self, g: Tensor) -> Tensor:
         return g[:, None]

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,19 @@ from weightspace.spec import Params, State, WeightSpec
 Noise = Mapping[str, Tensor]
 
 
+class Least(NamedTuple):
+    """The least value of an integer field, and the fields that ask for it."""
+
+    number: int
+    reason: str = ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family(ABC):
     """One family of recurrent networks at one size. Subclasses are frozen dataclasses whose fields are their config.
 
-    Integer fields are at least 1; `field(metadata={"least": 0})` declares another least value, such as 0 layers.
+    Integer fields are at least 1; `field(metadata={"least": 0})` declares another least value, such as 0 layers, and
+    `least` one that depends on other fields, such as a unit for each rank.
     Every method is pure and computes ONE model on a batch of sequences; `torch.func.vmap` adds the models axis.
     No method branches on the values of tensors.
     """
@@ -31,11 +39,18 @@ class Family(ABC):
     output_size: int
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            least = item.metadata.get("least", 1)
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise ValueError(f"`{item.name}` (={value}) of {type(self).__name__} must be at least {least}.")
+        config = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        bounds = [(item.name, Least(item.metadata.get("least", 1))) for item in dataclasses.fields(self)]
+        for name, (number, reason) in [*bounds, *self.least(config).items()]:
+            value = config[name]
+            if isinstance(value, int) and not isinstance(value, bool) and value < number:
+                because = f": {reason}" if reason else ""
+                raise ValueError(f"`{name}` (={value}) of {type(self).__name__} must be at least {number}{because}.")
+
+    @classmethod
+    def least(cls, config: Mapping[str, Any]) -> Mapping[str, Least]:
+        """Least values of integer fields that depend on other fields of `config`, by name of the field."""
+        return {}
 
     @abstractmethod
     def declare(self) -> WeightSpec:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from weightspace import families
-from weightspace.families.base import Family, Noise, glorot
+from weightspace.families.base import Family, Least, Noise, glorot
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
 INITIAL = ("glorot", "orthogonal")
@@ -39,14 +39,16 @@ class LowRankSparse(Family):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank > self.hidden_size:
-            raise ValueError(f"`rank` (={self.rank}) must be at most `hidden_size` (={self.hidden_size}).")
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"`sparsity` (={self.sparsity}) must be at least 0 and below 1.")
         if self.initial not in INITIAL:
             raise ValueError(f"`initial` (={self.initial!r}) must be one of {INITIAL}.")
         if not self._factored:
             raise ValueError(f"`cell` (={self.cell!r}) has no recurrent matrix that could be of low rank.")
+
+    @classmethod
+    def least(cls, config: Mapping[str, Any]) -> Mapping[str, Least]:
+        return {"hidden_size": Least(config["rank"], "no matrix has a `rank` above its size")}
 
     @cached_property
     def dense(self) -> Family:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightspace.families.base import Family, Noise, linear
-from weightspace.families.wiring import refuse, wired
+from weightspace.families.base import Family, Least, Noise, linear
+from weightspace.families.wiring import least_units, refuse, wired
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
 SYNAPSE: dict[str, dict[str, Any]] = {
@@ -45,8 +45,15 @@ class LTC(Family):
     unfolds: int = 6
 
     def __post_init__(self) -> None:
+        refuse(self.wiring, self.sparsity)
         super().__post_init__()
-        refuse(self.wiring, self.sparsity, self.hidden_size, self.output_size)
+
+    @classmethod
+    def least(cls, config: Mapping[str, Any]) -> Mapping[str, Least]:
+        units, outputs = least_units(config["wiring"], config["output_size"]), config["output_size"]
+        has = "inter, command and motor units" if units > outputs else "a motor unit for each output"
+        reason = f"the wiring '{config['wiring']}' has {has}, and `output_size` is {outputs}"
+        return {"hidden_size": Least(units, reason)}
 
     def declare(self) -> WeightSpec:
         axes = {

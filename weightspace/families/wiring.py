@@ -32,21 +32,19 @@ class Layers(NamedTuple):
     motor_fanin: int
 
 
-def refuse(kind: str, sparsity: float, units: int, outputs: int) -> None:
-    """Raise ValueError unless so many units can be wired in this way."""
+def refuse(kind: str, sparsity: float) -> None:
+    """Raise ValueError unless there is such a wiring, with synapses as sparse as this."""
     if kind not in KINDS:
         raise ValueError(f"`wiring` (={kind!r}) must be one of {KINDS}.")
     low, high = {"full": (0.0, 0.0), "random": (0.0, 0.9), "ncp": (0.1, 0.9)}[kind]
     if not low <= sparsity <= high:
         bounds = f"from {low} to {high}" if high else "0, since it has every synapse"
         raise ValueError(f"`sparsity` (={sparsity}) of the wiring '{kind}' must be {bounds}.")
-    least = outputs + 3 if kind == "ncp" else outputs
-    if units < least:
-        has = "inter, command and motor units" if kind == "ncp" else "a motor unit for each output"
-        raise ValueError(
-            f"`hidden_size` (={units}) is too few units for the wiring '{kind}', which has {has}: with `output_size` "
-            f"(={outputs}) it must be at least {least}."
-        )
+
+
+def least_units(kind: str, outputs: int) -> int:
+    """Least number of units of a wiring: the motor units, one for each output, and in layers three others."""
+    return outputs + 3 if kind == "ncp" else outputs
 
 
 def wired(kind: str, sparsity: float, inputs: int, units: int, outputs: int, generator: torch.Generator) -> Wiring:

@@ -75,8 +75,8 @@ class Combined(Objective):
         once = _Once(encoder)
         losses, metrics = [], Metrics()
         for name, part, columns in zip(self.names, self._objectives(), self._columns(), strict=True):
-            own = replace(batch, targets=batch.targets[:, columns], cell_means=batch.cell_means[:, columns])
-            loss, found = part(once, own)
+            part_of_batch = replace(batch, targets=batch.targets[:, columns], cell_means=batch.cell_means[:, columns])
+            loss, found = part(once, part_of_batch)
             losses.append(loss)
             metrics[f"{name}.loss"] = (loss.detach(), len(batch))
             metrics |= {f"{name}.{metric}": value for metric, value in found.items()}

@@ -16,8 +16,8 @@ def variance(values: Tensor) -> Tensor:
 
     0 where values do not vary but for rounding.
     """
-    found = (values - values.mean(1, keepdim=True)).square().sum(2).mean(1)
-    return torch.where(found > FLAT * values.square().sum(2).mean(1), found, 0.0)
+    size = (values - values.mean(1, keepdim=True)).square().sum(2).mean(1)
+    return torch.where(size > FLAT * values.square().sum(2).mean(1), size, 0.0)
 
 
 def gram(values: Tensor) -> tuple[Tensor, Tensor]:

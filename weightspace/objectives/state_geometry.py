@@ -161,17 +161,17 @@ class StateGeometry(Emulator):
         wanted = [_targets(seen, times) for _, _, seen in members]
         states, sizes, outputs = (torch.cat(side).to(e) for side in zip(*wanted, strict=True))
         g = self.emulate(e, x.to(e))[:, :, times].flatten(1, 2)
-        errors = {"geometry": distance(states, self._told("geometry", g, e))}
+        errors = {"geometry": distance(states, self._asked_of("geometry", g, e))}
         errors["size"] = squared_error(self.size(e), sizes[:, None])
         if self.weights["outputs"]:
-            errors["outputs"] = distance(outputs, self._told("outputs", g, e))
+            errors["outputs"] = distance(outputs, self._asked_of("outputs", g, e))
         if self.weights["kicks"]:
             left = torch.cat([responses(seen, KICK_STEPS) for _, _, seen in members]).to(e)
             root = torch.arange(1, KICK_STEPS + 1, device=e.device).sqrt()
             errors["kicks"] = squared_error(self.kicked(e), left / root)
         return errors
 
-    def _told(self, part: str, g: Tensor, e: Tensor) -> Tensor:
+    def _asked_of(self, part: str, g: Tensor, e: Tensor) -> Tensor:
         """z (models, place, width / 4) of the emulator's states (models, place, width), as the embedding asks."""
         scale, shift = self.film[part](e)[:, None].chunk(2, 2)
         z: Tensor = self.write[part](g * (1 + scale) + shift)

@@ -12,6 +12,7 @@ and `.staging/` while it is being built. Everything but `.staging/` is promised:
 
 from __future__ import annotations
 
+from weightspace.store.cells import cell_codes, cell_means, codes, read_config, stratum_codes
 from weightspace.store.documents import read as read_document
 from weightspace.store.durable import (
     PLAN,
@@ -28,6 +29,7 @@ from weightspace.store.durable import (
     write_flushed,
 )
 from weightspace.store.inside import refuse_links
+from weightspace.store.label_columns import LabelColumn
 from weightspace.store.layout import FORMAT, SHARDS, canonical, content_version, digest, file_entry, pretty
 from weightspace.store.lock import locked
 from weightspace.store.manifest import DamagedManifest
@@ -64,6 +66,7 @@ __all__ = [
     "Division",
     "Fault",
     "InputKind",
+    "LabelColumn",
     "NotWritten",
     "NothingHeldOutError",
     "OutputKind",
@@ -75,7 +78,10 @@ __all__ = [
     "Zoo",
     "absent_shards",
     "canonical",
+    "cell_codes",
+    "cell_means",
     "clean_staging",
+    "codes",
     "content_version",
     "digest",
     "divide",
@@ -93,6 +99,7 @@ __all__ = [
     "open_zoo",
     "pretty",
     "publish_tables",
+    "read_config",
     "read_document",
     "recorded_split",
     "refuse_links",
@@ -100,6 +107,7 @@ __all__ = [
     "split_title",
     "stage_table",
     "staged_tables",
+    "stratum_codes",
     "unfinished_labelling",
     "verify",
     "write_durably",

@@ -1,4 +1,4 @@
-"""What is trained in a benchmark: a family at one size, how many models, and data of each one's own."""
+"""Cases of a benchmark: a family at one size, a number of models, and data of each model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weightspace.spec import Params
 from zoo_builder.planning.plain import parse_yaml
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-"""Of AdamW, with torch's own other settings."""
+"""Settings of AdamW; all others are the defaults of torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The case in a few words."""
+        """Short text of the case."""
         return f"{self.family}, {self.fields['hidden_size']} units, {self.models} models, {self.steps} steps"
 
 
@@ -92,24 +92,25 @@ def cases(
     unknown = sorted(set(fields or {}) - known)
     if unknown:
         raise ValueError(f"None of {list(names)} has the field '{unknown[0]}'; theirs are {sorted(known)}.")
-    made = []
+    listed = []
     for name, units, count, length in itertools.product(names, hidden, models, steps):
-        own = {**dict(_needed(available[name])), "input_size": sizes[0], "output_size": sizes[1], "hidden_size": units}
-        own |= {k: v for k, v in (fields or {}).items() if k in {f.name for f in dataclasses.fields(available[name])}}
-        made.append(Case(family=name, fields=own, models=count, batch=batch, steps=length))
+        config = dict(_needed(available[name])) | {"input_size": sizes[0], "output_size": sizes[1]}
+        names_of_fields = {field.name for field in dataclasses.fields(available[name])}
+        config |= {"hidden_size": units, **{k: v for k, v in (fields or {}).items() if k in names_of_fields}}
+        listed.append(Case(family=name, fields=config, models=count, batch=batch, steps=length))
         # A field that does not fit is refused before anything is measured.
-        made[-1].load()
-    return made
+        listed[-1].load()
+    return listed
 
 
-def parse_fields(given: Sequence[str]) -> dict[str, Any]:
+def parse_fields(texts: Sequence[str]) -> dict[str, Any]:
     """Fields from `name=value`, each value as in YAML."""
     fields = {}
-    for one in given:
-        name, equals, value = one.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"`fields` has '{one}'; give NAME=VALUE, such as rank=16.")
-        fields[name] = parse_yaml(value, f"`fields` {one}")
+            raise ValueError(f"`fields` has '{text}'; give NAME=VALUE, such as rank=16.")
+        fields[name] = parse_yaml(value, f"`fields` {text}")
     return fields
 
 
@@ -155,7 +156,7 @@ def flops(case: Case) -> int:
         axis for diagonal in (False, True) for name, axis in spec.vectors(diagonal=diagonal) if name in trained
     }
     for _ in spec.axes:
-        # As often as a path can be long.
+        # As often as the longest path has edges.
         carrying |= {to for _, to, sources in joins if carrying & set(sources)}
     per_step = sum(
         prod(spec.shape(name)) * (2 + 2 * (name in trained) + 2 * bool(carrying & set(sources)))

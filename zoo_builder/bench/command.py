@@ -1,4 +1,4 @@
-"""The options of `zoo-builder bench`, and what it prints."""
+"""The command `zoo-builder bench`: its options and its table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_options(parser: Any) -> None:
 
 
 def measured(options: Any) -> tuple[dict[str, Any], str]:
-    """What the command finds, as one document and as text."""
+    """Result of the command, as one document and as text."""
     from zoo_builder.bench.case import cases, parse_fields
     from zoo_builder.bench.run import JAX, TORCH, bench, text
 

@@ -1,4 +1,4 @@
-"""Operations of an update that are not those of matrices: element by element, the loss, the optimiser."""
+"""Operations of an update beside those of matrices: element by element, of the loss, of the optimiser."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def operations(case: Case) -> int | None:
 
 def _per_lane(family: Family) -> int:
     """Operations of one step of one sequence, forward and back."""
-    own = traced(family, torch.float32)
-    builder = own.builder.copy()
-    tensors = frozenset(number for number, name in enumerate(own.stored) if name in family.spec.trained)
-    if own.flat is not None:
-        tensors |= {len(own.stored) + number for number in prologue_adjoint(own.flat, tensors).results}
-    elif own.prologue is not None:
-        tensors |= {len(own.stored) + number for number in range(len(own.computed))}
-    back = pruned(adjoint(own.program, builder), tensors, inputs=False, initial=False)
-    forward = (*own.program.step, *own.program.readout)
+    program = traced(family, torch.float32)
+    builder = program.builder.copy()
+    tensors = frozenset(number for number, name in enumerate(program.stored) if name in family.spec.trained)
+    if program.flat is not None:
+        tensors |= {len(program.stored) + number for number in prologue_adjoint(program.flat, tensors).results}
+    elif program.prologue is not None:
+        tensors |= {len(program.stored) + number for number in range(len(program.computed))}
+    back = pruned(adjoint(program.program, builder), tensors, inputs=False, initial=False)
+    forward = (*program.program.step, *program.program.readout)
     return _counted((*forward, *back.readout, *back.step)) + _of_biases(back)
 
 

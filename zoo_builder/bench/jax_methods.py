@@ -89,7 +89,7 @@ class VmapScan(Method):
 
     @staticmethod
     def mapped(update: Any) -> Any:
-        """`update` of one model as one of many."""
+        """Update of all models from `update` of one model."""
         return jax.vmap(update)
 
     def update_once(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where a benchmark was run, and what one core of it can do at best."""
+"""Machine of a benchmark, and the peak speed of one core."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from zoo_builder.workers.container import num_cores
 
 FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "asimd", "sve")
-"""What tells how wide vectors are and whether a product and a sum are one instruction."""
+"""Flags of the processor for the width of vectors and for fused multiply-add."""
 PEAK_TURNS = 10_000_000
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its load (mean of the last minute), and the versions of what computes."""
+    """Processor, load (mean of the last minute), and versions of the libraries that compute."""
     from weightspace.rollout.native import compiler_version
     from weightspace.rollout.native.engine.compiler import NoNative
 
@@ -42,8 +42,8 @@ def machine() -> dict[str, Any]:
 
 
 def _field(text: str, name: str) -> str | None:
-    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else None
+    match = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else None
 
 
 def _version_of(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The ways to train that are compared: each makes the same updates of the same models."""
+"""Methods of training that are compared: each makes the same updates of the same models."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from weightspace.rollout.native import can_descend_on, descend_on
 from weightspace.spec import Params
 from zoo_builder.bench.case import LEARNING_RATE, WEIGHT_DECAY, Case, Data
 from zoo_builder.learning.batches import UPDATES_PER_DRAW
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.stacks import STACK
 
 
 class Method(ABC):
-    """One way to train many models.
+    """Method of training many models.
 
     An update is: outputs of every model on its own inputs, cross-entropy at every step, gradients, AdamW.
     """
 
     passing_gradients: int = 0
-    """Number of models whose gradients are made and given up together within `update`."""
+    """Number of models whose gradients exist together within `update`."""
     together: int = 1
-    """Of how many updates `count` should be a multiple, because so many are made at once."""
+    """Updates made at once: `count` should be a multiple of this."""
 
     def update(self, count: int = 1) -> Tensor:
-        """Move every model so many times; the losses (models,) it had before the last time."""
+        """Make `count` updates of every model; returns the losses (models,) before the last one."""
         for _ in range(count - 1):
             self.update_once()
         return self.update_once()
 
     @abstractmethod
     def update_once(self) -> Tensor:
-        """Move every model once; the losses (models,) it had before."""
+        """Make one update of every model; returns the losses (models,) before it."""
 
     @abstractmethod
     def params(self) -> Params:
-        """The trained tensors (models, ...) as they stand."""
+        """Present values of the trained tensors (models, ...)."""
 
     @staticmethod
     def why_not(case: Case) -> str | None:
-        """Why a case cannot be trained in this way, None if it can."""
+        """Reason why this method cannot train a case, None if it can."""
         return None
 
 
 class Stacked(Method):
-    """As `zoo-builder build --method torch` does it: the cell mapped over a stack of models, autograd."""
+    """The method of `zoo-builder build --method torch`: the cell mapped over a stack of models, with autograd."""
 
     rollout: ClassVar[Rollout] = "stacked"
     fused: ClassVar[bool] = False
@@ -68,8 +68,10 @@ class Stacked(Method):
         self.passing_gradients = min(STACK, case.models)
         for first in range(0, case.models, STACK):
             own = data.narrow(first, STACK)
-            rate, decay = (torch.full((len(own.x),), one, dtype=torch.float64) for one in (LEARNING_RATE, WEIGHT_DECAY))
-            optimiser = StackedAdamW(spec, own.params, rate, decay, torch.zeros_like(rate), fused=self.fused)
+            settings = (LEARNING_RATE, WEIGHT_DECAY, 0.0)
+            rate, decay, clip = (torch.full((len(own.x),), number, dtype=torch.float64) for number in settings)
+            hyperparameters = Hyperparameters(rate, decay, clip)
+            optimiser = StackedAdamW(spec, own.params, hyperparameters, fused=self.fused)
             fixed = {name: tensor.clone() for name, tensor in own.params.items() if name not in spec.trained}
             weight = torch.full((len(own.x), case.steps), 1 / case.steps)
             criterion = Criterion("cross_entropy", own.target[..., None], weight, self._family.output_size)
@@ -96,7 +98,7 @@ class Stacked(Method):
 
 
 class Native(Stacked):
-    """As `zoo-builder build --method native` does it: the traced cell, its way back, the loss and AdamW in C.
+    """The method of `zoo-builder build --method native`: the traced cell, its gradients, the loss and AdamW in C.
 
     The updates that a build makes of one draw of data are made in one call of C, where the family allows it; each has
     sequences of its own in memory, which here are copies of the same ones.
@@ -119,7 +121,7 @@ class Native(Stacked):
         return torch.cat(losses)
 
     def _moved(self, part: tuple[StackedAdamW, Params, Data, Criterion], count: int) -> Tensor:
-        """Move the models of one stack so many times; their losses (models,) before the last time."""
+        """Make updates of the models of one stack; returns their losses (models,) before the last one."""
         optimiser, fixed, data, criterion = part
         params, trained = {**fixed, **optimiser.params()}, self._family.spec.trained
         for first in range(0, count, self.together):
@@ -155,7 +157,7 @@ class Vmap(Stacked):
 
 
 class Loop(Method):
-    """What is usually written: for each model its module of torch.nn, its loss, its own torch.optim.AdamW.
+    """The usual loop over models: for each its module of torch.nn, its loss, its own torch.optim.AdamW.
 
     A family that no module of torch.nn computes is run step by step in Python.
     """
@@ -177,17 +179,17 @@ class Loop(Method):
             values: Tensor = readout(layer(self._data.x[model])[0])
             return values
 
-        own = {**dict(layer.named_parameters()), **{f"readout.{k}": v for k, v in readout.named_parameters()}}
-        return own, outputs
+        parameters = {**dict(layer.named_parameters()), **{f"readout.{k}": v for k, v in readout.named_parameters()}}
+        return parameters, outputs
 
     def _as_cell(self, params: Params, model: int) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-        own = {name: params[name].requires_grad_() for name in self._family.spec.trained}
+        parameters = {name: params[name].requires_grad_() for name in self._family.spec.trained}
 
         def outputs() -> Tensor:
             noise = {name: tensor[model] for name, tensor in self._data.noise.items()}
             return _unrolled(self._family, params, self._data.x[model], self._data.start[model], noise)
 
-        return own, outputs
+        return parameters, outputs
 
     def update_once(self) -> Tensor:
         losses = []
@@ -205,10 +207,10 @@ class Loop(Method):
 
 
 def _repeated(data: Data, criterion: Criterion, count: int) -> tuple[Data, Criterion]:
-    """The same sequences so many times side by side, for as many updates."""
+    """Copies of the same sequences side by side, for several updates."""
     x, target = data.x.repeat(1, 1, count, 1), data.target.repeat(1, 1, count)
-    own = dataclasses.replace(criterion, target=target[..., None])
-    return Data({}, x, data.start.repeat(1, count, 1), data.noise, target), own
+    repeated = dataclasses.replace(criterion, target=target[..., None])
+    return Data({}, x, data.start.repeat(1, count, 1), data.noise, target), repeated
 
 
 def _unrolled(family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Methods measured beside each other, round by round, and the table that comes of it."""
+"""Runs of a benchmark: methods measured side by side, round by round, and their table."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class _Process:
 
     def tell(self, order: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
-        # One that has died is noticed by its silence.
+        # A process that has died is noticed by its silence.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(order) + "\n")
 
@@ -120,10 +120,10 @@ class _Process:
         if not line:
             status = self.process.wait()
             raise ValueError(f"The process of `{self.method}` ended with status {status}; see above.")
-        told: dict[str, Any] = json.loads(line)
-        if "error" in told:
-            raise ValueError(f"`{self.method}` failed: {told['error']}")
-        return told
+        message: dict[str, Any] = json.loads(line)
+        if "error" in message:
+            raise ValueError(f"`{self.method}` failed: {message['error']}")
+        return message
 
     def close(self) -> None:
         self.process.kill()
@@ -135,13 +135,13 @@ class _Process:
 
 
 def _environment(method: str, threads: int) -> dict[str, str]:
-    own = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if method in JAX:
-        own["JAX_PLATFORMS"] = "cpu"
+        variables["JAX_PLATFORMS"] = "cpu"
         if threads == 1:
-            own["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    # A build asks MKL for the same bits everywhere, which may cost speed; the rivals need not.
-    return {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | own
+            variables["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    # Builds ask MKL for the same bits everywhere, which may cost speed; the other methods do not.
+    return {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | variables
 
 
 @contextlib.contextmanager
@@ -158,21 +158,21 @@ def _processes(methods: Sequence[str], threads: int) -> Iterator[list[_Process]]
 
 
 def _prepared(processes: Sequence[_Process], case: Case, missing: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """What each method that can train the case says of it: its first loss and most memory."""
+    """Answer of each method that can train the case: its first loss and peak memory."""
     prepared = {}
     for process in processes:
         process.tell({"case": dataclasses.asdict(case)})
-        told = process.answer()
-        if "why_not" not in told:
-            prepared[process.method] = told
+        answer = process.answer()
+        if "why_not" not in answer:
+            prepared[process.method] = answer
             continue
-        entry = {"method": process.method, "family": case.family, "reason": told["why_not"]}
+        entry = {"method": process.method, "family": case.family, "reason": answer["why_not"]}
         if entry not in missing:
-            logger.warning("%s has no row `%s`: %s.", case.family, process.method, told["why_not"])
+            logger.warning("%s has no row `%s`: %s.", case.family, process.method, answer["why_not"])
             missing.append(entry)
-    losses = {method: told["loss"] for method, told in prepared.items()}
+    losses = {method: answer["loss"] for method, answer in prepared.items()}
     first = next(iter(losses.values()), 0.0)
-    # Written so that a loss that is no number agrees with none.
+    # Negated, so that a NaN agrees with no loss.
     if not all(abs(loss - first) <= AGREEMENT * abs(first) for loss in losses.values()):
         raise ValueError(f"The methods do not compute the same on {case.title}: their first losses are {losses}.")
     return prepared
@@ -185,8 +185,8 @@ def _rounds(
     times: dict[str, Times] = {method: [] for method in methods}
     peaks = []
     for _ in range(repeats):
-        found = peak(time.thread_time if clock == "cpu" else time.perf_counter)
-        peaks += [] if found is None else [found]
+        speed = peak(time.thread_time if clock == "cpu" else time.perf_counter)
+        peaks += [] if speed is None else [speed]
         for process in processes:
             if process.method in times:
                 process.tell({"time": True})
@@ -200,13 +200,13 @@ def _rows(
 ) -> list[dict[str, Any]]:
     of_matrices, of_all = flops(case), operations(case)
     rows = []
-    for method, told in prepared.items():
-        own = [one[clock] for one in rounds[method]]
-        loops = [one[clock] for one in rounds.get("loop", [])]
-        ratios = [loop / mine for loop, mine in zip(loops, own, strict=False)]
-        shares = [of_matrices * case.models / mine / most for mine, most in zip(own, peaks, strict=False)]
+    for method, answer in prepared.items():
+        seconds = [times[clock] for times in rounds[method]]
+        loops = [times[clock] for times in rounds.get("loop", [])]
+        ratios = [loop / second for loop, second in zip(loops, seconds, strict=False)]
+        shares = [of_matrices * case.models / second / most for second, most in zip(seconds, peaks, strict=False)]
         share = statistics.median(shares) if shares else None
-        memory = told["peak_memory"]
+        memory = answer["peak_memory"]
         rows.append(
             {
                 "method": method,
@@ -215,7 +215,7 @@ def _rows(
                 "models": case.models,
                 "batch": case.batch,
                 "steps": case.steps,
-                "ms_per_model_step": 1000 * statistics.median(own) / case.models,
+                "ms_per_model_step": 1000 * statistics.median(seconds) / case.models,
                 "ratio_to_loop": statistics.median(ratios) if ratios else None,
                 "share_of_peak": share,
                 "share_with_elements": None if share is None or of_all is None else share * of_all / of_matrices,
@@ -225,9 +225,9 @@ def _rows(
     return rows
 
 
-def text(found: Mapping[str, Any]) -> str:
-    """What `bench` found, as a table."""
-    here = found["machine"]
+def text(result: Mapping[str, Any]) -> str:
+    """Result of `bench` as a table."""
+    here = result["machine"]
     top = here["peak_gflops"]
     limit = "peak unknown, for want of a C compiler" if top is None else f"peak {top:.0f} GFLOP/s a core"
     lines = [
@@ -237,7 +237,7 @@ def text(found: Mapping[str, Any]) -> str:
         f"{'family':10} {'hidden':>6} {'models':>6} {'batch':>5} {'steps':>5}  {'method':14}"
         f"{'ms/model-step':>14} {'x loop':>8} {'of peak':>8} {'with el.':>8} {'memory MB':>10}",
     ]
-    for row in found["rows"]:
+    for row in result["rows"]:
         ratio, memory = row["ratio_to_loop"], row["peak_memory_mb"]
         shares = [_percent(row[name]) for name in ("share_of_peak", "share_with_elements")]
         lines.append(
@@ -245,7 +245,7 @@ def text(found: Mapping[str, Any]) -> str:
             f"{row['method']:14}{row['ms_per_model_step']:14.4f} {'-' if ratio is None else f'{ratio:.2f}':>8} "
             f"{shares[0]:>8} {shares[1]:>8} {'-' if memory is None else f'{memory:.1f}':>10}"
         )
-    lines += [f"{one['family']}: no `{one['method']}`, as {one['reason']}" for one in found["missing"]]
+    lines += [f"{entry['family']}: no `{entry['method']}`, as {entry['reason']}" for entry in result["missing"]]
     return "\n".join(lines)
 
 

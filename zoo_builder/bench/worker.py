@@ -1,4 +1,4 @@
-"""A process that trains in one way only: told what to do on stdin, answering on stdout, one line of JSON each.
+"""A process that trains by one method: jobs on stdin, answers on stdout, one line of JSON each.
 
 One process per method, because JAX and torch read their threads from the environment when they are imported, and so
 that the memory of one is not that of another. Only one of them works at a time.
@@ -30,17 +30,17 @@ from zoo_builder.bench.methods import Method
 from zoo_builder.bench.run import METHODS
 
 MEASURED = 2
-"""Updates over which the most memory is looked for."""
+"""Updates over which peak memory is measured."""
 LEAST_SECONDS = 0.2
-"""Of one measurement, which has as many updates as that takes."""
+"""Seconds of one measurement, which has as many updates as that takes."""
 
 
 def main() -> None:
     """Serve one benchmark, whose first line is the job, and end when its stdin closes."""
-    # Ctrl-C in the terminal reaches all processes; the benchmark stops its own.
+    # Ctrl-C in the terminal reaches all processes, and the benchmark stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    # What anything else prints must not mix with the answers.
+    # Output of other code must not mix with the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job = json.loads(sys.stdin.readline())
     for answer in _serve(job):
@@ -61,7 +61,7 @@ def _serve(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for line in sys.stdin:
             order = json.loads(line)
             if "case" in order:
-                # The case before must be gone before memory is looked at.
+                # The previous case must be freed before memory is measured.
                 method = None
                 method, updates, answer = _prepared(kind, Case(**order["case"]))
                 yield answer
@@ -74,12 +74,12 @@ def _serve(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _prepared(kind: Any, case: Case) -> tuple[Method | None, int, dict[str, Any]]:
-    """The method with the case's data, after its first updates, and what is told of it."""
+    """The method with the case's data, after its first updates, and the answer about it."""
     reason = kind.why_not(case)
     if reason is not None:
         return None, 0, {"why_not": reason}
     method: Method = kind(case, draw(case))
-    # Compilation, caches and what is imported on first use are no part of an update.
+    # Compilation, caches and imports on first use are no part of an update.
     loss = method.update().double().mean().item()
     method.update(method.together)
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def _prepared(kind: Any, case: Case) -> tuple[Method | None, int, dict[str, Any]
 
 def _timed(method: Method, updates: int) -> dict[str, float]:
     gc.collect()
-    # This process has slept while others worked: its data are in no cache.
+    # Warm up: while other processes worked, the data of this one left the cache.
     method.update(method.together)
     cpu, wall = time.process_time(), time.perf_counter()
     method.update(updates)
@@ -101,15 +101,15 @@ def _timed(method: Method, updates: int) -> dict[str, float]:
 
 
 def _peak_memory(method: Method) -> float | None:
-    """Bytes of memory that updates need above what lies there between them; None where the system cannot tell."""
+    """Bytes of memory that updates need beyond those in use between them; None where the system cannot tell."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        # What was freed goes back to the system; or else what an update takes of it would not be seen.
+        # Freed memory goes back to the system: else an update that takes it again would not be seen.
         ctypes.CDLL(None).malloc_trim(0)
     reset = Path("/proc/self/clear_refs")
     before = _resident("VmRSS")
     with contextlib.suppress(OSError):
-        # From here on the high-water mark is counted anew.
+        # The high-water mark starts again here.
         reset.write_text("5")
     method.update(MEASURED * method.together)
     after = _resident("VmHWM")
@@ -118,10 +118,10 @@ def _peak_memory(method: Method) -> float | None:
 
 def _resident(field: str) -> float | None:
     try:
-        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return float(found[1]) * 1024 if found else None
+    return float(match[1]) * 1024 if match else None
 
 
 if __name__ == "__main__":

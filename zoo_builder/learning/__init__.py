@@ -1,4 +1,4 @@
-"""One file per way in which params come about; a new learner here is found by its class name."""
+"""Learners: one file each; a new file here is found by its class name."""
 
 from __future__ import annotations
 

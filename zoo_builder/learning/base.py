@@ -1,4 +1,4 @@
-"""The contract of a learner: how the params of a whole cohort come about."""
+"""The contract of a learner, which makes the params of a whole cohort."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from zoo_builder.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """What became of a cohort."""
+    """Snapshots of a cohort after learning, with the records of divergence and of exams."""
 
     steps: tuple[int, ...]
     """Number of updates made before each snapshot, ascending."""
     params: Params
     """Params (models, snapshots, ...) as stored, float32, on the CPU."""
     diverged_step: Tensor
-    """Number of the first update a model could not make (models,), int64, -1 if it made them all.
+    """Number of the first update that failed (models,), int64, -1 where none did.
 
     Snapshots at that step and later hold the last finite params.
     """
     records: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    """What the learner's `columns` hold (models, snapshots), float64, NaN for null."""
+    """Values of the learner's `columns` (models, snapshots), float64, NaN for null."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where and how models are computed."""
+    """Device, rollout method and progress callback of a run."""
 
     device: torch.device | str = "cpu"
     method: Method = "stacked"
@@ -52,7 +52,7 @@ HERE = Run()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner(ABC):
-    """One way of learning. Subclasses are frozen dataclasses whose fields are its settings.
+    """A learner: the method by which params are found. Subclasses are frozen dataclasses whose fields are its settings.
 
     The fields named in `varying` may differ between the models of one cohort; `Members` hold their values per model.
     A field of a group of options is named with its group, as in `exams.threshold`. A field may declare its least value,
@@ -73,26 +73,26 @@ class Learner(ABC):
     ) -> Learned:
         """Params of some models after the numbers of updates in `snapshots` (0: before the first).
 
-        What becomes of a model depends on its own values, settings and given params, on the seed and on its id alone.
+        Params of a model depend on its own values, settings and first params, on the seed and on its id alone.
         Learning ends with the last snapshot.
         """
 
     @property
     def most_sequences(self) -> int:
-        """Largest number of sequences that one model is given at a time."""
+        """Largest number of sequences of one model in one rollout."""
         return 1
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
-        """About how much memory one model of a stack takes while it learns, beside its params."""
+        """Memory (bytes, roughly) of one model of a stack while it learns, its params not counted."""
         return 0
 
     @property
     def columns(self) -> tuple[LabelColumn, ...]:
-        """What is recorded of every model while it learns, in columns beside the labels."""
+        """Columns, beside the labels, that the learner records of every model."""
         return ()
 
     def why_not(self, family: Family, task: Task | None) -> str | None:
-        """Why this learner cannot train a family on a task, and the way out; None if it can."""
+        """Reason why this learner cannot train a family on a task, with the way out; None if it can."""
         return None
 
     @final
@@ -122,7 +122,7 @@ def fresh_params(family: Family, seed: int, model_ids: Sequence[str]) -> Params:
 
 
 def sorted_snapshots(snapshots: Sequence[int], last: int) -> tuple[int, ...]:
-    """The steps at which to keep params, ascending; refused where there are none or one lies beyond `last` updates."""
+    """Steps of the snapshots, ascending; ValueError if there are none, or one is beyond `last` updates."""
     steps = tuple(sorted(set(snapshots)))
     if not steps or steps[0] < 0 or steps[-1] > last:
         raise ValueError(f"Snapshots {list(snapshots)} must be one or more numbers of updates from 0 to {last}.")

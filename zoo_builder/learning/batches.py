@@ -1,16 +1,29 @@
-"""Fresh training sequences without end, drawn for several updates together."""
+"""Training data: fresh sequences without end, drawn for several updates together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from weightspace.families import Family
 from weightspace.rollout import Streams
 from zoo_builder.tasks import Batch, Task
 
 UPDATES_PER_DRAW = 8
-"""Number of updates whose data are drawn together, because a draw costs much the same for few sequences as for many."""
+"""Updates whose data are drawn together: a draw costs much the same for few sequences as for many."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """The task of a stack of models: data and noise of each update are drawn from the models' own streams."""
+
+    family: Family
+    task: Task
+    streams: Streams
+    batch_size: int
+    """Sequences of an update."""
 
 
 class BatchSource:
@@ -18,23 +31,21 @@ class BatchSource:
 
     def __init__(
         self,
-        task: Task,
+        exercise: Exercise,
         values: Callable[[], Mapping[str, Tensor]],
-        streams: Streams,
-        batch_size: int,
         values_change_every: int | None = None,
     ) -> None:
-        """Draw with the values of the task's varying fields that `values` gives at each draw.
+        """Draw sequences by the task's varying fields, whose values `values` returns at each draw.
 
-        `values_change_every` so many updates they may change: no draw reaches beyond such an update.
+        Values may change after each `values_change_every` updates: no draw reaches beyond such an update.
         """
-        self._task, self._values, self._streams = task, values, streams
-        self._batch_size, self._values_change_every = batch_size, values_change_every
+        self._task, self._values, self._streams = exercise.task, values, exercise.streams
+        self._batch_size, self._values_change_every = exercise.batch_size, values_change_every
         self._drawn: Batch | None = None
         self._taken = 0
 
     def take(self, update: int, most: int) -> Batch:
-        """The sequences of the next updates, from number `update` on: at most `most` updates, within one draw."""
+        """Sequences of the next updates, from number `update` on: at most `most` updates, within one draw."""
         if self._drawn is None:
             self._drawn, self._taken = self._draw(update), 0
         drawn = self._drawn.x.shape[2]

@@ -35,7 +35,7 @@ class BPTT(Descent):
         noise: Mapping[str, Tensor],
         method: Method,
     ) -> tuple[Tensor, Params]:
-        """See the base; a declared criterion becomes part of what a native rollout runs."""
+        """Gradients through the whole rollout (see the base): a native one takes a declared criterion in."""
         loss = task.criterion(batch) or partial(task.loss, batch=batch)
         trained = family.spec.trained
         return losses_and_gradients(family, params, trained, batch.x, batch.start, loss, method=method, noise=noise)

@@ -12,10 +12,10 @@ from zoo_builder.tasks import Task
 
 
 class Curriculum:
-    """The levels of the models of a stack, on their way from a task's easiest version to each model's own.
+    """Levels of the models of a stack, from a task's easiest version up to each model's own.
 
-    A level is a value of the field that the task declares as its `difficulty`. Everyone begins at the least one, and is
-    one further after every exam that it passes, until its own value. What happens to earlier levels is the task's:
+    A level is a value of the field that the task declares as its `difficulty`. A model begins at the least one and is
+    one level up after every exam that it passes, until its own value. The task decides about earlier levels:
     with one head the model is asked for its level alone, with many heads for all levels so far, each through its own
     head, with a window of heads for the last few (Khajehabdollahi et al., Emergent mechanisms for long timescales
     depend on training curriculum and affect performance in memory tasks, ICLR 2024, arXiv 2309.12927).
@@ -36,9 +36,9 @@ class Curriculum:
 
     @property
     def at_goal(self) -> Tensor:
-        """Which models (models,) are at their own task, bool."""
+        """Mask (models,), bool, of the models that have reached their own task."""
         return self.level >= self.goal
 
     def advance(self, passed: Tensor) -> None:
-        """Take the models that `passed` (models,), bool, one level further."""
+        """Move the models that `passed` (models,), bool, one level up."""
         self.level = torch.where(passed & ~self.at_goal, self.level + 1, self.level)

@@ -1,4 +1,4 @@
-"""Gradient descent over a stack of models: data, exams, optimiser and snapshots, whatever finds the gradients."""
+"""Gradient descent over a stack of models: data, exams, optimiser and snapshots, for any method of gradients."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from weightspace.rollout import Method, Streams, native
 from weightspace.spec import Params
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.base import HERE, Learned, Learner, Run, fresh_params, sorted_snapshots
-from zoo_builder.learning.batches import BatchSource
+from zoo_builder.learning.batches import BatchSource, Exercise
 from zoo_builder.learning.exams import Examination, Exams
-from zoo_builder.learning.optimiser import StackedAdamW
+from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.learning.training import Training
 from zoo_builder.learning.updates import Updates
@@ -27,7 +27,7 @@ from zoo_builder.tasks import Batch, Task
 
 SETTINGS_ABOVE_0 = ("learning_rate", "init_scale")
 KEPT = 3
-"""About how many numbers autograd keeps for each weighted sum of a step: itself, and what comes of it."""
+"""Numbers that autograd keeps for each weighted sum of a step, roughly: the sum and the results of its maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Descent(Learner):
     )
     groups: ClassVar[Mapping[str, type]] = {"schedule": Schedule, "exams": Exams}
     native_updates: ClassVar[bool] = False
-    """Whether `gradients` are those of whole sequences, by which C makes whole updates."""
+    """Whether `gradients` are those of whole sequences, so that C can make whole updates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +88,7 @@ class Descent(Learner):
 
     @property
     def mask_updates(self) -> Sequence[int]:
-        """After which numbers of updates `masks` is called; 0 is before the first."""
+        """Numbers of updates after which `masks` is called; 0 is before the first."""
         return ()
 
     def masks(self, family: Family, params: Params, update: int) -> Params:
@@ -108,7 +108,7 @@ class Descent(Learner):
         return max(self.batch_size, self.exams.sequences if self.exams is not None else 0)
 
     def why_not(self, family: Family, task: Task | None) -> str | None:
-        """See the base: it needs a task of the family's sizes, and a curriculum a task with levels."""
+        """Reason why a task is needed, has other sizes or lacks the levels of a curriculum; see the base."""
         if task is None:
             return "it needs a task; add `tasks` to the recipe or choose a learner that needs none."
         for size in ("input_size", "output_size"):
@@ -160,7 +160,7 @@ class Descent(Learner):
         params: Params,
         run: Run,
     ) -> Training:
-        """Models before their first update, with each one's own settings (models,)."""
+        """Training of the models before their first update, by each one's own settings (models,)."""
         streams = Streams(members.seed, members.ids, "train", run.device)
         exams, method = self.exams, run.method
         examination: Examination | None = None
@@ -170,16 +170,17 @@ class Descent(Learner):
             examination = Examination(exams, threshold, family, task, members.values, exam_streams, method)
         fused = method == "native" and streams.device.type == "cpu" and native.why_not(family) is None
         rate, decay, clip = (settings[name] for name in ("learning_rate", "weight_decay", "clip"))
-        optimiser = StackedAdamW(family.spec, params, rate, decay, clip, fused=fused)
+        optimiser = StackedAdamW(family.spec, params, Hyperparameters(rate, decay, clip), fused=fused)
         fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
         gradients = partial(self.gradients, family, task, method=method)
         natively = fused and self.native_updates and native.can_descend_on(family)
         changing = exams.every if exams is not None and exams.curriculum else None
         values = (lambda: members.values) if examination is None else (lambda: examination.values)
+        exercise = Exercise(family, task, streams, self.batch_size)
         return Training(
             spec=family.spec,
-            updates=Updates(gradients, family, task, optimiser, fixed, streams, self.batch_size, natively=natively),
-            source=BatchSource(task, values, streams, self.batch_size, changing),
+            updates=Updates(exercise, gradients, optimiser, fixed, natively=natively),
+            source=BatchSource(exercise, values, changing),
             batch_size=self.batch_size,
             rate=self._rate(settings, streams.device),
             examination=examination,
@@ -188,14 +189,14 @@ class Descent(Learner):
         )
 
     def _rate(self, settings: Mapping[str, Tensor], device: torch.device) -> Callable[[int], Tensor | None]:
-        """Each update's factor of the learning rates, None without a schedule."""
+        """Factor of the learning rates at each update, None without a schedule."""
         if self.schedule is None:
             return lambda update: None
         warm_up, final = (settings[f"schedule.{name}"].to(device) for name in ("warm_up", "final"))
         return partial(self.schedule.factor, num_updates=self.num_updates, warm_up=warm_up, final=final)
 
     def _settings(self, members: Members) -> dict[str, Tensor]:
-        """Each model's own settings (models,), float64, but those of groups that are not used."""
+        """Settings of each model (models,), float64, without those of groups that are not used."""
         unused = {group for group in self.groups if getattr(self, group) is None}
         names = [name for name in self.varying if name.partition(".")[0] not in unused]
         return {name: self.setting(name, members) for name in names}
@@ -214,7 +215,7 @@ class Descent(Learner):
 
 
 def _first_params(family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:
-    """Given params as they are; else fresh ones, with each model's own scale of the recurrent matrices."""
+    """First params: those of `members` unchanged, else fresh ones with each model's scale of the recurrent matrices."""
     if members.params is not None:
         family.spec.check(members.params, stacked=True)
         counts = {name: len(tensor) for name, tensor in members.params.items()}

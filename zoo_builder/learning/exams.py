@@ -1,4 +1,4 @@
-"""Exams held while models learn: who advances to a harder level, who reached the threshold, who stops."""
+"""Exams during learning, by which models move up a curriculum, are recorded at the threshold, or stop."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class Exams:
 
     @property
     def columns(self) -> tuple[LabelColumn, ...]:
-        """What exams leave in the table of a zoo."""
+        """Columns of the zoo's table that exams fill."""
         used = {"stopped_step": self.stop, "curriculum_level": self.curriculum}
         return tuple(column for column in COLUMNS if used.get(column.name, True))
 
 
 class Examination:
-    """The exams of a stack of models and their results; a model that learns no more keeps its record."""
+    """Exams of a stack of models and their results; a model that learns no more keeps its record."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Examination:
         streams: Streams,
         method: Method,
     ) -> None:
-        """Before the first exam; `threshold` (models,) is each model's own, `streams` are for exams alone."""
+        """Start without an exam; `threshold` (models,) is each model's own, `streams` are for exams alone."""
         self._exams, self._threshold = exams, threshold.to(streams.device)
         self._family, self._task, self._streams, self._final_values = family, task, streams, values
         self._curriculum = Curriculum(task, values, streams) if exams.curriculum else None
@@ -109,7 +109,7 @@ class Examination:
 
     @property
     def values(self) -> Mapping[str, Tensor]:
-        """The values of the task's varying fields that the models learn at present."""
+        """Present values of the task's varying fields."""
         return self._final_values if self._curriculum is None else self._curriculum.values
 
     def due(self, update: int) -> bool:
@@ -121,7 +121,7 @@ class Examination:
         return (update // self._exams.every + 1) * self._exams.every
 
     def hold(self, update: int, params: Params, learning: Tensor) -> Tensor:
-        """Examine the models that are still `learning` (models,), bool; returns which of them stop (models,), bool."""
+        """Examine the models that are still `learning` (models,), bool; returns the mask of those that stop."""
         batch = self._task.sample(self.values, self._streams, self._exams.sequences, "train")
         noise = draw_noise(self._family.spec, self._streams, *batch.x.shape[1:3])
         score = self._answers(params, batch, noise)
@@ -152,5 +152,5 @@ class Examination:
 def _mastery(
     family: Family, task: Task, method: Method, params: Params, batch: Batch, noise: Mapping[str, Tensor]
 ) -> Tensor:
-    """Each model's mastery of an exam (models,)."""
+    """Mastery of an exam by each model (models,)."""
     return task.mastery(rollout(family, params, batch.x, batch.start, method=method, noise=noise).outputs, batch)

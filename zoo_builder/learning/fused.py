@@ -1,4 +1,4 @@
-"""Updates of StackedAdamW in C: one on gradients that are given, or several of one model after another."""
+"""Updates of StackedAdamW in C: one by ready gradients, or several of one model after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightspace.rollout.native.engine.threads import at_once
 
 SOURCE = str(Path(__file__).parent / "adamw.c")
 WORTH_A_THREAD = 100_000
-"""Numbers of all rows for each of several threads; to wake one for fewer takes longer."""
+"""Numbers of all rows per thread: to wake a thread for fewer takes longer than the work."""
 _COLUMNS = ("learning_rate", "weight_decay", "clip")
 _NUMBERS = ("rate", "number_first", "root_second")
 
@@ -42,7 +42,7 @@ class FusedUpdates:
         numbers: Mapping[str, Tensor],
         constants: Mapping[str, float],
     ) -> None:
-        """Of `rows` (params and both moments), where models are `learning` (models,), bool.
+        """Prepare updates of `rows` (params and both moments) where models are `learning` (models,), bool.
 
         `sizes` are those of the tensors that lie side by side in a row; `lower` is the least value of each parameter.
         `columns` (models,), `numbers` (updates,) and among them `rate` (updates, models), float64, and `constants` are
@@ -52,7 +52,7 @@ class FusedUpdates:
         self._models, self._parameters = rows[0].shape
         self._updates = len(numbers["rate"])
         self.failed = torch.full((self._models,), -1, dtype=torch.int64)
-        """Which of the updates a model could not make (models,), -1 where there is none."""
+        """Number of the update that failed, among these (models,), -1 where none did."""
         self._library, self._sizes = library(SOURCE), array_of(INT, len(sizes))(*sizes)
         self._c = _Updates(self._models, self._parameters, len(sizes), ctypes.addressof(self._sizes), **constants)
         named = dict(zip(("row", "first", "second"), rows, strict=True)) | {"learning": learning, "failed": self.failed}
@@ -62,19 +62,19 @@ class FusedUpdates:
             setattr(self._c, name, tensor.data_ptr())
 
     def moves(self) -> Moves:
-        """The updates as the engine makes them; this object must live until it has."""
+        """The callback by which the engine makes the updates; this object must live until it has."""
         move = ctypes.cast(self._library.move, POINTER).value or 0
         return Moves(self._updates, self._kept["learning"], move, ctypes.addressof(self._c), 3 * self._parameters)
 
     def make(self, losses: Tensor, gradients: Sequence[Tensor]) -> None:
         """Make the only update by losses (models,) and the gradients (models, ...) of the tensors of a row."""
-        own, wide = [gradient.contiguous() for gradient in gradients], losses.to(torch.float64).contiguous()
-        pointers = array_of(POINTER, len(own))(*(gradient.data_ptr() for gradient in own))
+        dense, wide = [gradient.contiguous() for gradient in gradients], losses.to(torch.float64).contiguous()
+        pointers = array_of(POINTER, len(dense))(*(gradient.data_ptr() for gradient in dense))
         next_model, arguments = INT(0), (POINTER(wide.data_ptr()), pointers)
 
-        def some() -> None:
+        def work() -> None:
             room = torch.empty(4 * self._parameters)
             self._library.update(ctypes.byref(self._c), *arguments, ctypes.byref(next_model), POINTER(room.data_ptr()))
 
         worth = self._models * self._parameters // WORTH_A_THREAD
-        at_once([some] * max(1, min(torch.get_num_threads(), self._models, worth)))
+        at_once([work] * max(1, min(torch.get_num_threads(), self._models, worth)))

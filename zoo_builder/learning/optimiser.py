@@ -28,9 +28,9 @@ class OptimiserState:
     second: Tensor
     """Running mean of their squares (models, parameters)."""
     diverged_step: Tensor
-    """Number of the first update a model could not make (models,), int64, -1 if it made them all."""
+    """Number of the first update that failed (models,), int64, -1 where none did."""
     learning: Tensor
-    """Which models still learn (models,), bool: all but those that diverged or were stopped."""
+    """Mask of the models that still learn (models,), bool: all but those that diverged or were stopped."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,18 @@ class StepConstants:
     """Factor of the learning rates, a scalar or (models, 1)."""
 
 
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Each model's own settings of AdamW (models,), and those that all models share."""
+
+    learning_rate: Tensor
+    weight_decay: Tensor
+    clip: Tensor
+    """Largest norm of a gradient; 0 clips nothing."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+
 class StackedAdamW:
     """torch.optim.AdamW (Loshchilov and Hutter, Decoupled weight decay, ICLR 2019) for a stack of models.
 
@@ -57,18 +69,9 @@ class StackedAdamW:
     """
 
     def __init__(
-        self,
-        spec: WeightSpec,
-        params: Params,
-        learning_rate: Tensor,
-        weight_decay: Tensor,
-        clip: Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        epsilon: float = 1e-8,
-        *,
-        fused: bool = False,
+        self, spec: WeightSpec, params: Params, hyperparameters: Hyperparameters, *, fused: bool = False
     ) -> None:
-        """Start from stacked params (models, ...), with one learning rate, decay and clip (0: none) per model.
+        """Start from stacked params (models, ...).
 
         With `fused` an update is one pass over memory in C, which changes the rows in place; for the CPU alone.
         """
@@ -78,12 +81,13 @@ class StackedAdamW:
         row = torch.cat([params[name].flatten(1) for name in names], dim=1)
         never = torch.full((len(row),), -1, dtype=torch.int64, device=row.device)
         self.state = OptimiserState(row, torch.zeros_like(row), torch.zeros_like(row), never, never < 0)
-        # Rows that stay where they are, so their views are made once: between calls of C, each call of torch counts.
+        # Views of rows that are changed in place are made once: between calls of C, each call of torch counts.
         self._moved_in_place = row if fused else None
         self._views = self._views_of(row) if fused else {}
         self._lower = _lower_bounds(spec, names, self._sizes, row)
-        self._betas, self._epsilon, self._updates, self._fused = betas, epsilon, 0, fused
-        settings = (learning_rate, weight_decay, clip)
+        self._betas, self._epsilon = hyperparameters.betas, hyperparameters.epsilon
+        self._updates, self._fused = 0, fused
+        settings = (hyperparameters.learning_rate, hyperparameters.weight_decay, hyperparameters.clip)
         columns = (setting.to(row.device, torch.float64)[:, None] for setting in settings)
         self._learning_rate, self._weight_decay, self._clip = columns
 
@@ -117,7 +121,7 @@ class StackedAdamW:
         beta1, beta2 = self._betas
         numbers = (self._updates, 1 - beta1**self._updates, (1 - beta2**self._updates) ** -0.5, 1.0)
         scalars, device = torch.tensor(numbers, dtype=torch.float64), self.state.row.device
-        # From pinned memory, or the host would wait until the device has nothing left to do.
+        # Pinned memory: else the host would wait until the device is idle.
         on_device = scalars.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else scalars
         number, first, second, same = on_device.unbind()
         return StepConstants(number, first, second, same if rate is None else rate.to(device)[:, None])
@@ -125,7 +129,7 @@ class StackedAdamW:
     def after(
         self, state: OptimiserState, constants: StepConstants, losses: Tensor, gradients: Mapping[str, Tensor]
     ) -> OptimiserState:
-        """The state after an update by the gradients (models, ...) of each model's loss (models,)."""
+        """State after an update by the gradients (models, ...) of each model's loss (models,)."""
         if self._fused:
             updates = self._fused_updates(state, [constants])
             updates.make(losses, [gradients[name] for name in self._shapes])
@@ -139,7 +143,7 @@ class StackedAdamW:
         fine = losses.isfinite() & norm[:, 0].isfinite() & row.isfinite().all(1) & second.isfinite().all(1)
         moves, fails = state.learning & fine, state.learning & ~fine
         diverged_step = torch.where(fails, constants.number.to(torch.int64), state.diverged_step)
-        # Always, because to ask whether it is needed would hold up a GPU, and cannot be captured.
+        # Without a test whether any failed: that would hold up a GPU, and cannot be captured.
         first, second, row = (
             torch.where(moves[:, None], new, old)
             for new, old in ((first, state.first), (second, state.second), (row, state.row))

@@ -1,4 +1,4 @@
-"""Params drawn with a planted structure instead of learned."""
+"""Planted params: drawn with a known structure instead of learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: what an update's learning rate is multiplied by, for each model of a stack."""
+"""Learning-rate schedules: a factor of the learning rate for each update and model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from zoo_builder.fields import refuse_below_least
 
-# Each takes the share of the way behind (models,) from 0 to 1, each model's factor at its end, and a number of drops.
+# Arguments: progress (models,) from 0 to 1, each model's factor at the end, and the number of drops.
 SHAPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "constant": lambda way, final, drops: torch.ones_like(way),
     "linear": lambda way, final, drops: 1 - (1 - final) * way,
     "cosine": lambda way, final, drops: final + (1 - final) * (1 + torch.cos(math.pi * way)) / 2,
     "exponential": lambda way, final, drops: final**way,
-    # A third of the way, three times, must count as all of it.
+    # Rounding: three thirds must count as 1.
     "step": lambda way, final, drops: final ** (torch.floor(way * (drops + 1) + 1e-9).clamp(max=drops) / drops),
 }
 

@@ -1,4 +1,4 @@
-"""A stack of models while it learns by gradients: its updates, data, learning rates, exams and masks."""
+"""Training of a stack of models by gradients: updates, data, learning rates, exams and masks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from zoo_builder.learning.updates import Updates
 
 @dataclass(kw_only=True)
 class Training:
-    """A stack of models on its way from update to update; whoever learns no more is left as it is."""
+    """State of the training of a stack; models that learn no more are left unchanged."""
 
     spec: WeightSpec
     updates: Updates
     source: BatchSource
     batch_size: int
     rate: Callable[[int], Tensor | None]
-    """By what the learning rates are multiplied at an update counted from 0, (models,), or None."""
+    """Factor (models,) of the learning rates at an update counted from 0, or None."""
     examination: Examination | None
     masks: Callable[[Params, int], Params]
     """New masks from all params (models, ...) after so many updates."""
     mask_updates: Sequence[int]
-    """After which numbers of updates masks change."""
+    """Numbers of updates after which masks change."""
     made: int = 0
-    """How many updates were made."""
+    """Number of updates made."""
     _anyone_learns: bool = True
 
     def begin(self) -> None:
@@ -38,7 +38,7 @@ class Training:
         self._change_masks()
 
     def go_on(self, stop: int) -> None:
-        """Make some updates, up to number `stop`, the next exam or the next change of masks, which then follow."""
+        """Make updates up to number `stop`, the next exam or the next change of masks, then hold or make that."""
         if self.examination is not None:
             stop = min(stop, self.examination.next_after(self.made))
         stop = min([stop, *(update for update in self.mask_updates if update > self.made)])
@@ -54,13 +54,13 @@ class Training:
         self._examine()
 
     def snapshot(self) -> Params:
-        """A copy of all tensors on the CPU; exams note what is known of every model."""
+        """Copy of all tensors on the CPU; exams record their latest results with it."""
         if self.examination is not None:
             self.examination.note()
         return {name: tensor.to("cpu", copy=True) for name, tensor in self.updates.params.items()}
 
     def records(self) -> dict[str, Tensor]:
-        """What was recorded with the snapshots, (models, snapshots), float64."""
+        """Records of the snapshots, (models, snapshots), float64."""
         return self.examination.records() if self.examination is not None else {}
 
     def _examine(self) -> None:

@@ -1,4 +1,4 @@
-"""Params as they are before learning."""
+"""Untrained params: initial ones, before learning."""
 
 from __future__ import annotations
 

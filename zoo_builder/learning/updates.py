@@ -8,46 +8,38 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightspace.families import Family
-from weightspace.rollout import Captured, Streams, native
+from weightspace.rollout import Captured, native
 from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
+from zoo_builder.learning.batches import Exercise
 from zoo_builder.learning.optimiser import OptimiserState, StackedAdamW, StepConstants
-from zoo_builder.tasks import Batch, Task
+from zoo_builder.tasks import Batch
 
 Gradients = Callable[[Params, Batch, Mapping[str, Tensor]], tuple[Tensor, Params]]
 """Losses (models,) and gradients (models, ...) by trained tensor, of all params, a batch and noise."""
 
 
 class Updates:
-    """What moves a stack of models: its optimiser, the gradients, and the tensors that are not trained."""
+    """Updates of a stack of models: its optimiser, the gradients, and the tensors that are not trained."""
 
     def __init__(
-        self,
-        gradients: Gradients,
-        family: Family,
-        task: Task,
-        optimiser: StackedAdamW,
-        fixed: Params,
-        streams: Streams,
-        batch_size: int,
-        *,
-        natively: bool,
+        self, exercise: Exercise, gradients: Gradients, optimiser: StackedAdamW, fixed: Params, *, natively: bool
     ) -> None:
-        """Draw noise from `streams`; `natively` makes whole updates in C where the batch has a declared criterion."""
+        """With `natively`, whole updates are made in C where the batch has a declared criterion."""
         self.optimiser, self.fixed = optimiser, fixed
-        self._family, self._task, self._streams, self._batch_size = family, task, streams, batch_size
+        self._family, self._task = exercise.family, exercise.task
+        self._streams, self._batch_size = exercise.streams, exercise.batch_size
         self._natively = natively
-        # All that differs between updates is an argument, so that one capture serves them all.
+        # Everything that differs between updates is an argument: one capture serves them all.
         self._updated = Captured(partial(_updated, gradients, optimiser))
 
     @property
     def params(self) -> Params:
-        """All tensors (models, ...) as they are now."""
+        """Present values of all tensors (models, ...)."""
         return self.fixed | self.optimiser.params()
 
     def make(self, batch: Batch, rates: Sequence[Tensor | None]) -> None:
-        """One update for each of `rates` (see `StackedAdamW.step_constants`), on as many batches' sequences."""
+        """Make an update for each of `rates` (see `StackedAdamW.step_constants`), each on its batch of sequences."""
         criterion = self._task.criterion(batch) if self._natively else None
         if criterion is not None:
             make = partial(native.descend_on, self._family, self.params, self._family.spec.trained)
@@ -60,7 +52,7 @@ class Updates:
             self.optimiser.state = self._updated(self.fixed, self.optimiser.state, constants, part, noise)
 
     def _noise(self, batch: Batch, updates: int) -> dict[str, Tensor]:
-        """The noise of so many updates, drawn update by update and put together along the sequences."""
+        """Noise of several updates, drawn update by update and joined along the sequences."""
         time, size = batch.x.shape[1], self._batch_size
         draws = [draw_noise(self._family.spec, self._streams, time, size) for _ in range(updates)]
         return {name: torch.cat([draw[name] for draw in draws], dim=2) for name in self._family.spec.noise}
@@ -82,5 +74,5 @@ def _updated(
     noise: Mapping[str, Tensor],
 ) -> OptimiserState:
     """The optimiser's state after one update on a batch; `fixed` are the params that are not trained."""
-    losses, found = gradients(fixed | optimiser.params(state), batch, noise)
-    return optimiser.after(state, constants, losses, found)
+    losses, found_gradients = gradients(fixed | optimiser.params(state), batch, noise)
+    return optimiser.after(state, constants, losses, found_gradients)

@@ -1,1 +1,1 @@
-"""From a recipe to a plan: cohorts of models, their sizes, and what they will cost."""
+"""Plans of zoos from recipes: cohorts of models, their sizes and their cost."""

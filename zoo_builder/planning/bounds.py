@@ -1,4 +1,4 @@
-"""How large a plan may be, by arithmetic alone, so that what cannot be built is refused before anything is laid out."""
+"""Limits on the size of a plan, by arithmetic alone, so that one too large is refused before it is laid out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from zoo_builder.tasks import Task
 MOST_COHORTS = 10_000
 MOST_MODELS = 1_000_000
 MOST_ROWS = 20_000_000
-"""Of the table: one for each snapshot of each model."""
+"""Rows of the table, one for each snapshot of each model."""
 MOST_PARAMETERS = 2**40
 
 
 def check_counts(recipe: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the field, where the lists of a recipe cross to more than a zoo holds, or to nothing."""
+    """Raise ValueError, with the field, where the lists of a recipe give more models than a zoo holds, or none."""
     lengths: dict[str, int] = {}
     cohorts = len(learning_entries(recipe))
     for name in ("families", "tasks"):
@@ -65,7 +65,7 @@ def check_family(family: Family) -> None:
 
 
 def what_to_lower(*parts: Family | Task | Learner | Mapping[str, Any] | None) -> str:
-    """What to lower: the largest number that the recipe gives for any of these."""
+    """Field to lower: that of the largest number in the configs of these parts of a recipe."""
     configs = [part if isinstance(part, Mapping) else part.config for part in parts if part is not None]
     name, value = max((pair for config in configs for pair in _whole_numbers(config)), key=lambda pair: pair[1])
     return f"lower `{name}` (={value:,})"

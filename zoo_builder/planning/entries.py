@@ -1,4 +1,4 @@
-"""One entry of a recipe: what it may say, the instance it stands for, and the spreads of its fields over models."""
+"""Entries of a recipe: their options, the instance of each, and the spreads of its fields over models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo_builder.planning.spread import Spread, parse_spread
 
 
 def crossed(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the entry's lists."""
+    """Entries without lists, one for each combination of the lists' values."""
     lists = [value if isinstance(value, list) else [value] for value in entry.values()]
     for combination in itertools.product(*lists):
         yield dict(zip(entry, combination, strict=True))
@@ -23,7 +23,7 @@ def crossed(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def refuse_missing(name: str, kind: type, fields: Mapping[str, Any], where: str) -> None:
     """Raise ValueError where `fields` has an option that `kind` does not know, or lacks one without a default."""
     parameters = inspect.signature(kind).parameters
-    # First, for a misspelt option is also a missing one.
+    # Before the missing options: a misspelt one is missing, too.
     refuse_unknown_fields(kind, fields)
     missing = [p.name for p in parameters.values() if p.default is inspect.Parameter.empty and p.name not in fields]
     if missing:
@@ -67,11 +67,11 @@ def _flattened(name: str, fields: Mapping[str, Any], groups: Mapping[str, type])
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    whole: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for key, value in flat.items():
         group, _, option = key.rpartition(".")
-        (whole.setdefault(group, {}) if group else whole)[option] = value
-    return whole
+        (nested.setdefault(group, {}) if group else nested)[option] = value
+    return nested
 
 
 def _hint(kind: type, groups: Mapping[str, type], key: str) -> Any:

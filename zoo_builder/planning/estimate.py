@@ -1,4 +1,4 @@
-"""What a recipe would cost, measured on a few updates and labels of each cohort, without building anything."""
+"""Cost of a recipe, measured on a few updates and labels of each cohort, without building anything."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from zoo_builder.stacks import chunk_size, models_together
 from zoo_builder.table import label_columns
 
 UPDATES = 17
-# After so long, the updates that were made must do.
+# Seconds after which the updates made so far are enough.
 MOST_SECONDS = 10.0
-# Labels of large models take seconds and gigabytes: fewer of these are measured, as many as have this many parameters.
+# Parameters of all models whose labels are measured: those of large models take seconds and gigabytes.
 MODELS_LABELLED, PARAMETERS_LABELLED = (4, 16), 40_000
 # Bytes of one row's text columns, after compression.
 TEXT_BYTES = 60
 
 
 class _Enough(Exception):
-    """Raised from the learner's progress call, once enough updates were timed."""
+    """Signal from the learner's progress call that enough updates were timed."""
 
 
 def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "stacked") -> dict[str, Any]:
@@ -39,7 +39,7 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
     torch.set_num_threads(1)
     num_labels = len(label_columns(plan))
     for cohort in {type(cohort.family): cohort for cohort in plan.cohorts}.values():
-        # The first measurement of a family is slow and tells nothing of the later ones.
+        # The first measurement of a family compiles and loads, unlike the later ones.
         with memory_named(plan, cohort):
             _label_seconds(plan, cohort, device, method)
     bar = tqdm(plan.cohorts, unit=" cohorts", disable=not sys.stderr.isatty(), desc="estimate")
@@ -58,7 +58,7 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
 
 
 def _three_digits(seconds: float) -> float:
-    """Rounded, but never to nothing: the smallest plans take milliseconds."""
+    """Seconds, rounded but never to 0: the smallest plans take milliseconds."""
     return float(f"{seconds:.3g}")
 
 
@@ -114,7 +114,7 @@ def _label_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -> f
     """Seconds of labelling of a whole cohort, from the fresh params of a few models."""
     if not plan.recipe["labels"]:
         return 0.0
-    # On CUDA a stack as it will be, for there time is not proportional to models.
+    # On CUDA a whole stack: time is not proportional to models there.
     count, repeats = (_num_labelled(cohort), 1) if device == "cpu" else (chunk_size(device), len(plan.snapshots))
     ids = cohort.ids(0, min(count, len(cohort.splits))) * repeats
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +131,7 @@ def _num_labelled(cohort: Cohort) -> int:
 
 
 def _now(device: str) -> float:
-    """Seconds of this process's own time; on CUDA, which works while the process waits, of the clock."""
+    """CPU seconds of this process, or wall-clock seconds on CUDA, which works while the process waits."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Whether a plan's shards fit the memory of a machine, and what to lower where they do not."""
+"""Memory that a plan's shards take on a machine, and the field to lower where it is too much."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zoo_builder.workers import container
 def check_memory(plan: Plan, memory: int | None = None) -> None:
     """Raise ValueError, with the field, for a cohort whose models cannot be together in this machine's memory (bytes).
 
-    What is counted is the least that a shard takes: its params with what an optimiser keeps beside them, and the
-    inputs and targets of one draw.
+    Counted is the least that a shard takes: its params, the moments of an optimiser, and the inputs and targets of
+    one draw.
     """
     memory = container.memory() if memory is None else memory
     for cohort in plan.cohorts:
@@ -30,7 +30,7 @@ def check_memory(plan: Plan, memory: int | None = None) -> None:
 
 @contextlib.contextmanager
 def memory_named(plan: Plan, cohort: Cohort) -> Iterator[None]:
-    """Say of memory that cannot be had which cohort wanted it, and what to lower."""
+    """Name the cohort whose memory could not be allocated, and the field to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""A family with the task and the learner that train it, and the name of the cohort that they make."""
+"""Pairings: a family with its task and learner, and the name of their cohort."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pairing:
 def cohort_name(pairing: Pairing, *, with_learner: bool) -> str:
     """A readable name, unique by a digest of everything the cohort's models share, the learner only `with_learner`.
 
-    Options left at their defaults take no part, so that a family or task that gains an option keeps its models.
+    Options at their defaults are left out: a family or task that gains an option keeps its models.
     """
     family, task, learner = pairing.family, pairing.task, pairing.learner
     parts = [_snake(type(family).__name__)]

@@ -1,4 +1,4 @@
-"""Plain data that people write: YAML read so that nothing is lost, and values that nothing can be made of refused."""
+"""Plain data of recipes: YAML read without loss, and values of other kinds refused."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from weightspace.terminal import printable, shown
 
 MOST_BYTES = 200_000
-"""Size of the longest file: its text is read a hundred times as slowly as it is written."""
+"""Bytes of the longest file: YAML is read a hundred times as slowly as it is written."""
 MOST_VALUES, MOST_LEVELS, MOST_CHARACTERS = 100_000, 8, 2_000
 LARGEST = 2**63 - 1
-"""Of whole numbers, which tensors and tables hold in 64 bits."""
+"""Largest whole number: tensors and tables hold 64 bits."""
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file of plain data says; ValueError with the reason where it says nothing of the kind."""
+    """Content of a YAML file of plain data; ValueError with the reason where it is none."""
     if not path.is_file():
         raise ValueError(f"There is no recipe {path}.")
     size = path.stat().st_size
@@ -31,12 +31,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What YAML says: numbers as in YAML 1.2, where 1e-3 is one, and no key twice; `where` names it in messages."""
+    """Content of YAML: numbers as in YAML 1.2, where 1e-3 is one, and no key twice; `where` names it in messages."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {
-            # A few merged mappings in each other become more than any memory holds.
+            # Merged mappings, nested a few times, outgrow any memory.
             first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":merge")]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
@@ -58,24 +58,24 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not YAML: {' '.join(printable(error).split())}") from None
     except (ValueError, LookupError, AttributeError, TypeError) as error:
-        # What PyYAML raises where a date, a number of many digits or a tag does not fit its value.
+        # Errors of PyYAML for a date, a long number or a tag that does not fit its value.
         raise ValueError(f"{where} cannot be read: {printable(error)}.") from None
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; nothing in it needs more than {MOST_LEVELS} levels.") from None
 
 
 def refuse_odd(data: Any, where: str) -> None:
-    """Raise ValueError, with the place, unless all is text, finite numbers, true, false, null, lists and mappings.
+    """Raise ValueError, with the place, unless values are text, finite numbers, true, false, null, lists, mappings.
 
-    It bounds what may follow: no number beyond 64 bits, few levels, short text, names as keys.
+    Bounds: no number beyond 64 bits, few levels, short text, names as keys.
     """
     for count, (path, value, level) in enumerate(_values(data, "", 0)):
         if count > MOST_VALUES:
             raise ValueError(f"{where} holds more than {MOST_VALUES:,} values; write lists shorter.")
         problem = _problem(value, level)
         if problem:
-            place = f"`{path.removeprefix('.')}`" if path else where
-            raise ValueError(f"{place} (={shown(value)}) {problem}.")
+            field = f"`{path.removeprefix('.')}`" if path else where
+            raise ValueError(f"{field} (={shown(value)}) {problem}.")
 
 
 def _values(value: Any, path: str, level: int) -> Iterator[tuple[str, Any, int]]:

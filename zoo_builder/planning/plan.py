@@ -70,7 +70,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a build needs to know; `recipe` has every default filled in."""
+    """Plan of a build: cohorts, and the recipe with every default filled in."""
 
     recipe: Mapping[str, Any]
     cohorts: tuple[Cohort, ...]
@@ -168,7 +168,7 @@ def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, S
     for entry in recipe["tasks"]:
         for fields in crossed(entry):
             task, spreads = spread_entry(fields, tasks.load, tasks.available())
-            # Here, not once its models are trained and the manifest is written.
+            # Refused now, not after training, when the manifest is written.
             task.refuse_undeclared()
             yield task, spreads
 
@@ -196,17 +196,17 @@ def _splits(recipe: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[
     total = size * len(names)
     counts: dict[str, dict[str, int]] = {}
     for split in ("test", "val"):
-        wanted = recipe["splits"][split]
-        number = wanted if isinstance(wanted, int) else round(wanted * total)
-        lucky = sorted(names, key=lambda name: derive_key(seed, name, f"plan/{split}"))[: number % len(names)]
-        counts[split] = {name: number // len(names) + (name in lucky) for name in names}
+        share = recipe["splits"][split]
+        number = share if isinstance(share, int) else round(share * total)
+        with_one_more = sorted(names, key=lambda name: derive_key(seed, name, f"plan/{split}"))[: number % len(names)]
+        counts[split] = {name: number // len(names) + (name in with_one_more) for name in names}
     result = {}
     for name in names:
         test, val = counts["test"][name], counts["val"][name]
         if test + val >= size:
             raise ValueError(f"`splits` leave no training models in a cohort of {size}: {test} test and {val} val.")
         order = sorted(range(size), key=lambda i: derive_key(seed, f"{name}-{i:04d}", "plan/split"))
-        rank = {model: place for place, model in enumerate(order)}
+        rank = {model: position for position, model in enumerate(order)}
         result[name] = tuple(
             "test" if rank[i] < test else "val" if rank[i] < test + val else "train" for i in range(size)
         )

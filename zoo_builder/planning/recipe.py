@@ -1,4 +1,4 @@
-"""Reading a recipe: what a YAML file may say, checked before anything is built."""
+"""Recipes: the keys and values of a YAML file, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -64,27 +64,27 @@ def learning_entries(recipe: Mapping[str, Any]) -> list[Any]:
     return entries
 
 
-def refuse_unknown_keys(where: str, found: Any, known: list[str]) -> None:
-    """Raise ValueError unless `found` is a mapping with known keys only."""
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{where} must be a mapping with keys {known}, found {shown(found)}.")
-    refuse_unknown_options(where, found, known, "key")
+def refuse_unknown_keys(where: str, value: Any, known: list[str]) -> None:
+    """Raise ValueError unless `value` is a mapping with known keys only."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping with keys {known}, found {shown(value)}.")
+    refuse_unknown_options(where, value, known, "key")
 
 
-def _filled(where: str, found: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    found = {} if found is None else found
-    refuse_unknown_keys(f"`{where}`", found, list(defaults))
-    return {**defaults, **found}
+def _filled(where: str, value: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    value = {} if value is None else value
+    refuse_unknown_keys(f"`{where}`", value, list(defaults))
+    return {**defaults, **value}
 
 
-def _for_device(where: str, found: Any, device: str) -> Any:
-    """The number of a device, where a mapping gives one for each; anything else is for all."""
-    if not isinstance(found, Mapping):
-        return found
-    refuse_unknown_keys(f"`{where}`", found, DEVICES)
-    if device not in found:
+def _for_device(where: str, value: Any, device: str) -> Any:
+    """Value for a device, where a mapping has one for each; anything else is for all devices."""
+    if not isinstance(value, Mapping):
+        return value
+    refuse_unknown_keys(f"`{where}`", value, DEVICES)
+    if device not in value:
         raise ValueError(f"`{where}` has no number for {device}; add `{device}`, or give one number for all.")
-    return found[device]
+    return value[device]
 
 
 def _check_numbers(recipe: Mapping[str, Any]) -> None:

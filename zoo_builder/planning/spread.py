@@ -1,4 +1,4 @@
-"""How a parameter is spread over the models of a cohort."""
+"""Spreads: distributions of a parameter over the models of a cohort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightspace.rollout import Streams
 from weightspace.terminal import shown
 
 LARGEST = 1e300
-"""Number that may stand in a recipe: beyond it, the distance of two is no number."""
+"""Largest number in a recipe: beyond it, the difference of two is infinite."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Spread:
         return min(self.bounds), max(self.bounds)
 
     def beyond(self, values: Tensor, share: float) -> Tensor:
-        """Which values (models,) lie in the top `share` of the range (of its logarithm for log_uniform), bool."""
+        """Mask (models,), bool, of values in the top `share` of the range (of its logarithm for log_uniform)."""
         low, high = self.extremes
         if low == high:
             return torch.zeros_like(values, dtype=torch.bool)
@@ -66,7 +66,7 @@ def _choice(bounds: tuple[float, ...], u: Tensor) -> Tensor:
     return torch.tensor(bounds, dtype=u.dtype)[torch.floor(len(bounds) * u).long()]
 
 
-# Each takes the bounds and uniform draws (models,) in [0, 1) to values (models,).
+# Functions of the bounds and of uniform draws (models,) in [0, 1): values (models,).
 KINDS: dict[str, Callable[[tuple[float, ...], Tensor], Tensor]] = {
     "fixed": _fixed,
     "uniform": _uniform,
@@ -92,7 +92,7 @@ def parse_spread(where: str, value: Any) -> Spread:
         raise ValueError(f"{where}: '{kind}' takes a list of numbers, found {shown(bounds)}.")
     _refuse_odd_numbers(where, kind, bounds)
     numbers = tuple(float(b) for b in bounds)
-    # The order in which choices are listed means nothing, so no draw depends on it.
+    # Draws do not depend on the order of the choices, which means nothing.
     spread = Spread(kind, tuple(sorted(numbers)) if kind == "choice" else numbers)
     _check_bounds(where, spread)
     return spread
@@ -111,8 +111,8 @@ def _check_bounds(where: str, spread: Spread) -> None:
             raise ValueError(f"{where}: 'choice' needs at least one value.")
         return
     if len(bounds) != 2 or bounds[0] > bounds[1]:
-        found = shown(list(bounds))
-        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {found}.")
+        bounds_text = shown(list(bounds))
+        raise ValueError(f"{where}: '{spread.kind}' takes [low, high] with low at most high, found {bounds_text}.")
     if spread.kind == "log_uniform" and bounds[0] <= 0:
         raise ValueError(f"{where}: 'log_uniform' needs bounds above 0, found {shown(list(bounds))}.")
     if spread.kind == "integers" and any(b != round(b) for b in bounds):

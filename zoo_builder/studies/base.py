@@ -26,7 +26,7 @@ class Gate:
     """A number that a study measures, and how it compares with a threshold if the phenomenon is there."""
 
     name: str
-    """What the number is, as a reader of the paper would say it."""
+    """Meaning of the number, in the words of the paper."""
     comparison: Literal[">", ">=", "<", "<="]
     threshold: float
     unit: str
@@ -41,12 +41,12 @@ class Gate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a study found in its zoos."""
+    """Numbers and curves that a study measured in its zoos."""
 
     values: Mapping[str, float]
     """The number of each gate, by the gate's name; NaN where there is none."""
     curves: Mapping[str, Any]
-    """What the figure shows."""
+    """Curves of the figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ class Study(ABC):
 
     @abstractmethod
     def measure(self, zoos: Mapping[str, Zoo]) -> Measured:
-        """What the finished zoos show, by the names of their recipes."""
+        """Measurements on the finished zoos, by the names of their recipes."""
 
     @abstractmethod
     def draw(self, measured: Measured) -> Figure:
-        """The paper's figure, of the numbers measured here, in the paper's words."""
+        """The paper's figure, drawn from the measured numbers, in the paper's words."""

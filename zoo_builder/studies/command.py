@@ -1,4 +1,4 @@
-"""The options of `zoo-builder study run`, and what it runs."""
+"""The command `zoo-builder study run`: its options and its run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_options(parser: Any) -> None:
 
 
 def run(options: Any) -> tuple[list[dict[str, Any]], str]:
-    """What the studies found, as one document and as text."""
+    """Results of the studies, as one document and as text."""
     from zoo_builder.workers import in_process
     from zoo_builder.workers.processes import chosen_workers
 
@@ -35,7 +35,7 @@ def run(options: Any) -> tuple[list[dict[str, Any]], str]:
     if options.all == bool(options.names):
         raise ValueError(f"Give names of studies or `--all`, and not both; there are {sorted(studies.available())}.")
     names = sorted(studies.available()) if options.all else dict.fromkeys(options.names)
-    # All are looked up before the first one runs.
+    # All names are looked up before the first study runs.
     chosen = [studies.load(name) for name in names]
     results, texts = [], []
     for study in chosen:

@@ -38,16 +38,16 @@ def autocorrelations(states: Tensor) -> Tensor:
 
     Autocovariances about the mean of each trial, each divided by its number of products, are averaged over the trials.
     """
-    # One by one, because large intermediate results cost more than the arithmetic.
-    covariance = torch.stack([_autocovariances(own) for own in states])
-    # What rounding leaves of a constant is no variance.
+    # Model by model: large intermediate results cost more than the arithmetic.
+    covariance = torch.stack([_autocovariances(trajectories) for trajectories in states])
+    # Rounding of a constant is no variance.
     varies = covariance[..., :1] > 1e-20
     return torch.where(varies, covariance / torch.where(varies, covariance[..., :1], 1), torch.nan)
 
 
 def _autocovariances(states: Tensor) -> Tensor:
     num_steps = states.shape[0]
-    # Padded with zeros, so that the last steps do not meet the first ones.
+    # Zero padding: else the last steps would wrap round to the first ones.
     size = 1 << (num_steps + LARGEST_LAG - 1).bit_length()
     series = (states - states.mean(0)).flatten(1).T.contiguous()
     power = torch.fft.rfft(series, size).abs().square().unflatten(0, states.shape[1:]).mean(0)
@@ -74,14 +74,14 @@ def _fitted(y: Tensor) -> Tensor:
     basis = torch.exp(-lags / FINE_TAUS)
     norm, along = basis.square().sum(0), y @ basis
     scale = (along / norm).clamp(0, 1)
-    one, single = (square - 2 * scale * along + scale.square() * norm).min(1)
+    residual_of_one, single = (square - 2 * scale * along + scale.square() * norm).min(1)
     basis = torch.exp(-lags / TAUS)
     gram, along = basis.T @ basis, y @ basis
     fast, slow = torch.triu_indices(len(TAUS), len(TAUS), 1)
-    two, pair = _pairs(square, along[:, fast], along[:, slow], gram, fast, slow).min(1)
+    residual_of_two, pair = _pairs(square, along[:, fast], along[:, slow], gram, fast, slow).min(1)
     criterion = [
         2 * count + num_lags * torch.log(residual.clamp(min=1e-12) / num_lags)
-        for count, residual in ((2, one), (4, two))
+        for count, residual in ((2, residual_of_one), (4, residual_of_two))
     ]
     return torch.where(criterion[1] < criterion[0], TAUS[slow[pair]], FINE_TAUS[single])
 
@@ -92,7 +92,7 @@ def _pairs(square: Tensor, along_1: Tensor, along_2: Tensor, gram: Tensor, fast:
     determinant = g11 * g22 - g12.square()
     free_1 = (along_1 * g22 - along_2 * g12) / determinant
     free_2 = (along_2 * g11 - along_1 * g12) / determinant
-    # Where the sum of both is bound to 1, one share is left.
+    # With the sum bound to 1, one free share is left.
     share = ((along_1 - along_2 - g12 + g22) / (g11 + g22 - 2 * g12)).clamp(0, 1)
     inside = (free_1 >= 0) & (free_2 >= 0) & (free_1 + free_2 <= 1)
     b1, b2 = torch.where(inside, free_1, share), torch.where(inside, free_2, 1 - share)

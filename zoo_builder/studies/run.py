@@ -1,4 +1,4 @@
-"""Running a study: its zoos are built or found, measured, judged by its gates and drawn."""
+"""Runs of studies: zoos are built or opened, measured, judged by the gates and drawn."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_study(study: Study, out: str | Path, *, seed: int | None = None, workers
 
 
 def judged(study: Study, measured: Measured) -> list[dict[str, Any]]:
-    """Each gate with its measured value (None for NaN and infinities, which JSON has no number for) and its verdict."""
+    """Record of each gate: its value (None for NaN and infinities, which JSON lacks) and whether it passed."""
     names = [gate.name for gate in study.gates]
     if sorted(names) != sorted(measured.values):
         raise ValueError(
@@ -91,7 +91,7 @@ def result_text(study: Study, result: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _counted(folder: Path, name: str) -> Iterator[None]:
-    """Add the CPU seconds that are spent on a zoo inside to those of earlier runs, however this one ends."""
+    """Add the CPU seconds of the body to those that earlier runs spent on a zoo, even if it fails."""
     before = _spent(folder)
     if not (folder / name).exists():
         before.pop(name, None)
@@ -114,8 +114,8 @@ def _spent(folder: Path) -> dict[str, float]:
 
 def _cpu_seconds() -> float:
     """CPU seconds of this process and of the children it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,4 +1,4 @@
-"""How networks come by long time scales under two curricula on N-parity."""
+"""Time scales of networks that learn N-parity under two curricula."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ class Timescales(Study):
 
     def measure(self, zoos: Mapping[str, Zoo]) -> Measured:
         curves = {heads: curves_of(zoos[ZOO], heads) for heads in CURRICULA}
-        one, many = curves["single"], curves["many"]
+        single, many = curves["single"], curves["many"]
         values = {
-            RATIO: many["level"][:, -1].min() / one["level"][:, -1].max(),
-            TAU: one["tau"][:, -1].mean() - many["tau"][:, -1].mean(),
-            RADIUS: one["radius"][:, -1].mean() - many["radius"][:, -1].mean(),
-            FORGOTTEN: largest(one["accuracy"][:, 2:].nanmean(1)),
+            RATIO: many["level"][:, -1].min() / single["level"][:, -1].max(),
+            TAU: single["tau"][:, -1].mean() - many["tau"][:, -1].mean(),
+            RADIUS: single["radius"][:, -1].mean() - many["radius"][:, -1].mean(),
+            FORGOTTEN: largest(single["accuracy"][:, 2:].nanmean(1)),
             KEPT: -largest(-many["accuracy"][:, 1:]),
         }
         return Measured({name: float(value) for name, value in values.items()}, curves)
@@ -147,22 +147,22 @@ class Timescales(Study):
 
 
 def curves_of(zoo: Zoo, heads: str) -> dict[str, Tensor]:
-    """What the networks of one curriculum are at each snapshot, (models, snapshots), and their final accuracies.
+    """Measurements of the networks of one curriculum at each snapshot, (models, snapshots), and final accuracies.
 
     `level` is the N that is learned, `tau` and `tau_net` are means over neurons (steps), `radius` is that of W_hh;
     `accuracy` (models, distance) is of the last snapshot, on N = level, level - 1, ..., NaN below N = 2.
     """
     task = [json.loads(text)["heads"] for text in zoo.table["task_config"].to_pylist()]
-    rows = [row for row, own in enumerate(task) if own == heads]
+    rows = [row for row, part in enumerate(task) if part == heads]
     stacks = list(zoo.stacks(rows, ROWS_TOGETHER))
     columns = {name: _column(zoo, name, rows) for name in ("step", "curriculum_level")}
     measured = [_of_stack(zoo, stack) for stack in stacks]
-    found = {name: torch.cat([own[name] for own in measured]) for name in measured[0]}
+    joined = {name: torch.cat([part[name] for part in measured]) for name in measured[0]}
     shape = (-1, len(set(columns["step"].tolist())))
     curves = {
         "step": columns["step"].reshape(shape),
         "level": columns["curriculum_level"].reshape(shape),
-        **{name: values.reshape(shape) for name, values in found.items()},
+        **{name: values.reshape(shape) for name, values in joined.items()},
     }
     last = zoo.stack(torch.tensor(rows).reshape(shape)[:, -1].tolist())
     level = curves["level"][:, -1]
@@ -198,8 +198,8 @@ def accuracies(zoo: Zoo, stack: Stack, level: Tensor) -> Tensor:
 
 def from_level_down(accuracy: Tensor, level: Tensor) -> Tensor:
     """Accuracies (models, N), N = 2, 3, ..., as (models, distance), N = level, level - 1, ...; NaN below N = 2."""
-    place = level.long()[:, None] - 2 - torch.arange(accuracy.shape[1])
-    return torch.where(place >= 0, accuracy.gather(1, place.clamp(min=0)), torch.nan)
+    column = level.long()[:, None] - 2 - torch.arange(accuracy.shape[1])
+    return torch.where(column >= 0, accuracy.gather(1, column.clamp(min=0)), torch.nan)
 
 
 def largest(values: Tensor) -> Tensor:
@@ -231,4 +231,4 @@ def _by_level(axes: Axes, level: Tensor, values: Tensor, look: Mapping[str, Any]
     """A dot for each network at each snapshot, and a line through the means at each level."""
     axes.scatter(level.flatten(), values.flatten(), color=look["color"], alpha=0.12, s=10, linewidths=0)
     levels = level.unique()
-    axes.plot(levels, [values[level == one].nanmean() for one in levels], linewidth=2.5, marker="o", **look)
+    axes.plot(levels, [values[level == number].nanmean() for number in levels], linewidth=2.5, marker="o", **look)

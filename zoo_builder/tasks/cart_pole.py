@@ -68,12 +68,12 @@ class CartPole(Continuous):
     def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
         state = first_states(streams, batch_size)
         noise = self.shake * streams.normal(self.num_steps, batch_size, dtype=torch.float64)
-        seen, wanted = [], []
+        observations, forces = [], []
         for t in range(self.num_steps):
-            seen.append(observed(state))
-            wanted.append(expert(state))
-            state = moved(state, wanted[-1] + noise[:, t])
-        x, target = torch.stack(seen, 1).float(), torch.stack(wanted, 1)[..., None].float() / FORCE
+            observations.append(observed(state))
+            forces.append(expert(state))
+            state = moved(state, forces[-1] + noise[:, t])
+        x, target = torch.stack(observations, 1).float(), torch.stack(forces, 1)[..., None].float() / FORCE
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=target)
 
     def closed_loop(self, policy: Policy, streams: Streams, episodes: int, disturbance: Disturbance) -> Tensor:

@@ -28,10 +28,10 @@ def share_of_right(score: Score) -> Score:
 
 def counts_right_answers(task: Task) -> bool:
     """Whether a task's loss is its criterion and its score the share of right answers among what that asks for."""
-    own = type(task)
+    kind = type(task)
     # Who overrides one of the two alone may mean something else by it.
-    made_in = {next(base for base in own.__mro__ if name in vars(base)) for name in ("criterion", "score")}
-    return own.loss is Task.loss and len(made_in) == 1 and getattr(own.score, "is_share_of_right", False)
+    definers = {next(base for base in kind.__mro__ if name in vars(base)) for name in ("criterion", "score")}
+    return kind.loss is Task.loss and len(definers) == 1 and getattr(kind.score, "is_share_of_right", False)
 
 
 @dataclass(frozen=True, kw_only=True)

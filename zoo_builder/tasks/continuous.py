@@ -31,7 +31,7 @@ class Continuous(Task):
         the right answers, 0 for their mean as a constant answer, below 0 for worse. NaN where no target varies.
         """
         scored, target = outputs[:, -batch.target.shape[1] :].double(), batch.target.double()
-        means = torch.stack([mean_over_scored(one, batch) for one in target.unbind(-1)], dim=-1)
+        means = torch.stack([mean_over_scored(component, batch) for component in target.unbind(-1)], dim=-1)
         variance = mean_over_scored((target - means[:, None, None]).square().mean(-1), batch)
         error = mean_over_scored((scored - target).square().mean(-1), batch)
         usable = scored.isfinite().flatten(1).all(1) & (variance > 0)

@@ -62,9 +62,9 @@ class Copy(Categorical):
     def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
         delay = self.whole_value("delay", values, streams, 1, self.max_delay)
         symbols = streams.integers(self.num_symbols, self.length, batch_size)
-        place = torch.arange(self.num_steps, device=streams.device) - (self.max_delay - delay)[:, None]
-        shown = ((place >= 0) & (place < self.length))[..., None]
-        at = place.clamp(0, self.length - 1)[..., None].expand(-1, -1, batch_size)
+        position = torch.arange(self.num_steps, device=streams.device) - (self.max_delay - delay)[:, None]
+        shown = ((position >= 0) & (position < self.length))[..., None]
+        at = position.clamp(0, self.length - 1)[..., None].expand(-1, -1, batch_size)
         tokens = torch.where(shown, symbols.gather(1, at), self.num_symbols)
         tokens[:, self.num_steps - self.length - 1] = self.num_symbols + 1
         x = one_hot(tokens, self.input_size).to(torch.float32)

@@ -79,8 +79,8 @@ class FormalLanguage(Categorical):
         blocks = n[..., None] + F.pad(offsets.long(), (1, 0))[:, None]
         # A block ends where the next one starts; place 0 is BOS.
         ends = 1 + blocks.cumsum(-1)
-        place = torch.arange(self.length, device=streams.device)[:, None, None]
-        tokens = torch.where(place[..., 0] == 0, BOS, A + (place >= ends[:, None]).sum(-1))
+        step = torch.arange(self.length, device=streams.device)[:, None, None]
+        tokens = torch.where(step[..., 0] == 0, BOS, A + (step >= ends[:, None]).sum(-1))
         x = F.one_hot(tokens[:, :-1], self.input_size).to(torch.float32)
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=tokens[:, 1:])
 
@@ -109,9 +109,9 @@ class FormalLanguage(Categorical):
         most = ((self.length - 2 - offsets.sum(1)) / 4).floor().clamp(max=self.max_n)
         wrong = (offsets != offsets.round()).any(1) | ~(most >= least)
         if bool(wrong.any()):
-            told = ", ".join(f"`{k}` (={v:g})" for k, v in zip(OFFSETS, offsets[wrong][0].tolist(), strict=True))
+            offending = ", ".join(f"`{k}` (={v:g})" for k, v in zip(OFFSETS, offsets[wrong][0].tolist(), strict=True))
             raise ValueError(
-                f"{told} must be whole numbers that leave a string with no empty block, with n at most `max_n` "
+                f"{offending} must be whole numbers that leave a string with no empty block, with n at most `max_n` "
                 f"(={self.max_n}) and {self.length - 2} symbols at most, `length` without BOS and EOS."
             )
         return least.long(), most.long()

@@ -87,8 +87,8 @@ class Heads(Categorical):
         bits = torch.where(silent, 0, self.draw_bits(streams, batch_size))
         first = (n - self.num_heads + 1).clamp(min=2)
         asked = first[:, None] + torch.arange(self.num_heads, device=streams.device)
-        place = (asked - 2).clamp(max=self.max_n - 2)[:, None].expand(-1, batch_size, -1)
-        target = torch.where((asked <= n[:, None])[:, None], self.answers(bits).gather(2, place), NOT_ASKED)
+        question = (asked - 2).clamp(max=self.max_n - 2)[:, None].expand(-1, batch_size, -1)
+        target = torch.where((asked <= n[:, None])[:, None], self.answers(bits).gather(2, question), NOT_ASKED)
         x = bits.to(torch.float32)[..., None]
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=target[:, None])
 

@@ -65,8 +65,8 @@ class TiledDigits(Categorical):
         images, digits = _rotated(split, streams.device, tuple(angles.tolist()), self.tile_size)
         count, num_images = len(streams), images.shape[1]
         if split == "test":
-            place = torch.arange(batch_size, device=streams.device)
-            chosen = (streams.integers(num_images, 1) + place) % num_images
+            number = torch.arange(batch_size, device=streams.device)
+            chosen = (streams.integers(num_images, 1) + number) % num_images
         else:
             chosen = streams.integers(num_images, batch_size)
         # Whole rows of one table are copied several times as fast as what two indices choose.

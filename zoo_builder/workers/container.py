@@ -1,4 +1,4 @@
-"""What of the machine this process may use: cores and memory, with the limits that containers set by control groups."""
+"""Cores and memory that this process may use, with the limits that containers set by control groups."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ROOT = Path("/")
 
 
 def num_cores(root: Path = ROOT) -> int:
-    """Cores this process may use, at least 1: those that it may run on, or fewer if there is a quota of their time."""
+    """Cores that this process may use, at least 1: those of its affinity, or fewer under a quota of CPU time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min([cores, *_quotas(root)]), 1)
 
 
 def memory(root: Path = ROOT) -> int | None:
-    """Bytes of memory that this process may use, None where the system does not say."""
+    """Bytes of memory that this process may use, None where the system does not tell."""
     files = [folder / name for folder in _groups(root, "memory") for name in ("memory.max", "memory.limit_in_bytes")]
     limits = [limit for limit in map(_number, files) if limit is not None]
     with contextlib.suppress(ValueError, OSError, AttributeError):

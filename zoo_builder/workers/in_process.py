@@ -1,4 +1,4 @@
-"""Shards made in this very process, one after another: for studies and notebooks, which would wait for new ones."""
+"""Shards made in the present process, one after another: studies and notebooks would wait for new processes."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ logger = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Set the environment that shards need, unless torch, which reads it when it is imported, already is."""
+    """Set the environment that shards need, unless torch is imported already, which reads it then."""
     if "torch" not in sys.modules:
         os.environ.update(ENVIRONMENT)
 
 
 def misfit() -> dict[str, str | None]:
-    """The variables of the environment that are not as shards need them, with what they are."""
+    """Variables of the environment that differ from what shards need, with their values."""
     return {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
 
 
 def run_shards(job: Job, indices: Sequence[int], workers: int | None, report: Report) -> None:
-    """Have the shards `indices` made here, with the bytes that worker processes would give them.
+    """Make the shards `indices` in this process, with the bytes that worker processes would give them.
 
     Where this process has another environment than they need, or more than one worker is asked for, worker processes
     make them. Raises BuildFailed at the first shard that fails.
     """
-    wrong = misfit()
-    if wrong:
-        wanted = " ".join(f"{name}={ENVIRONMENT[name]}" for name in wrong)
+    different = misfit()
+    if different:
+        needed = " ".join(f"{name}={ENVIRONMENT[name]}" for name in different)
         logger.warning(
             "Shards are made in worker processes, which takes seconds longer: in this one torch was imported without "
             "%s. Call zoo_builder.workers.in_process.prepare() before anything imports torch.",
-            wanted,
+            needed,
         )
-    if wrong or processes.chosen_workers(workers or 1, job.device) > 1:
+    if different or processes.chosen_workers(workers or 1, job.device) > 1:
         processes.run_shards(job, indices, workers, report)
         return
     import torch
@@ -54,7 +54,7 @@ def run_shards(job: Job, indices: Sequence[int], workers: int | None, report: Re
 
 
 def _run(job: Job, indices: Sequence[int], report: Report) -> None:
-    # Put off because these import torch, which `prepare` must come before.
+    # Imported here because these import torch, before which `prepare` must run.
     from zoo_builder.planning.plan import make_plan
     from zoo_builder.workers.making import make_and_write
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Labelling:
-    """Labels to measure of a finished zoo, and the key of the tables that are written aside."""
+    """Labels to measure of a finished zoo, and the key of the tables in staging."""
 
     names: tuple[str, ...]
     key: str
@@ -24,7 +24,7 @@ class Job:
     """
 
     recipe: Mapping[str, Any]
-    """As `read_recipe` gives it."""
+    """The recipe that `read_recipe` returned."""
     out: str
     """Absolute path, the same on all machines."""
     device: str
@@ -32,7 +32,7 @@ class Job:
     allow_import: tuple[str, ...]
     """Packages of the user's own that may be imported."""
     identity: Mapping[str, Any] | None = None
-    """What the bytes depend on, see `build_identity`; None where tables are only labelled."""
+    """Identity of the build (`build_identity`), on which the bytes depend; None where tables are only labelled."""
     plan_digest: str | None = None
     """Digest of the identity, written into each shard."""
     labelling: Labelling | None = None

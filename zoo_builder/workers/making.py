@@ -1,4 +1,4 @@
-"""The shards of a job made in this process, one after another."""
+"""Shards of a job, made in this process one after another."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from zoo_builder.workers.job import Job
 
 
 def serve(lines: queue.Queue[str], reports: TextIO) -> None:
-    """Make the shards that lines ask for, the first of which is the job, and report each; ends with the process."""
+    """Read the job and then indices of shards from lines, make each shard and report it; ends with the process."""
     job = Job.from_json(lines.get())
     torch.set_num_threads(1)
-    # The builder has said what the file system cannot do.
+    # The builder has already warned of what the file system lacks.
     logging.getLogger("weightspace.store").setLevel(logging.ERROR)
     plugins.allow(*job.allow_import)
     plan = make_plan(job.recipe)

@@ -1,4 +1,4 @@
-"""Worker processes and the handing out of shards to them."""
+"""Worker processes, and the distribution of shards among them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from zoo_builder.workers.environment import ENVIRONMENT
 from zoo_builder.workers.job import Job
 
 Report = Callable[[Mapping[str, Any]], None]
-"""Gets the messages of workers: "progress" (updates done) and "done" (the index of a shard)."""
+"""Receiver of the messages of workers: "progress" (updates done) and "done" (the index of a shard)."""
 Engine = Callable[[Job, Sequence[int], int | None, Report], None]
-"""Has shards made: job, indices, number of workers (None: as many as there is room for), report."""
+"""Function that makes shards, of a job, indices, the number of workers (None: as many as fit) and a report."""
 
 
 class BuildFailed(ValueError):
-    """A shard could not be made; the message says which and why."""
+    """Failure of a shard; the message names it with the reason."""
 
 
 def chosen_workers(workers: int | None, device: str) -> int:
-    """The number asked for, else one process per core; one in all on CUDA, where several would only take turns."""
+    """Number of processes: as asked for, else one per core, or one on CUDA, where several would take turns."""
     if workers is None:
         return 1 if device == "cuda" else num_cores()
     if workers < 1:
@@ -36,7 +36,7 @@ def chosen_workers(workers: int | None, device: str) -> int:
 
 
 def run_shards(job: Job, indices: Sequence[int], workers: int | None, report: Report) -> None:
-    """Have the shards `indices` made by worker processes on this machine; for `workers` None see `chosen_workers`.
+    """Make the shards `indices` by worker processes on this machine; for `workers` None see `chosen_workers`.
 
     Workers are processes of their own, not forks, because their environment must be set before they import torch.
     Raises BuildFailed at the first shard that fails; no worker is left behind, whatever happens.
@@ -87,7 +87,7 @@ def _start(job: Job) -> subprocess.Popen[str]:
 
 def _order(process: subprocess.Popen[str], index: int) -> None:
     assert process.stdin is not None
-    # A worker that died is noticed by its closed stdout.
+    # A closed stdout tells that a worker has died.
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps({"shard": index}) + "\n")
 

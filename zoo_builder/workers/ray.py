@@ -57,13 +57,13 @@ def _run(ray: Any, job: Job, indices: Sequence[int], at_once: int, report: Repor
         num_cpus=1,
         num_gpus=0 if job.device == "cpu" else 1,
         max_retries=RETRIES,
-        # Read by the libraries when torch is imported, so it must be there before: Ray starts its workers with it.
+        # Libraries read the environment when torch is imported, so Ray starts its workers with it.
         runtime_env={"env_vars": ENVIRONMENT},
     )(make)
     shipped = ray.put(job.to_json())
     waiting = list(reversed(indices))
     running: dict[int, Any] = {}
-    # Waited for here rather than inside Ray, which would turn what a signal handler raises into something else.
+    # Wait here and not inside Ray, which replaces the exception of a signal handler.
     ended: queue.Queue[tuple[int, Any]] = queue.Queue()
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -80,7 +80,7 @@ def _ended(ended: queue.Queue[tuple[int, Any]], index: int, result: Any) -> None
 
 
 def _message(ray: Any, index: int, result: Any) -> dict[str, Any]:
-    """What the task of a shard has to say; BuildFailed if it failed, or died too often to say anything."""
+    """Message of a shard's task; BuildFailed if it failed, or died too often."""
     try:
         message: dict[str, Any] = json.loads(result.result())
     except ray.exceptions.RayError as error:
@@ -96,7 +96,7 @@ def _message(ray: Any, index: int, result: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
-    """Ray, connected; what it changes in this process is put back."""
+    """Connection to Ray; its changes to this process are undone at the end."""
     try:
         import ray
     except ModuleNotFoundError:
@@ -106,16 +106,16 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     _refuse_silent(address)
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    options = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
-        # Ray has its workers look first into the folder that this is called in, whatever lies there.
+        # Workers of Ray import from the current folder first, whatever files it holds.
         with contextlib.nullcontext() if child.imports_from_here() else contextlib.chdir("/"):
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"Ray cannot be reached at {address}: {str(error).strip()}") from None
     if in_main:
         signal.signal(signal.SIGTERM, handler)
-    # Ray says on stdout, which is for results, that it lost a worker: at once, or when it is shut down.
+    # Ray prints lost workers on stdout, which is for results: at once, or at its end.
     with contextlib.redirect_stdout(sys.stderr):
         try:
             yield ray
@@ -124,7 +124,7 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
 
 
 def _refuse_silent(address: str) -> None:
-    """Ray itself tries for a quarter of an hour to reach an address at which nobody listens."""
+    """Refuse an address at which nothing listens: Ray would try for a quarter of an hour."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -135,7 +135,7 @@ def _refuse_silent(address: str) -> None:
 
 
 def make(job: str, index: int) -> str:
-    """Make and write one shard, on whatever machine this runs; returns the message for the builder as JSON."""
+    """Make and write one shard on the machine of this task; returns the message for the builder as JSON."""
     try:
         return json.dumps(_make(job, index))
     except (ValueError, OSError) as error:
@@ -154,7 +154,7 @@ def _make(text: str, index: int) -> dict[str, Any]:
 
 @cache
 def _job(text: str) -> tuple[Job, Plan]:
-    """The job and its plan, once per process; refused where this machine would make other bytes, or elsewhere."""
+    """Job and plan, read once per process; ValueError where this machine would make other bytes or lacks the folder."""
     torch.set_num_threads(1)
     wrong = {name: os.environ.get(name) for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
     if wrong:
@@ -167,6 +167,6 @@ def _job(text: str) -> tuple[Job, Plan]:
     plugins.allow(*job.allow_import)
     plan = make_plan(job.recipe)
     executor = job.identity["executor"]
-    own = build_identity(plan, executor["device"], executor["method"])
-    refuse_differences(job.identity, own, f"{here} is no machine for this build")
+    identity = build_identity(plan, executor["device"], executor["method"])
+    refuse_differences(job.identity, identity, f"{here} is no machine for this build")
     return job, plan

@@ -89,5 +89,5 @@ def test_models_beyond_the_padding_are_refused_by_name(family, message):
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"`hidden` \(=0\) must be at least 1"):
         Flat(max_hidden=0)
-    with pytest.raises(ValueError, match=r"`width` \(=0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"`width` \(=0\) must be from 1 to"):
         Flat(width=0)

@@ -97,7 +97,7 @@ def test_standardisation_learns_from_parts_what_it_learns_from_all_and_leaves_co
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"`node_dim` \(=10\) must be divisible by `num_heads` \(=4\)"):
         RelationalTransformer(node_dim=10)
-    with pytest.raises(ValueError, match=r"`edge_dim` \(=0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"`edge_dim` \(=0\) must be from 1 to"):
         RelationalTransformer(edge_dim=0)
     deep = stack_of(Elman(input_size=1, hidden_size=2, output_size=1, num_layers=9), models=1)
     with pytest.raises(ValueError, match=r"9 layers, but this RelationalTransformer reads 8 .*`max_layers` 9"):

@@ -247,7 +247,7 @@ def test_models_in_chunks_are_embedded_as_each_alone(monkeypatch):
 
 
 def test_what_it_cannot_be_made_with_or_read_is_refused():
-    with pytest.raises(ValueError, match=r"`edge_dim` \(=0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"`edge_dim` \(=0\) must be from 1 to"):
         SignEquivariant(edge_dim=0)
     deep = GRU(input_size=1, hidden_size=2, output_size=1, num_layers=2)
     with pytest.raises(ValueError, match=r"2 layers, but this SignEquivariant reads 1 .*`max_layers` 2"):

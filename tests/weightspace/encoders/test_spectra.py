@@ -107,5 +107,5 @@ def test_more_layers_than_there_are_groups_for_are_refused_by_name():
     deep = stack_of(Elman(input_size=1, hidden_size=2, output_size=1, num_layers=3), models=1)
     with pytest.raises(ValueError, match=r"Elman has 3 layers, but this Spectra reads 2 .*`max_layers` 3 or more"):
         Spectra(max_layers=2)([deep])
-    with pytest.raises(ValueError, match=r"`points` \(=0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"`points` \(=0\) must be from 1 to"):
         Spectra(points=0)

@@ -92,7 +92,7 @@ def test_a_mask_takes_synapses_out_of_the_graph_and_lifts_the_rank():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": 5}, r"`rank` \(=5\) must be at most `hidden_size` \(=4\)"),
+        ({"rank": 5}, r"`hidden_size` \(=4\) .* must be at least 5: no matrix has a `rank` above its size"),
         ({"sparsity": 1.0}, r"`sparsity` \(=1.0\) must be at least 0 and below 1"),
         ({"initial": "normal"}, r"`initial` \(='normal'\) must be one of"),
         ({"cell": "GRUU"}, r"No family is called 'GRUU'.*Did you mean 'GRU'"),

@@ -176,8 +176,8 @@ def test_removed_synapses_hold_zeros_whatever_is_trained():
         ({"sparsity": 0.5}, r"`sparsity` \(=0.5\) of the wiring 'full' must be 0, since it has every synapse"),
         ({"wiring": "random", "sparsity": 1.0}, r"must be from 0.0 to 0.9"),
         ({"wiring": "ncp"}, r"`sparsity` \(=0.0\) of the wiring 'ncp' must be from 0.1 to 0.9"),
-        ({"wiring": "ncp", "sparsity": 0.5}, r"`hidden_size` \(=4\) is too few units .* it must be at least 5"),
-        ({"output_size": 5}, r"`hidden_size` \(=4\) is too few units .* it must be at least 5"),
+        ({"wiring": "ncp", "sparsity": 0.5}, r"`hidden_size` \(=4\) of LTC must be at least 5: the wiring"),
+        ({"output_size": 5}, r"`hidden_size` \(=4\) of LTC must be at least 5: the wiring"),
     ],
 )
 def test_a_wiring_that_cannot_be_is_refused(fields, message):

@@ -94,9 +94,9 @@ def compiled(widths: Widths) -> ctypes.CDLL:
 
 @functools.cache
 def _compiled(edge: int, product: int) -> ctypes.CDLL:
-    found = library(str(_SOURCE), f"EDGE={edge}", f"PRODUCT={product}")
-    found.room_size.restype = INT
-    return found
+    compiled = library(str(_SOURCE), f"EDGE={edge}", f"PRODUCT={product}")
+    compiled.room_size.restype = INT
+    return compiled
 
 
 class Call:

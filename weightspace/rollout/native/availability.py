@@ -1,4 +1,4 @@
-"""Whether families can be run natively on this machine, and if not, why."""
+"""Availability of native rollouts on this machine, with the reason where there are none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def why_not_here() -> str | None:
-    """Why nothing can be run natively on this machine, None if the engine is there, compiled now if need be."""
+    """Reason why nothing runs natively on this machine; None if the engine is there, compiled now if need be."""
 
     try:
         matrices_library()
@@ -36,7 +36,7 @@ def why_not_here() -> str | None:
 
 @functools.cache
 def measures_here() -> bool:
-    """Whether measurements along native rollouts can be had on this machine; where not, one warning says why."""
+    """Whether measurements along native rollouts are available here; where not, one warning gives the reason."""
     reason = why_not_here()
     if reason is not None:
         logger.warning("Labels are measured by torch, not natively: %s.", reason)
@@ -44,12 +44,12 @@ def measures_here() -> bool:
 
 
 def compiler_version() -> str:
-    """What the C compiler says of itself; NoNative if there is none."""
+    """Version line of the C compiler; NoNative if there is none."""
     return compiler.version()
 
 
 def why_not(family: Family, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why this family cannot be run natively on this machine, None if it can."""
+    """Reason why this family cannot be run natively on this machine, None if it can."""
 
     try:
         engine_library(dtype, LANES[0])
@@ -60,12 +60,12 @@ def why_not(family: Family, dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def usable(family: Family, x: Tensor) -> bool:
-    """Whether inputs like x can be run natively; where not, one warning says why."""
+    """Whether inputs like x can be run natively; where not, one warning gives the reason."""
     return unusable(family, x) is None
 
 
 def unusable(family: Family, x: Tensor) -> str | None:
-    """Why inputs like x cannot be run natively, None if they can; a family that cannot is said once in a warning."""
+    """Reason why inputs like x cannot be run natively, None if they can; one warning for each family that cannot."""
     if x.device.type != "cpu" or x.dtype not in DTYPES:
         return f"inputs are {x.dtype} on {x.device.type}"
     return _reason(family, x.dtype)

@@ -30,7 +30,7 @@ def descend(
     leaves = {name: params[name].detach() for name in spec.tensors}
     in_c = _has_prologue_in_c(family, dtype)
     if not in_c or not traced(family, dtype).starts_alike:
-        # What the params do before the first step is left to autograd.
+        # A prologue without a program, and a start that depends on params, are left to autograd.
         for name in trained:
             leaves[name].requires_grad_()
     computed = [] if in_c else computed_tensors(family, leaves, dtype)
@@ -48,20 +48,20 @@ def descend(
     call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
     call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
     losses = _run(family, wanted, call, dtype, in_c=in_c)
-    found = dict(zip(spec.tensors, call.gradients, strict=False))
-    gradients = {name: found[name] for name in trained}
+    by_name = dict(zip(spec.tensors, call.gradients, strict=False))
+    gradients = {name: by_name[name] for name in trained}
     if through:
         _add_through(leaves, trained, computed, initial, call, gradients)
     return losses, {name: g for name, g in gradients.items() if g is not None}
 
 
 def can_descend_on(family: Family, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether whole updates of a traced family can be made in C: all that acts before its first step has a program."""
+    """Whether whole updates of a traced family can be made in C: models start alike, and C computes a prologue."""
     return traced(family, dtype).starts_alike and _has_prologue_in_c(family, dtype)
 
 
 def _has_prologue_in_c(family: Family, dtype: torch.dtype) -> bool:
-    """Whether C computes what params alone determine, or nothing is to be computed of them."""
+    """Whether C computes the prologue, or there is none."""
     program = traced(family, dtype)
     return program.prologue is None or program.flat is not None
 
@@ -101,16 +101,16 @@ def descend_on(
 
 
 def _judge_by(criterion: Criterion, weights: Tensor, call: Call, dtype: torch.dtype) -> None:
-    """Let a call take its loss from a criterion."""
+    """Set the criterion by which a call computes its loss."""
     call.loss, call.classes = criterion.kind, criterion.classes
-    # Dense over models, too: a batch may be a part of one draw.
+    # Contiguous over models, too: a batch may be a slice of one draw.
     call.target = criterion.target.to(torch.int64 if criterion.kind == "cross_entropy" else dtype).contiguous()
     call.weight = (weights.to(dtype) / call.batch_of_one).contiguous()
     call.losses = torch.full((call.models,), torch.nan, dtype=torch.float64)
 
 
 def _run(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype, *, in_c: bool) -> Tensor:
-    """Do a call, with what params alone determine computed in C or part of the call; its losses (models,)."""
+    """Run a call, whose prologue is computed in C or passed as data; returns its losses (models,)."""
     assert call.losses is not None
     made = learning_engine if in_c else engine
     made(family, dtype, lanes_for(call.batch_of_one), wanted).run(call, torch.get_num_threads())
@@ -125,9 +125,9 @@ def _add_through(
     call: Call,
     gradients: dict[str, Tensor | None],
 ) -> None:
-    """Gradients that reach the params through what is computed from them before the first step."""
-    own = call.gradients or []
-    pairs = list(zip(computed, own[len(leaves) :], strict=True))
+    """Gradients of params through the prologue."""
+    written = call.gradients or []
+    pairs = list(zip(computed, written[len(leaves) :], strict=True))
     if call.initial_gradient is not None:
         pairs += list(zip(initial.values(), call.initial_gradient, strict=True))
     known = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]

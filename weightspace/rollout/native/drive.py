@@ -36,7 +36,7 @@ class _Drive(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Steps:
-    """How long trajectories are driven: without tangent vectors, with them, measured, and with Jacobians."""
+    """Numbers of steps of a driven trajectory: without tangent vectors, with them, measured, and with Jacobians."""
 
     warm_up: int
     aligning: int
@@ -45,7 +45,7 @@ class Steps:
 
     @property
     def total(self) -> int:
-        """All steps."""
+        """Number of all steps."""
         return self.warm_up + self.aligning + self.window
 
 
@@ -59,15 +59,15 @@ def drive_library(dtype: torch.dtype) -> ctypes.CDLL:
 @functools.lru_cache(maxsize=256)
 def _engine(family: Family, dtype: torch.dtype, jacobian: bool) -> Engine:
     """The engine of a family's states and one tangent vector, with the Jacobian of each step as output, if wanted."""
-    own = traced(family, dtype)
-    builder = own.builder.copy()
-    program = with_tangents(own.program, builder, 1)
+    plain = traced(family, dtype)
+    builder = plain.builder.copy()
+    program = with_tangents(plain.program, builder, 1)
     if jacobian:
-        turned = with_jacobian(own.program, builder)
+        turned = with_jacobian(plain.program, builder)
         program = dataclasses.replace(program, rows=builder.rows, output=turned.output, readout=turned.readout)
-    made = Engine(dataclasses.replace(own, program=program, builder=builder), dtype, LANES, Wanted())
-    made.library = drive_library(dtype)
-    return made
+    engine = Engine(dataclasses.replace(plain, program=program, builder=builder), dtype, LANES, Wanted())
+    engine.library = drive_library(dtype)
+    return engine
 
 
 def native_drive(
@@ -91,30 +91,30 @@ def native_drive(
     names = list(family.spec.states)
     call = _call(family, params, x, noise, [state[name] for name in names] + [tangent[name] for name in names])
     models, size = len(x), family.spec.state_size
-    found = Measured(
+    measured = Measured(
         growth=x.new_empty(models, steps.window, LANES),
         covariance=torch.empty(models, size, size, dtype=torch.float64),
         mean_jacobian=torch.empty(models, size, size, dtype=torch.float64),
         log_norms=torch.empty(models, steps.jacobians, dtype=torch.float64),
         visited=x.new_empty(models, steps.window, LANES, size) if want_states else None,
     )
-    own = _Drive(num_instructions(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
+    drive = _Drive(num_instructions(traced(family, x.dtype).program.step), *dataclasses.astuple(steps), size)
     for name in _ARRAYS:
-        tensor = getattr(found, name)
-        setattr(own, name, None if tensor is None else tensor.data_ptr())
-    _run(_engine(family, x.dtype, steps.jacobians > 0), call, own, torch.get_num_threads())
-    return dataclasses.replace(found, mean_jacobian=found.mean_jacobian.transpose(1, 2))
+        tensor = getattr(measured, name)
+        setattr(drive, name, None if tensor is None else tensor.data_ptr())
+    _run(_engine(family, x.dtype, steps.jacobians > 0), call, drive, torch.get_num_threads())
+    return dataclasses.replace(measured, mean_jacobian=measured.mean_jacobian.transpose(1, 2))
 
 
 def _run(engine: Engine, call: Call, drive: _Drive, threads: int) -> None:
-    """Do it, shared out among threads by models."""
+    """Run the job, with models distributed among threads."""
     engine.refuse_misfits(call)
     work = partial(_models, engine, call, drive, INT(0))
     at_once([work] * max(1, min(threads, call.models)))
 
 
 def _models(engine: Engine, call: Call, drive: _Drive, next_model: Any) -> None:
-    """Every model that no other thread takes first from a shared count."""
+    """Work of one thread: the models that it takes from a shared counter."""
     job, kept = engine.job(call)
     sizes = []
     for size_of, given in ((engine.library.workspace_size, job), (engine.library.drive_room, drive)):

@@ -30,7 +30,7 @@ def native_outputs(
 def native_verdicts(
     family: Family, params: Params, x: Tensor, start: Tensor, noise: Mapping[str, Tensor], criterion: Criterion
 ) -> Tensor:
-    """How a cross-entropy criterion's questions are answered, (models, 4), float64; see `rollout` for other shapes.
+    """Scores of the answers to a cross-entropy criterion, (models, 4), float64; see `rollout` for other shapes.
 
     For each model: nats, right answers and questions, all weighted and summed, and NaN instead of 0 if some output
     at a step that counts is not finite. Outputs are not kept.
@@ -99,5 +99,5 @@ def _call(family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor]
         return Call(len(x), x.shape[1], x.shape[2], tensors, inputs, [in_one_piece(tensor) for tensor in initial])
 
 
-def _run(own: Engine, call: Call) -> None:
-    own.run(call, torch.get_num_threads())
+def _run(runner: Engine, call: Call) -> None:
+    runner.run(call, torch.get_num_threads())

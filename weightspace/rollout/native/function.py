@@ -1,4 +1,4 @@
-"""Native rollouts as torch sees them: a differentiable function."""
+"""Native rollouts as a differentiable function of torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_native(
 
 
 class _Native(torch.autograd.Function):
-    """Outputs and states of a stack of models; the way back runs forward again, so nothing is kept in between."""
+    """Outputs and states of a stack of models; the backward pass runs forward again, so nothing is kept in between."""
 
     @staticmethod
     def forward(ctx: Any, family: Family, sizes: tuple[int, int], *data: Tensor) -> tuple[Tensor, ...]:
@@ -77,13 +77,13 @@ def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor, dt
     else:
         state = torch.func.vmap(family.initial_state)(dict(params), start)
     sizes = {name: family.spec.size_of_state(name) for name in family.spec.states}
-    # One state for all sequences, or of another dtype, is what torch makes of it at the first step.
+    # One state for all sequences, or of another dtype, is expanded and cast as torch would at the first step.
     return {name: state[name].to(dtype).expand(*start.shape[:2], size) for name, size in sizes.items()}
 
 
 @functools.lru_cache(maxsize=64)
 def _common_start(family: Family, dtype: torch.dtype, batch: int, start_size: int) -> State:
-    """States (batch, axis) from which every model starts, whatever its params and what the task supplies."""
+    """States (batch, axis) from which every model starts, whatever its params and the start of the task."""
     # Kept for calls that record gradients, too, whatever the mode of the first one is.
     with torch.inference_mode(False), torch.no_grad():
         params = {name: torch.ones(family.spec.shape(name), dtype=dtype) for name in family.spec.tensors}
@@ -91,7 +91,7 @@ def _common_start(family: Family, dtype: torch.dtype, batch: int, start_size: in
 
 
 def computed_tensors(family: Family, params: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """What a program needs beside the params themselves, each (models, ...)."""
+    """Results of the prologue, each (models, ...)."""
     prologue = traced(family, dtype).prologue
     if prologue is None:
         return []
@@ -105,7 +105,7 @@ def call_of(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequen
 
 
 def in_one_piece(tensor: Tensor) -> Tensor:
-    """The same numbers with every model's own in one piece; views of stacked rows stay views."""
+    """The tensor with the numbers of each model contiguous; views of stacked rows stay views."""
     tensor = tensor.detach()
     return tensor if tensor.is_contiguous() or tensor[0].is_contiguous() else tensor.contiguous()
 

@@ -24,20 +24,20 @@ def native_singular_values(matrices: Tensor) -> Tensor:
     """
     tall = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.transpose(1, 2)
     models, rows, cols = tall.shape
-    found = torch.empty(models, cols, dtype=torch.float64)
-    matrices_library().singular_values(INT(models), INT(rows), INT(cols), *_data(tall, found))
-    return found.sort(dim=1, descending=True).values
+    values = torch.empty(models, cols, dtype=torch.float64)
+    matrices_library().singular_values(INT(models), INT(rows), INT(cols), *_data(tall, values))
+    return values.sort(dim=1, descending=True).values
 
 
 def native_spectral_radii(matrices: Tensor) -> Tensor:
     """The largest absolute eigenvalue (models,) of finite matrices (models, n, n), float64, each on its own."""
-    found = torch.empty(len(matrices), dtype=torch.float64)
-    matrices_library().spectral_radii(INT(len(matrices)), INT(matrices.shape[1]), *_data(matrices, found))
-    return found
+    radii = torch.empty(len(matrices), dtype=torch.float64)
+    matrices_library().spectral_radii(INT(len(matrices)), INT(matrices.shape[1]), *_data(matrices, radii))
+    return radii
 
 
-def _data(matrices: Tensor, found: Tensor) -> tuple[object, ...]:
-    """What both functions take after the sizes; the workspace lives as long as the last of them."""
+def _data(matrices: Tensor, results: Tensor) -> tuple[object, ...]:
+    """Arguments of both functions after the sizes; the workspace must live as long as these."""
     assert matrices.dtype == torch.float64
     size_of = matrices_library().matrices_workspace
     size_of.restype = INT
@@ -45,4 +45,4 @@ def _data(matrices: Tensor, found: Tensor) -> tuple[object, ...]:
     start = POINTER(-(-workspace.data_ptr() // 64) * 64)
     start.kept = workspace  # type: ignore[attr-defined]
     strides = (INT * 3)(*matrices.stride())
-    return POINTER(matrices.data_ptr()), strides, POINTER(found.data_ptr()), start
+    return POINTER(matrices.data_ptr()), strides, POINTER(results.data_ptr()), start

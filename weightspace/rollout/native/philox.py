@@ -13,7 +13,7 @@ from weightspace.rollout.native.engine.job import INT, POINTER
 
 @functools.cache
 def draws_here() -> bool:
-    """Whether this machine can compile it."""
+    """Whether this machine can compile the generator."""
     try:
         library("philox.c")
     except NoNative:
@@ -23,8 +23,8 @@ def draws_here() -> bool:
 
 def native_words(key: tuple[Tensor, Tensor], position: int, count: int) -> Tensor:
     """Words (streams, count), int64, below 2**32, from the block `position` on; a key is two words (streams, 1)."""
-    own = [word.contiguous() for word in key]
-    out = torch.empty(len(own[0]), count, dtype=torch.int64)
-    pointers = [POINTER(tensor.data_ptr()) for tensor in (*own, out)]
+    key_words = [word.contiguous() for word in key]
+    out = torch.empty(len(key_words[0]), count, dtype=torch.int64)
+    pointers = [POINTER(tensor.data_ptr()) for tensor in (*key_words, out)]
     library("philox.c").random_words(INT(len(out)), INT(count), INT(position), *pointers)
     return out

@@ -1,4 +1,4 @@
-"""The program that carries gradients backward through a program, derived operation by operation."""
+"""Adjoint programs, which carry gradients backward through a program, derived operation by operation."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Adjoint:
     """Gradients of one time step, from those of its results to those of the states before it."""
 
     readout: tuple[BackwardOperation, ...]
-    """From the gradient of the outputs (`output`) to those of what the read-out reads, in place (`carry`)."""
+    """Operations from the gradient of the outputs (`output`) to those of what the read-out reads (`carry`)."""
     step: tuple[BackwardOperation, ...]
-    """From `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
+    """Operations from `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
     first_step: tuple[BackwardOperation, ...]
-    """The same at the first time step, where nobody may ask for the gradient of the states before it."""
+    """The same at the first time step, where the gradient of the states before it may not be needed."""
     output: Ref
     carry: Mapping[str, Ref]
     """Gradients of the states after the step, and of other values of it that the read-out reads (`read.VALUE`)."""
@@ -38,11 +38,11 @@ class Adjoint:
     readout_weights: tuple[WeightGradient, ...]
     step_weights: tuple[WeightGradient, ...]
     read: frozenset[int]
-    """Forward values that the way back reads."""
+    """Forward values that the adjoint reads."""
 
 
 def adjoint(program: Program, builder: Builder) -> Adjoint:
-    """The way back through one time step; new values come from the builder of the program."""
+    """Adjoint of one time step; new values come from the builder of the program."""
     forward = frozenset(builder.rows)
     passed = {**program.states, **_read_by_readout(program)}
     carry, next_carry = ({name: builder.value(ref.rows) for name, ref in passed.items()} for _ in range(2))
@@ -72,7 +72,7 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         part.refuse_lost_shares()
     operations = (*readout.operations, *step.operations)
     read = {ref.value for operation in operations for ref in operation.reads}
-    read |= {one.x.value for one in (*readout.weights, *step.weights) if one.x is not None}
+    read |= {weight.x.value for weight in (*readout.weights, *step.weights) if weight.x is not None}
     return Adjoint(
         readout=tuple(readout.operations),
         step=tuple(step.operations),
@@ -88,7 +88,7 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
 
 
 def _read_by_readout(program: Program) -> dict[str, Ref]:
-    """Whole values that the read-out reads and that are no states: inputs, and what the step computes on its way."""
+    """Values that the read-out reads beside states: inputs, and intermediate values of the step."""
     computed = {operation.out.value for operation in program.readout}
     computed |= {ref.value for ref in program.states.values()}
     reads = [ref for operation in program.readout for ref in operation.reads] + [program.output]
@@ -97,22 +97,22 @@ def _read_by_readout(program: Program) -> dict[str, Ref]:
 
 
 def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bool) -> Adjoint:
-    """Only what gradients with respect to some tensors and, if asked for, the inputs and initial states need."""
+    """Adjoint reduced to the operations that gradients of some tensors, and of inputs and initial states, need."""
     readout_weights, step_weights = (
-        tuple(one for one in weights if _wanted(one.matrix, tensors))
+        tuple(weight for weight in weights if _wanted(weight.matrix, tensors))
         for weights in (back.readout_weights, back.step_weights)
     )
     sums = [o for o in back.step if isinstance(o, SumInto) and _wanted(o.vector, tensors)]
     needed = {ref.value for ref in back.inputs.values()} if inputs else set()
     if step_weights or sums or needed or initial:
         needed |= {ref.value for ref in back.next_carry.values()}
-    needed |= {one.dy.value for one in (*readout_weights, *step_weights)}
+    needed |= {weight.dy.value for weight in (*readout_weights, *step_weights)}
     at_first = needed if initial else needed - {ref.value for ref in back.next_carry.values()}
     first_step = _alive(back.step, set(at_first), tensors)
     step = _alive(back.step, needed, tensors)
     readout = _alive(back.readout, needed, tensors)
     read = {ref.value for operation in (*readout, *step) for ref in operation.reads}
-    read |= {one.x.value for one in (*readout_weights, *step_weights) if one.x is not None}
+    read |= {weight.x.value for weight in (*readout_weights, *step_weights) if weight.x is not None}
     return dataclasses.replace(
         back,
         readout=readout,
@@ -132,7 +132,7 @@ def _wanted(matrix: Matrix, tensors: Collection[int]) -> bool:
 def _alive(
     operations: Sequence[BackwardOperation], needed: set[int], tensors: Collection[int]
 ) -> tuple[BackwardOperation, ...]:
-    """The operations that lead to needed values or sums; `needed` grows by what they read."""
+    """Operations that lead to needed values or sums; `needed` grows by the values they read."""
     kept: list[BackwardOperation] = []
     for operation in reversed(operations):
         is_needed = operation.out.value in needed if not isinstance(operation, SumInto) else False

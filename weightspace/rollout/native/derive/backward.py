@@ -1,4 +1,4 @@
-"""Gradients of values on the way back: shares are collected until all readers of a value are done, then summed."""
+"""Gradients of values in the adjoint: shares are collected until all readers of a value are done, then summed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from weightspace.rollout.native.trace.program import (
 )
 
 WITH_PRODUCTS = ("sigmoid", "tanh")
-"""Maps whose gradient can be taken of a product of two tiles in one pass."""
+"""Maps whose gradient and a product of two tiles are computed in one pass."""
 
 
 @dataclass(kw_only=True)
 class Backward(Derivation):
-    """Collects the shares of every value's gradient until all its readers are done, then writes their sum."""
+    """Collector of the shares of every value's gradient, which writes their sum once all readers are done."""
 
     passing: set[int]
     """Values that are overwritten before the gradients of weights are taken."""
@@ -38,7 +38,7 @@ class Backward(Derivation):
     """Values whose shares have been summed."""
 
     def add(self, to: Ref, share: Share | Term) -> None:
-        """A share of the gradient of some rows, unless gradients stop there; a term is of a transposed matrix."""
+        """Add a share of the gradient of some rows, unless gradients stop there; a term is of a transposed matrix."""
         if to.stopped:
             return
         if to.value in self.summed:
@@ -46,7 +46,7 @@ class Backward(Derivation):
         self.shares.setdefault(to.value, []).append((to, share))
 
     def through(self, operation: Operation) -> None:
-        """One operation, all of whose readers are done."""
+        """Carry the gradient through one operation, all of whose readers are done."""
         if isinstance(operation, Map) and operation.function in WITH_PRODUCTS and self._through_product(operation):
             return
         dy = self.gradient(operation.out)
@@ -79,7 +79,7 @@ class Backward(Derivation):
                 self.operations.append(SumInto(arg, dy, factor))
 
     def _through_product(self, operation: Map) -> bool:
-        """Whether the gradient of its result is one product of tiles, so that both can be done in one pass."""
+        """Whether the gradient of the result is one product of tiles, so that one pass computes both."""
         shares = self.shares.get(operation.out.value, [])
         whole = Ref(operation.out.value, 0, self.builder.rows[operation.out.value])
         if operation.out != whole or len(shares) != 1 or shares[0][0] != whole:
@@ -93,13 +93,13 @@ class Backward(Derivation):
         return True
 
     def gradient(self, of: Ref) -> Ref | None:
-        """Where the gradient of some rows of a value is, None if nothing depends on the value."""
+        """Reference to the gradient of some rows of a value, None if nothing depends on the value."""
         whole = Ref(of.value, 0, self.builder.rows[of.value])
         if of.value not in self.found:
             self.summed.add(of.value)
             self.found[of.value] = self._gradient(whole)
-        found = self.found[of.value]
-        return None if found is None else found.part(of.start, of.rows)
+        shares = self.found[of.value]
+        return None if shares is None else shares.part(of.start, of.rows)
 
     def _gradient(self, whole: Ref) -> Ref | None:
         shares = self.shares.get(whole.value, [])
@@ -114,7 +114,7 @@ class Backward(Derivation):
         return out
 
     def finish(self, value: int, out: Ref) -> None:
-        """Write the gradient of a whole value to a given place."""
+        """Write the gradient of a whole value to `out`."""
         self.summed.add(value)
         shares = self.shares.get(value, [])
         if shares != [(Ref(value, 0, out.rows), Addend(out))]:

@@ -1,4 +1,4 @@
-"""The derivative of every map, whichever way it is carried, and how shares of derivatives are summed."""
+"""Derivatives of all maps, for both modes, and sums of shares of derivatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weightspace.rollout.native.trace.program import Addend, Builder, Map, Matri
 
 
 class LazyMap(NamedTuple):
-    """A map of tiles that is not computed yet, because it may be computed together with a sum."""
+    """Postponed map of tiles: it may be computed together with a sum."""
 
     function: str
     args: tuple[Ref | Matrix, ...]
@@ -18,18 +18,18 @@ class LazyMap(NamedTuple):
 
 
 Share = Addend | LazyMap
-"""Part of a derivative: a tile, scaled or as it is, or a map of tiles."""
+"""Part of a derivative: a tile, with or without a scale, or a map of tiles."""
 Slope = tuple[str, Ref, tuple[float, ...]]
 """A map of one tile, with its constants."""
 
 
 @dataclass(kw_only=True)
 class Derivation:
-    """Operations that carry derivatives, gradients backward or tangents forward, as they are written."""
+    """Writer of operations that carry derivatives, gradients backward or tangents forward."""
 
     builder: Builder
     slopes: dict[Slope, Ref] = field(default_factory=dict)
-    """What has been computed to multiply derivatives by; one may serve many."""
+    """Factors of derivatives that are computed already; one may serve several derivatives."""
     operations: list[Any] = field(default_factory=list)
 
     def emit(
@@ -39,7 +39,7 @@ class Derivation:
         constants: tuple[float, ...] = (),
         out: Ref | None = None,
     ) -> Ref:
-        """Where a map of tiles is computed, a new value unless a place is given."""
+        """Reference to a computed map of tiles: `out`, else a new value."""
         if out is None:
             out = self.builder.value(next(arg.rows for arg in args))
         self.operations.append(Map(out, function, args, constants))
@@ -53,7 +53,7 @@ class Derivation:
         return self.slopes[key]
 
     def accumulate(self, total: Ref | None, share: Share, out: Ref | None = None) -> Ref:
-        """Where the sum of a total, if there is one yet, and a share is: in a new value unless a place is given."""
+        """Reference to the sum of a share and a total, if there is one yet: `out`, else a new value."""
         if isinstance(share, LazyMap):
             if total is None:
                 return self.emit(*share, out=out)
@@ -65,7 +65,7 @@ class Derivation:
         return self.whole((share,) if total is None else (Addend(total), share), out)
 
     def whole(self, addends: tuple[Addend, ...], out: Ref | None = None) -> Ref:
-        """Where the sum of addends is: the only one's tile if it is not scaled, else a new value or the given place."""
+        """Reference to the sum of addends: the tile of a single one without a scale, else `out` or a new value."""
         first = addends[0].tile
         if addends == (Addend(first),):
             return first
@@ -87,7 +87,7 @@ class Derivation:
         addends = tuple(share for share in shares if isinstance(share, Addend))
         if len(addends) < len(shares):
             addends = tuple(addend for addend in addends if addend.vector is not None or abs(addend.scale) != 1)
-            rest = sorted((one for one in shares if one not in addends), key=_is_not_plain)
+            rest = sorted((part for part in shares if part not in addends), key=_is_not_plain)
             is_all, total = not terms and bias is None and not addends, None
             for number, share in enumerate(rest, 1):
                 total = self.accumulate(total, share, out if is_all and number == len(rest) else None)
@@ -102,7 +102,7 @@ def _is_not_plain(share: Share) -> bool:
 
 
 Partial = Callable[[Derivation, Map, Ref], Share]
-"""What the derivative of a map with respect to one argument makes of a direction.
+"""A partial derivative of a map, applied to a direction.
 
 Forward, the direction is the argument's tangent and this a share of the result's; backward, it is the gradient of the
 result and this a share of the argument's.

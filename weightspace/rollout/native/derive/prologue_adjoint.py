@@ -1,4 +1,4 @@
-"""Gradients of params through what is computed from them before the first step."""
+"""Gradients of params through the prologue, which computes tensors from them before the first step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PrologueAdjoint:
     """Operations from gradients of results to gradients of params."""
 
     results: Mapping[int, Ref]
-    """Number of a result -> its gradient, of those on which some wanted param acts."""
+    """Number of a result -> its gradient, for results that depend on a wanted param."""
     params: Mapping[int, Ref]
     """Number of a stored tensor -> its gradient."""
     operations: tuple[Step, ...]

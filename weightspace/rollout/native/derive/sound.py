@@ -9,22 +9,22 @@ from weightspace.rollout.native.trace.program import BackwardOperation, Program,
 
 
 def _mask(ref: Ref) -> int:
-    """The rows of a reference, a bit each."""
+    """Rows of a reference, a bit each."""
     return ((1 << ref.rows) - 1) << ref.start
 
 
 class Written:
-    """The rows of every value that have been written, a bit each."""
+    """Written rows of every value, a bit each."""
 
     def __init__(self, rows: Mapping[int, int], masks: Mapping[int, int] | None = None) -> None:
         self._rows, self._masks = rows, dict(masks or {})
 
     def copy(self) -> Written:
-        """The same rows, to which others can be added apart."""
+        """Copy of the rows, to which further ones can be added."""
         return Written(self._rows, self._masks)
 
     def write(self, ref: Ref) -> None:
-        """Count some rows as written."""
+        """Mark some rows as written."""
         if ref.start < 0 or ref.rows < 1 or ref.start + ref.rows > self._rows[ref.value]:
             raise Untraceable(f"a program would write rows {ref.start} to {ref.start + ref.rows} of a smaller value")
         self._masks[ref.value] = self._masks.get(ref.value, 0) | _mask(ref)
@@ -72,25 +72,25 @@ def refuse_unsound(program: Program, rows: Mapping[int, int], back: Adjoint | No
 
 
 def _refuse_unsound_adjoint(step: Written, both: Written, back: Adjoint) -> None:
-    """The same of an adjoint: its step runs without the read-out's part wherever outputs have no gradient."""
+    """Check an adjoint: its step runs without the read-out's part wherever outputs have no gradient."""
     for written in (step, both):
         for ref in back.carry.values():
             written.write(ref)
     both.write(back.output)
     both.run(back.readout, once=False)
-    for one in back.readout_weights:
-        both.read(one.dy)
-        if one.x is not None:
-            both.read(one.x)
+    for weight in back.readout_weights:
+        both.read(weight.dy)
+        if weight.x is not None:
+            both.read(weight.x)
     first = step.copy()
     first.run(back.first_step, once=False)
     step.run(back.step, once=False)
-    for one in back.step_weights:
-        step.read(one.dy)
-        if one.x is not None:
-            step.read(one.x)
-            first.read(one.x)
-        first.read(one.dy)
+    for weight in back.step_weights:
+        step.read(weight.dy)
+        if weight.x is not None:
+            step.read(weight.x)
+            first.read(weight.x)
+        first.read(weight.dy)
     for ref in back.inputs.values():
         step.read(ref)
         first.read(ref)

@@ -49,12 +49,12 @@ def with_jacobian(program: Program, builder: Builder) -> Program:
 
 @dataclass(kw_only=True)
 class Forward(Derivation):
-    """One direction on its way through a list of operations; slopes are those of all directions."""
+    """Tangents of one direction through a list of operations; slopes are shared by all directions."""
 
     seeds: Mapping[int, Ref | int]
-    """Value -> its tangent, a tile or the row in which alone it is 1."""
+    """Value -> its tangent: a tile, or the number of the one row that is 1."""
     places: Mapping[int, Ref]
-    """Value -> where its tangent must be written."""
+    """Value -> the reference to which its tangent must be written."""
     operations: list[Operation] = field(default_factory=list)
     tangents: dict[int, Ref] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Forward(Derivation):
         return self.tangents[ref.value].part(ref.start, ref.rows)
 
     def of(self, ref: Ref) -> Ref | None:
-        """The tangent of some rows of a value, None where it is 0."""
+        """Tangent of some rows of a value, None where it is 0."""
         if ref.stopped:
             return None
         seed = self.seeds.get(ref.value)

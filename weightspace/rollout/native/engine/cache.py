@@ -1,4 +1,4 @@
-"""Where compiled libraries are kept: by what they were made of, and loaded only as they were written."""
+"""Cache of compiled libraries: named by their sources, loaded only if unchanged since they were written."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ VARIABLE = "WEIGHTSPACE_CACHE"
 
 
 class NoNative(RuntimeError):
-    """The engine cannot be had on this machine; the message says why."""
+    """Absence of the engine on this machine; the message gives the reason."""
 
 
 class _Unfit(Exception):
-    """A folder where nothing can be kept, or a library that cannot be trusted; the message says why."""
+    """Refusal of a folder that can hold no library, or of a library that cannot be trusted, with the reason."""
 
 
 def library(key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
@@ -35,13 +35,13 @@ def library(key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
     for named in (_asked, _temporary):
         try:
             folder = _prepared(named())
-            found = _kept(folder, key) or _made(folder, key, make)
+            found = _kept(folder, key) or _compiled(folder, key, make)
         except (OSError, _Unfit) as error:
             reasons.append(str(error))
             continue
         if reasons:
             logger.warning("Compiled engines are kept in %s: %s.", folder, reasons[0])
-            # What this process starts goes there at once, and does not say so again.
+            # Child processes use that folder at once, without another warning.
             os.environ[VARIABLE] = str(folder)
         return found
     raise NoNative(f"no compiled engine can be kept and loaded ({'; '.join(reasons)}); {VARIABLE} names another folder")
@@ -61,7 +61,7 @@ def _temporary() -> Path:
 
 
 def _prepared(folder: Path) -> Path:
-    """A folder, made if need be; _Unfit unless this user alone can write there and what lies there can be executed."""
+    """Folder, made if need be; _Unfit unless this user alone can write there and files there can be executed."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status, system = folder.stat(), os.statvfs(folder)
@@ -81,7 +81,7 @@ def _refuse_others(path: Path, status: os.stat_result) -> None:
 
 
 def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
-    """The library that lies in a folder; what does not fit its name is taken away."""
+    """Library in a folder; files that do not fit their names are removed."""
     for file in sorted(folder.glob(f"{key}-*.so")):
         with contextlib.suppress(_Unfit):
             return _loaded(file, file.stem.partition("-")[2])
@@ -89,24 +89,24 @@ def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
     return None
 
 
-def _made(folder: Path, key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
-    """A new library, written aside, kept only if it loads, and put into place whole: others may be doing the same."""
+def _compiled(folder: Path, key: str, make: Callable[[Path], None]) -> ctypes.CDLL:
+    """New library, written aside, tested by loading, and renamed into place: other processes may do the same."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as aside:
-        made = Path(aside) / "made.so"
-        make(made)
-        made.chmod(0o700)
-        with made.open("rb") as file:
+        path = Path(aside) / "made.so"
+        make(path)
+        path.chmod(0o700)
+        with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        loaded = _loaded(made, digest)
-        os.replace(made, folder / f"{key}-{digest}.so")
+        loaded = _loaded(path, digest)
+        os.replace(path, folder / f"{key}-{digest}.so")
     return loaded
 
 
 def _loaded(path: Path, digest: str) -> ctypes.CDLL:
-    """The library in a file that is this user's alone and has this digest; _Unfit where it is not."""
+    """Library of a file that belongs to this user alone and has this digest, else _Unfit."""
     try:
-        # A link is followed by nobody, and a pipe waited for by nobody.
+        # Links are not followed, and pipes not waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _Unfit(f"{path} cannot be read ({error.strerror})") from None
@@ -116,7 +116,7 @@ def _loaded(path: Path, digest: str) -> ctypes.CDLL:
         with open(descriptor, "rb", closefd=False) as file:
             if not stat.S_ISREG(status.st_mode) or hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise _Unfit(f"{path} is not what was written there")
-        # What was looked at is what is loaded, whatever happens to its name.
+        # The checked file is the one that is loaded, even if its name is taken by another.
         same = Path(f"/proc/self/fd/{descriptor}")
         library = ctypes.CDLL(str(same if same.exists() else path))
     except (OSError, _Unfit):

@@ -1,4 +1,4 @@
-"""Compiling the engine on first use with the system's C compiler."""
+"""Compilation of the engine on first use with the system's C compiler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = (
     "-shared",
 )
 COMPILATION, ANSWER = 300, 30
-"""Seconds after which a compiler that does not end is given up, compiling or saying its version."""
+"""Seconds after which a compiler is given up, for a compilation or its version."""
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def library(source: str, *defines: str) -> ctypes.CDLL:
     """
     folder = Path(__file__).parent.parent / "c"
     path = folder / source
-    command = [*compiler(), *FLAGS, *(f"-D{one}" for one in defines)]
+    command = [*compiler(), *FLAGS, *(f"-D{macro}" for macro in defines)]
     included = sorted({*path.parent.glob("*.[ch]"), *folder.glob("*.[ch]")})
     content = b"\0".join(file.read_bytes() for file in (path, *included))
     machine = "\0".join([*command, _version(tuple(compiler())), platform.machine(), _processor()])
@@ -63,7 +63,7 @@ def compiler() -> list[str]:
 
 
 def version() -> str:
-    """What the C compiler says of itself in its first line."""
+    """First line of the C compiler's version text."""
     return (_version(tuple(compiler())).splitlines() or ["unknown"])[0]
 
 
@@ -82,7 +82,7 @@ def _version(command: tuple[str, ...]) -> str:
 
 
 def _run(command: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
-    # What a compiler says need not be text; one that reads what nobody types would never end.
+    # Output may be no text; without input, a compiler that reads stdin ends.
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "errors": "replace"}
     try:
         return subprocess.run(command, timeout=seconds, **options)
@@ -92,7 +92,7 @@ def _run(command: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def _processor() -> str:
-    """What the processor can do, so that a cache on a shared disk does not serve another kind of machine."""
+    """Features of the processor: a cache on a shared disk must not serve another kind of machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

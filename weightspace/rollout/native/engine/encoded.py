@@ -1,4 +1,4 @@
-"""One family's program made ready for the engine: laid out, encoded, and run on stacks of models."""
+"""Encoded programs: the program of a family laid out and encoded for the engine, and run on stacks of models."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def traced(family: Family, dtype: torch.dtype) -> Traced:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What gradients are asked for."""
+    """Gradients that a run computes."""
 
     tensors: frozenset[int] = frozenset()
     inputs: bool = False
@@ -68,25 +68,25 @@ def engine_library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
     """The compiled engine for one dtype and slice width; NoNative if it cannot be had."""
     is_double = dtype == torch.float64
     real = "double" if is_double else "float"
-    found = library("engine.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={lanes}")
-    _check(found, lanes)
-    return found
+    compiled = library("engine.c", f"REAL={real}", f"REAL_IS_DOUBLE={int(is_double)}", f"LANES={lanes}")
+    _check(compiled, lanes)
+    return compiled
 
 
 def lanes_for(batch: int) -> int:
-    """How many sequences are run side by side."""
+    """Number of sequences that are run side by side."""
     return LANES[0] if batch <= LANES[0] else LANES[1]
 
 
 @functools.lru_cache(maxsize=512)
 def engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
-    """The engine of a family for what is wanted, made once; tensors computed from params are data of a call."""
+    """Engine of a family for the wanted gradients, made once; tensors computed from params are data of a call."""
     return Engine(traced(family, dtype), dtype, lanes, wanted)
 
 
 @functools.lru_cache(maxsize=512)
 def learning_engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Wanted) -> Engine:
-    """The engine of a family that computes in C what its params alone determine; the family has a flat prologue."""
+    """Engine of a family with a flat prologue, which is computed in C."""
     traced_family = traced(family, dtype)
     return Engine(traced_family, dtype, lanes, wanted, traced_family.flat)
 
@@ -94,19 +94,19 @@ def learning_engine(family: Family, dtype: torch.dtype, lanes: int, wanted: Want
 @functools.lru_cache(maxsize=256)
 def tangent_engine(family: Family, dtype: torch.dtype, lanes: int, num_directions: int) -> Engine:
     """The engine of a family's states and so many tangent vectors beside them."""
-    own = traced(family, dtype)
-    builder = own.builder.copy()
-    program = with_tangents(own.program, builder, num_directions)
-    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+    plain = traced(family, dtype)
+    builder = plain.builder.copy()
+    program = with_tangents(plain.program, builder, num_directions)
+    return Engine(dataclasses.replace(plain, program=program, builder=builder), dtype, lanes, Wanted())
 
 
 @functools.lru_cache(maxsize=256)
 def jacobian_engine(family: Family, dtype: torch.dtype, lanes: int) -> Engine:
     """The engine of a family's states, with the Jacobian of each step as output."""
-    own = traced(family, dtype)
-    builder = own.builder.copy()
-    program = with_jacobian(own.program, builder)
-    return Engine(dataclasses.replace(own, program=program, builder=builder), dtype, lanes, Wanted())
+    plain = traced(family, dtype)
+    builder = plain.builder.copy()
+    program = with_jacobian(plain.program, builder)
+    return Engine(dataclasses.replace(plain, program=program, builder=builder), dtype, lanes, Wanted())
 
 
 class Engine:
@@ -162,7 +162,7 @@ class Engine:
         job.gradient_size = encoder.gradient_size
 
     def _encode_params(self, prologue: Prologue | None, through: PrologueAdjoint | None, encoder: Encoder) -> None:
-        """What is computed from params, and room for the gradients of elements that have several."""
+        """Results of the prologue, and room for the gradients of elements that have several."""
         stored, job = len(self.traced.stored), self._job
         sizes = [*self.traced.stored.values(), *(self.traced.computed if prologue is None else ())]
         several = encoder.summed_several_times([*self.traced.stored.values(), *self.traced.computed])
@@ -183,7 +183,7 @@ class Engine:
     def _place(self, program: Program, back: Adjoint | None, layout: Layout) -> None:
         job = self._job
         for space in ("record", "input", "ring", "carry", "scratch", "sums"):
-            # Odd, or the same rows of neighbouring steps would crowd into the same few places of the cache.
+            # Odd stride, to avoid conflicts of neighbouring steps in the cache.
             setattr(job, f"{space}_rows", layout.sizes[space] | 1)
         states = list(program.states.items())
         inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
@@ -203,19 +203,19 @@ class Engine:
             setattr(self._job, f"num_{name}", len(array))
 
     def ring_steps(self, time: int) -> int:
-        """Of so many steps, those whose gradients of weights are taken together: shares as equal as can be."""
+        """Number of steps whose gradients of weights are computed together: the steps in shares as equal as can be."""
         shares = -(-time // (RING_LANES // self.lanes))
         return -(-time // max(1, shares))
 
     def run(self, call: Call, threads: int = 1) -> None:
-        """Do one call, shared out among threads by models, or by sequences where models are few.
+        """Run one call, distributed among threads by models, or by sequences where models are few.
 
         Results do not depend on the number of threads: gradients of slices are always added in their order.
         """
         self.refuse_misfits(call)
         slices = range(0, call.batch, self.lanes)
         if call.models >= threads or len(slices) == 1 or call.moves is not None:
-            # A thread that has to wait for a core leaves its models to the others.
+            # A thread that waits for a core leaves its models to the others.
             at_once([self._work(call, 0, call.batch_of_one)] * min(threads, call.models))
             return
         parts = [call.apart() for _ in slices]
@@ -225,24 +225,24 @@ class Engine:
         call.add(parts)
 
     def refuse_misfits(self, call: Call) -> None:
-        """Raise ValueError unless all data are what the engine takes them to be."""
+        """Raise ValueError unless all data have the shapes, dtypes and ranges that the engine expects."""
         refuse_misfits(call, self._sizes)
 
     def job(self, call: Call) -> tuple[Job, list[Any]]:
-        """What C is given of a call, and what must live as long."""
+        """Job of a call for C, and the tensors that must live as long."""
         job = Job.from_buffer_copy(self._job)
         kept = call.fill(job)
         job.ring_steps = self.ring_steps(call.time)
         return job, kept
 
     def _work(self, call: Call, low: int, high: int) -> Callable[[], None]:
-        """What any number of threads can do: of every model that no other takes first, the sequences low to high."""
+        """Work of one thread: sequences low to high of the models that it takes from a shared counter."""
         job, kept = self.job(call)
         self.library.workspace_size.restype = INT
         return partial(self._run, job, kept, self.library.workspace_size(ctypes.byref(job)), INT(0), low, high)
 
     def _run(self, job: Job, kept: list[Any], size: int, next_model: Any, low: int, high: int) -> None:
-        # `kept` is here to live as long as the call: the job points at it.
+        # `kept` lives as long as the call: the job points at it.
         workspace = torch.empty(size + 64, dtype=self.dtype)
         start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
         self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)
@@ -258,7 +258,7 @@ def _numbers(numbers: Iterable[int]) -> np.ndarray:
 
 
 def _check(lib: ctypes.CDLL, lanes: int) -> None:
-    found = (INT * 7)()
-    lib.constants(found)
+    constants = (INT * 7)()
+    lib.constants(constants)
     expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, MAX_ADDENDS, ctypes.sizeof(Job))
-    assert tuple(found[:6]) == expected, (tuple(found), expected)
+    assert tuple(constants[:6]) == expected, (tuple(constants), expected)

@@ -1,4 +1,4 @@
-"""A program as the numbers that the engine reads."""
+"""Encoder of programs as the numbers that the engine reads."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def _of_few_terms(operation: BackwardOperation) -> list[BackwardOperation]:
 
 
 def num_instructions(operations: Iterable[BackwardOperation]) -> int:
-    """How many instructions of C these operations become."""
+    """Number of instructions of C that these operations become."""
     return sum(len(_of_few_terms(operation)) for operation in operations)
 
 
 class Encoder:
-    """Writes operations as the numbers of engine.c, collecting the matrices and vectors they use."""
+    """Encoder of operations as the numbers of engine.c, with the matrices and vectors they use."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -119,7 +119,7 @@ class Encoder:
         return Instruction(OPCODES.index(operation.function), operation.out.rows, out, a, b, c, constant)
 
     def _constants(self, *numbers: float) -> int:
-        """The place of one or two numbers among all constants."""
+        """Index of one or two numbers among all constants."""
         if numbers == (1.0,):
             return 2
         self.constants += [*numbers, 0.0][:2]
@@ -156,7 +156,7 @@ class Encoder:
         return self.vectors[vector].sums
 
     def _with_gradient(self, spec: MatrixSpec) -> MatrixSpec:
-        """The record with a place for the gradient."""
+        """Record with an address for the gradient."""
         if spec.gradient >= 0:
             return spec
         first = self.gradient_size
@@ -177,7 +177,7 @@ class Encoder:
         return [piece for piece in pieces if piece.tensor >= 0]
 
     def extents(self) -> dict[int, int]:
-        """How many numbers of each tensor of a model are reached, by the number of the tensor."""
+        """Numbers of each tensor of a model that are read, by the number of the tensor."""
         found: dict[int, int] = {}
         for spec in (*self.matrices.values(), *self.vectors.values()):
             for piece in self._pieces_of(spec):
@@ -186,7 +186,7 @@ class Encoder:
         return found
 
     def summed_several_times(self, sizes: Sequence[int]) -> set[int]:
-        """The tensors, of so many numbers each, of which some element has several gradients in one slice."""
+        """Tensors (with their numbers of elements) of which some element has several gradients in one slice."""
         touched = {number: np.zeros(size, dtype=np.int64) for number, size in enumerate(sizes)}
         for spec in (*self.matrices.values(), *self.vectors.values()):
             if spec.gradient < 0:
@@ -197,17 +197,17 @@ class Encoder:
         return {number for number, counts in touched.items() if (counts > 1).any()}
 
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
-        """What is done for gradients of matrices and biases, as rows of numbers, those of one dy together."""
+        """Gradients of matrices and biases as rows of numbers, those of one dy together."""
         together: dict[Ref, list[WeightGradient]] = {}
-        for one in weights:
-            together.setdefault(one.dy, []).append(one)
+        for weight in weights:
+            together.setdefault(weight.dy, []).append(weight)
         jobs = []
-        for one in (one for group in together.values() for one in group):
-            dy = self.layout.at(one.dy)
-            if one.x is None:
-                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy))
-                self.vectors[one.matrix] = self._with_gradient(self.vectors[one.matrix])
+        for weight in (weight for group in together.values() for weight in group):
+            dy = self.layout.at(weight.dy)
+            if weight.x is None:
+                jobs.append(WeightJob(-1 - self.vector(weight.matrix), NOWHERE, dy))
+                self.vectors[weight.matrix] = self._with_gradient(self.vectors[weight.matrix])
             else:
-                jobs.append(WeightJob(self.matrix(one.matrix, False), self.layout.at(one.x), dy))
-                self.matrices[one.matrix, False] = self._with_gradient(self.matrices[one.matrix, False])
+                jobs.append(WeightJob(self.matrix(weight.matrix, False), self.layout.at(weight.x), dy))
+                self.matrices[weight.matrix, False] = self._with_gradient(self.matrices[weight.matrix, False])
         return table(jobs, WeightJob)

@@ -1,4 +1,4 @@
-"""Where the values of a flat program lie in the engine's PARAMS, and its operations as the numbers of engine.c."""
+"""Layout of a flat program in the engine's PARAMS, and its operations as the numbers of engine.c."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from weightspace.rollout.native.trace.program import Map
 
 @dataclass
 class FlatLayout:
-    """Flat values one after another, each from a full row of LANES numbers on."""
+    """Layout of flat values one after another, each from the start of a row of LANES numbers."""
 
     lanes: int
     sizes: Mapping[int, int]
-    """Value -> its numbers."""
+    """Value -> its number of elements."""
     constants: list[float]
-    """Those of all programs of a job; more are added."""
+    """Constants of all programs of a job; more are added."""
     tables: list[int] = field(default_factory=list)
     rows: int = 0
     _at: dict[int, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class FlatLayout:
         return self._at[value]
 
     def room(self, count: int) -> int:
-        """The first of further rows for so many numbers."""
+        """First of the further rows for `count` elements."""
         first = self.rows
         self.rows += -(-count // self.lanes)
         return first

@@ -1,4 +1,4 @@
-"""What the engine is given: its `Job`, field by field, and the data of one call."""
+"""Calls of the engine: its `Job`, field by field, and the data of one call."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _FIELDS: list[tuple[str, Any]] = [
 
 @functools.cache
 def array_of(kind: Any, count: int) -> Any:
-    """The type of arrays of so many of a kind; to make a type takes longer than to fill an array."""
+    """Type of arrays of `count` items, kept: to make a type takes longer than to fill an array."""
     return kind * count
 
 
@@ -60,17 +60,17 @@ class Job(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Moves:
-    """Updates that C makes of one model after another: what moves a model by its gradients, before its next update."""
+    """The optimiser callback that C calls after the gradients of each update of a model."""
 
     updates: int
     learning: Tensor
-    """Which models take part (models,), bool."""
+    """Mask of the models that take part (models,), bool."""
     move: int
     """Address of the function; see the engine's `Job` for its arguments."""
     how: int
     """Address of its first argument."""
     room: int
-    """Number of numbers it needs room for."""
+    """Numbers of workspace that it needs."""
 
 
 @dataclass
@@ -86,24 +86,24 @@ class Call:
     outputs: Tensor | None = None
     states: Sequence[Tensor] | None = None
     shown_steps: int | None = None
-    """Of how many last steps outputs and states are written; None: of all."""
+    """Number of last steps whose outputs and states are written; None: all."""
     loss: str = "given"
     classes: int = 1
     target: Tensor | None = None
     weight: Tensor | None = None
-    """What each scored step of each update counts, (updates, models, scored)."""
+    """Weight of each scored step of each update, (updates, models, scored)."""
     losses: Tensor | None = None
     verdicts: Tensor | None = None
-    """Room for how the shown steps are answered, (models, 4), float64: see answers.h."""
+    """Scores of the answers at the shown steps, (models, 4), float64: see answers.h."""
     output_gradient: Tensor | None = None
     state_gradient: Sequence[Tensor | None] | None = None
     gradients: Sequence[Tensor | None] | None = None
     input_gradient: Sequence[Tensor | None] | None = None
     initial_gradient: Sequence[Tensor | None] | None = None
     moves: Moves | None = None
-    """With these, gradients are not written but moved by, and `batch` is that of all updates together."""
+    """Updates to make by the gradients, which are then not written; `batch` is that of all updates together."""
     moved: Sequence[bool] = ()
-    """Which tensors are moved."""
+    """Tensors that are updated."""
 
     @property
     def batch_of_one(self) -> int:
@@ -120,16 +120,16 @@ class Call:
         return dataclasses.replace(self, gradients=gradients, losses=losses, verdicts=verdicts)
 
     def add(self, parts: Sequence[Call]) -> None:
-        """Take the sum over parts of what each has, in their order."""
+        """Add up the sums of the parts, in their order."""
         for number, part in enumerate(parts):
-            own = [(self.losses, part.losses), (self.verdicts, part.verdicts)]
-            own += zip(self.gradients or [], part.gradients or [], strict=True)
-            for total, more in own:
+            sums = [(self.losses, part.losses), (self.verdicts, part.verdicts)]
+            sums += zip(self.gradients or [], part.gradients or [], strict=True)
+            for total, more in sums:
                 if total is not None and more is not None:
                     total.copy_(total + more if number else more)
 
     def fill(self, job: Job) -> list[Any]:
-        """Write the data into a job; what is returned must live as long as the job."""
+        """Write the data into a job; the returned objects must live as long as the job."""
         job.models, job.time, job.batch = self.models, self.time, self.batch
         job.loss_kind, job.classes = LOSSES[self.loss], self.classes
         kept: list[Any] = []
@@ -178,7 +178,7 @@ def _table(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
 
 
 def _sizes(job: Job, name: str, tensors: Sequence[Tensor | None]) -> Any:
-    """How many numbers of each dense tensor belong to one model."""
+    """Numbers of each dense tensor that belong to one model."""
     table = array_of(INT, job.tensors)(*(0 if t is None else t[0].numel() for t in tensors))
     setattr(job, name, ctypes.addressof(table))
     return table

@@ -1,4 +1,4 @@
-"""Where every tile of a program lies."""
+"""Layout of the tiles of a program in memory."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Layout:
     sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPACES, 0))
 
     def put(self, value: int, space: str, rows: int) -> None:
-        """Give a value the next free rows of a space, unless it has a place."""
+        """Assign the next free rows of a space to a value that has none."""
         if value not in self.place:
             self.place[value] = (space, self.sizes[space])
             self.sizes[space] += rows
 
     def at(self, ref: Ref) -> Place:
-        """Where a reference lies."""
+        """Space and row of a reference."""
         space, row = self.place[ref.value]
         return Place(SPACES.index(space), row + ref.start)
 
 
 def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) -> Layout:
-    """Places for every value of a program and, if given, of the way back."""
+    """Layout of every value of a program and of its adjoint, if there is one."""
     layout = Layout()
     for name, ref in program.states.items():
         layout.put(ref.value, "record", ref.rows)
@@ -42,10 +42,10 @@ def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) ->
     for name, ref in program.inputs.items():
         if not name.startswith("state."):
             layout.put(ref.value, "input", ref.rows)
-    made = {operation.out.value for operation in program.step}
+    written = {operation.out.value for operation in program.step}
     later = {ref.value for operation in program.readout for ref in operation.reads} | {program.output.value}
     later |= back.read if back is not None else set()
-    recorded = sorted(made & later)
+    recorded = sorted(written & later)
     if back is not None:
         _put_together(layout, reused(program, back, rows, recorded), rows)
     for value in recorded:
@@ -75,14 +75,14 @@ def _put_gradients(layout: Layout, program: Program, back: Adjoint, rows: Mappin
         layout.place[back.next_carry[name].value] = ("next_carry", layout.place[ref.value][1])
     for name, ref in back.inputs.items():
         layout.place[ref.value] = ("input_gradient", layout.place[program.inputs[name].value][1])
-    for one in (*back.readout_weights, *back.step_weights):
-        # Gradients of weights are taken for many steps at once, so both sides must last.
-        for ref in (one.dy, *([one.x] if one.x else [])):
+    for weight in (*back.readout_weights, *back.step_weights):
+        # Gradients of weights are computed for many steps at once, so both factors must be kept.
+        for ref in (weight.dy, *([weight.x] if weight.x else [])):
             layout.put(ref.value, "ring", rows[ref.value])
 
 
 def _put_scratch(layout: Layout, operations: Sequence[BackwardOperation], rows: Mapping[int, int]) -> None:
-    """Places for what has none yet; one place serves values that are not needed at the same time."""
+    """Assign rows to all other values; values that are not needed at the same time share rows."""
     last: dict[int, int] = {}
     for number, operation in enumerate(operations):
         written = [] if isinstance(operation, SumInto) else [operation.out]

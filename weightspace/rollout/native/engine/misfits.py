@@ -22,11 +22,11 @@ class Sizes:
     states: Sequence[int]
     output: int
     extents: Mapping[int, int]
-    """Number of a tensor of a model -> how many of its numbers are reached."""
+    """Number of a tensor of a model -> how many of its elements are read."""
 
 
 def refuse_misfits(call: Call, sizes: Sizes) -> None:
-    """Raise ValueError unless all data are what the engine takes them to be: C cannot check them."""
+    """Raise ValueError unless all data have the shapes, dtypes and ranges that C expects and cannot check."""
     if min(call.models, call.time, call.batch) < 1:
         found = f"{call.models} models, {call.time} steps and {call.batch} sequences"
         raise ValueError(f"A native rollout has {found}; at least one of each is needed.")

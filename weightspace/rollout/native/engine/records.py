@@ -21,7 +21,7 @@ SPACES = (
 )  # fmt: skip
 """Memory spaces, in the order of the enum in engine.c."""
 MAX_TERMS, MAX_ADDENDS = 12, 4
-"""Of one product in C."""
+"""Largest numbers of terms and addends of one product in C."""
 
 Numbers = np.ndarray
 
@@ -111,5 +111,5 @@ def _flat(record: tuple[Any, ...]) -> list[int]:
 
 
 def _width(kind: type[tuple[Any, ...]]) -> int:
-    """How many numbers a record of this kind has."""
+    """Number of fields of a record of this kind."""
     return sum(2 if field is Place else 1 for field in get_type_hints(kind).values())

@@ -17,12 +17,12 @@ def reused(program: Program, back: Adjoint, rows: Mapping[int, int], recorded: C
     Gradients that the readout leaves are not among them: it is not run at every step.
     """
     kept = {ref.value for ref in program.states.values()}
-    kept |= {one.x.value for one in (*back.readout_weights, *back.step_weights) if one.x is not None}
+    kept |= {weight.x.value for weight in (*back.readout_weights, *back.step_weights) if weight.x is not None}
     last = {ref.value: number for number, operation in enumerate(back.step) for ref in operation.reads}
     free = {value: last.get(value, -1) for value in recorded if value not in kept}
     elsewhere = {ref.value for part in (back.carry, back.next_carry, back.inputs) for ref in part.values()}
     found: dict[int, list[int]] = {}
-    for gradient in dict.fromkeys(one.dy.value for one in back.step_weights if one.dy.value not in elsewhere):
+    for gradient in dict.fromkeys(weight.dy.value for weight in back.step_weights if weight.dy.value not in elsewhere):
         places: dict[int, int] = {}
         parts = _parts(gradient, back.step)
         if not tile_exactly([(start, size) for start, size, _ in parts], rows[gradient]):

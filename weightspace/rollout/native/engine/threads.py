@@ -1,4 +1,4 @@
-"""Threads that share out one call of native code, kept from call to call."""
+"""Threads that divide one call of native code, kept from call to call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    # Kept, because a thread that has just been made often waits for the core of the one that made it.
+    # Kept: a new thread often waits for the core of the thread that made it.
     return ThreadPoolExecutor(threads)
 
 
@@ -20,10 +20,10 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 def at_once(work: Sequence[Callable[[], None]]) -> None:
     """Do the first work here and each of the others in a thread of its own.
 
-    All must take what they do from one shared count, so that one which has not begun when the first ends is not needed.
+    Workers pull from a shared counter; one that has not started when the first ends is cancelled.
     """
-    others = [_pool(len(work) - 1).submit(one) for one in work[1:]]
+    futures = [_pool(len(work) - 1).submit(task) for task in work[1:]]
     work[0]()
-    for other in others:
-        if not other.cancel():
-            other.result()
+    for future in futures:
+        if not future.cancel():
+            future.result()

@@ -1,1 +1,1 @@
-"""From a family's Python step to a program of tile operations."""
+"""Tracing: a family's Python step becomes a program of tile operations."""

@@ -1,4 +1,4 @@
-"""The graph of a family's step and read-out, traced by torch.fx, and refusals of what such a graph gets wrong."""
+"""Graphs of a family's step and read-out, traced by torch.fx, and refusals where such a graph would be wrong."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def captured(family: Family, dtype: torch.dtype, batch: int) -> fx.GraphModule:
 
     x = torch.zeros(batch, family.input_size, dtype=dtype)
     try:
-        # The program serves callers with gradients and without.
+        # One program serves calls with gradients and without.
         with torch.enable_grad():
-            # Without a table of its own, later versions of torch would leave no trace of `detach`.
+            # Without this table, later versions of torch would leave `detach` out of the graph.
             traced = make_fx(both, decomposition_table={})
             graph = traced(*params.values(), *state.values(), *noise.values(), x)
     except Untraceable:

@@ -45,10 +45,10 @@ Step = Map | Gather | Scatter | Load
 
 @dataclass(frozen=True)
 class Prologue:
-    """Operations from params to further tensors of a program; `rows` of a value are its numbers here."""
+    """Operations from params to further tensors of a program; `rows` of a value are its elements here."""
 
     params: Mapping[int, Ref]
-    """Number of a stored tensor -> its value, of those that are read."""
+    """Number of a stored tensor -> its value, for tensors that are read."""
     results: tuple[Ref, ...]
     operations: tuple[Step, ...]
     builder: Builder

@@ -15,7 +15,7 @@ from weightspace.rollout.native.trace.program import Builder, Map, Ref, Untracea
 
 aten = torch.ops.aten
 LARGEST = 1 << 20
-"""Numbers of one value; what needs more is left to torch."""
+"""Largest number of elements of a value; larger ones are left to torch."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Value:
 
 
 class Writer:
-    """Flat operations as they are written."""
+    """Writer of flat operations."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -38,14 +38,14 @@ class Writer:
     def value(self, source: Any) -> Value:
         """The value of a node or a number."""
         if isinstance(source, fx.Node):
-            found = self.values[source]
-            if not isinstance(found, Value):
+            value = self.values[source]
+            if not isinstance(value, Value):
                 raise Untraceable(f"{source} is several tensors")
-            return found
+            return value
         return Value((), constant=torch.tensor(source, dtype=self.dtype))
 
     def tile(self, value: Value) -> Ref:
-        """Where the numbers of a value are, loaded now if they are constant."""
+        """Reference to the numbers of a value, loaded now if they are constant."""
         if value.ref is not None:
             return value.ref
         assert value.constant is not None
@@ -165,9 +165,10 @@ def _product(writer: Writer, self: Any, mat2: Any) -> Value:
     shape = (left.shape[0], left.shape[1], right.shape[1])
     if math.prod(shape) > LARGEST:
         raise Untraceable(f"a product of matrices of {shape}")
-    one, other = (torch.arange(math.prod(value.shape)).view(value.shape) for value in (left, right))
-    factors = writer.gather(left, one[:, :, None].expand(shape)), writer.gather(right, other[None].expand(shape))
-    products = writer.map("mul", shape, [writer.tile(factor) for factor in factors])
+    left_places, right_places = (torch.arange(math.prod(value.shape)).view(value.shape) for value in (left, right))
+    factors = writer.gather(left, left_places[:, :, None].expand(shape))
+    others = writer.gather(right, right_places[None].expand(shape))
+    products = writer.map("mul", shape, [writer.tile(factors), writer.tile(others)])
     places = torch.arange(shape[0] * shape[2]).view(shape[0], 1, shape[2]).expand(shape)
     return writer.scatter(products, places, (shape[0], shape[2]))
 
@@ -235,6 +236,6 @@ RULES: Mapping[Any, Callable[..., Value]] = {
     aten.detach.default: _detach,
     aten._to_copy.default: _copy,
 }
-"""As in `rules`, the parameters after the first are the arguments that are read; all others have their defaults."""
+"""Table of rules: parameters after the first are the arguments that are read; all others have their defaults."""
 
 

@@ -1,4 +1,4 @@
-"""Putting a traced list of operations in order: the step apart from the read-out, and equal products joined."""
+"""Order of a traced list of operations: the step apart from the read-out, and equal products joined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from weightspace.rollout.native.trace.program import (
 def arranged(
     builder: Builder, inputs: Mapping[str, Ref], states: Mapping[str, Ref], output: Ref, operations: Sequence[Operation]
 ) -> Program:
-    """The program of these operations: the step is what the states need, the read-out what only the outputs need."""
+    """Program of these operations: the step has those that states need, the read-out those that outputs alone need."""
     alive = _needed((*states.values(), output), operations)
     step = _needed(states.values(), alive)
     in_step = {id(operation) for operation in step}
@@ -34,13 +34,13 @@ def arranged(
     moved |= also_moved
     placed: dict[str, Ref] = {}
     for name, ref in states.items():
-        place = _follow(ref, moved)
-        # Each state lies in a place of its own, through which gradients pass.
-        if place != Ref(place.value, 0, builder.rows[place.value]) or place in (*placed.values(), *inputs.values()):
-            copy = builder.value(place.rows)
-            step.append(Map(copy, "copy", (place,)))
-            place = copy
-        placed[name] = place
+        target = _follow(ref, moved)
+        # Each state is a value by itself, through which gradients pass.
+        if target != Ref(target.value, 0, builder.rows[target.value]) or target in (*placed.values(), *inputs.values()):
+            copy = builder.value(target.rows)
+            step.append(Map(copy, "copy", (target,)))
+            target = copy
+        placed[name] = target
     return Program(builder.rows, inputs, placed, _follow(output, moved), tuple(step), tuple(readout))
 
 
@@ -68,9 +68,9 @@ def _grouped(builder: Builder, operations: list[Operation]) -> tuple[list[Operat
             product = _joined(builder, group)
             joined[group[0].out.value] = product
             start = 0
-            for one in group:
-                moved[one.out.value] = Ref(product.out.value, start, one.out.rows)
-                start += one.out.rows
+            for part in (part.out for part in group):
+                moved[part.value] = Ref(product.out.value, start, part.rows)
+                start += part.rows
     kept: list[Operation] = []
     for operation in operations:
         if operation.out.value in joined:
@@ -89,19 +89,19 @@ def _joined(builder: Builder, group: Sequence[Product]) -> Product:
     bias = None
     if any(product.bias is not None for product in group):
         pieces = (product.bias.pieces if product.bias else (Piece(-1, 0, 0, 0, product.out.rows),) for product in group)
-        bias = Matrix(1, tuple(piece for own in pieces for piece in own))
+        bias = Matrix(1, tuple(piece for some in pieces for piece in some))
     return Product(builder.value(rows), terms, bias)
 
 
 def _follow(ref: Ref, moved: Mapping[int, Ref]) -> Ref:
     if ref.value not in moved:
         return ref
-    place = moved[ref.value].part(ref.start, ref.rows)
-    return place.stop() if ref.stopped else place
+    target = moved[ref.value].part(ref.start, ref.rows)
+    return target.stop() if ref.stopped else target
 
 
 def _moved(operation: Operation, moved: Mapping[int, Ref]) -> Operation:
-    """The operation, reading values where they lie now."""
+    """The operation with its references replaced by the present ones."""
     if isinstance(operation, Product):
         terms = tuple(Term(matrix, _follow(tile, moved)) for matrix, tile in operation.terms)
         addends = tuple(dataclasses.replace(addend, tile=_follow(addend.tile, moved)) for addend in operation.addends)

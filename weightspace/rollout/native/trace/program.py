@@ -1,4 +1,4 @@
-"""What a traced cell is: a list of operations on tiles (row, lane), where a lane is one sequence."""
+"""Programs of traced cells: lists of operations on tiles (row, lane), where a lane is one sequence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Untraceable(ValueError):
-    """A family does something that programs cannot express; the message says what."""
+    """Refusal of a family by the tracer; the message names the operation that programs cannot express."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Ref:
     start: int
     rows: int
     stopped: bool = False
-    """Whether who reads it passes no gradient back to it and takes no tangent from it."""
+    """True after detach: neither gradients nor tangents pass."""
 
     def part(self, start: int, rows: int) -> Ref:
         """Some of these rows."""
@@ -94,7 +94,7 @@ class Addend:
 
 @dataclass(frozen=True)
 class Linear:
-    """A sum of products, biases and addends that is not computed yet, because it may become part of a larger sum."""
+    """Postponed sum of products, biases and addends: it may become part of a larger sum."""
 
     rows: int
     terms: tuple[Term, ...] = ()
@@ -217,7 +217,7 @@ class Program:
 
 @dataclass
 class Builder:
-    """Hands out values."""
+    """Numbering of the values of a program."""
 
     rows: dict[int, int] = field(default_factory=dict)
 
@@ -228,5 +228,5 @@ class Builder:
         return Ref(number, 0, rows)
 
     def copy(self) -> Builder:
-        """A builder that goes on from here without changing this one."""
+        """Copy of the builder, which goes on from here by itself."""
         return Builder(dict(self.rows))

@@ -1,4 +1,4 @@
-"""From a traced prologue, what a family computes from its params alone, to a flat program."""
+"""Flat programs of traced prologues, which a family computes from its params alone."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def prologue_program(graph: fx.GraphModule, dtype: torch.dtype) -> Prologue:
 
 
 class _Reader(Writer):
-    """Reads one graph, node after node."""
+    """Reader of one graph, node after node."""
 
     def __init__(self, graph: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         self.graph = graph
 
     def read(self) -> Prologue:
-        """Everything, once."""
+        """Read the whole graph; for one call."""
         params: dict[int, Ref] = {}
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 shape = tuple(node.meta["val"].shape)
-                number = len([one for one in self.values if one.op == "placeholder"])
+                number = len([known for known in self.values if known.op == "placeholder"])
                 self.values[node] = Value(shape, self.builder.value(math.prod(shape)))
                 if node.users:
                     params[number] = self.values[node].ref
@@ -74,7 +74,7 @@ class _Reader(Writer):
 
 
 def _known(target: Any, args: Any, kwargs: Any) -> Any:
-    made = target(*args, **kwargs)
-    if isinstance(made, Tensor):
-        return Value(tuple(made.shape), constant=made)
-    return [Value(tuple(one.shape), constant=one) for one in made]
+    results = target(*args, **kwargs)
+    if isinstance(results, Tensor):
+        return Value(tuple(results.shape), constant=results)
+    return [Value(tuple(result.shape), constant=result) for result in results]

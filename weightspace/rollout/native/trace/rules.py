@@ -31,7 +31,7 @@ UNARY = {
     aten.abs.default: "abs",
 }
 SOFTPLUS_THRESHOLD = 20
-"""Above it, times beta, softplus is the identity: torch's default, and the engine's."""
+"""Threshold above which softplus (of the argument times beta) is the identity: the default of torch."""
 
 
 def translated(tape: Tape, node: fx.Node) -> Any:
@@ -171,9 +171,9 @@ def _leaky_relu(tape: Tape, node: fx.Node, self: Any, negative_slope: Any) -> Re
 def _spike(tape: Tape, node: fx.Node, x: Any, slope: Any) -> Ref:
     """1 where tile + offset is above 0; the potential's distance from a constant threshold is no tile of its own."""
     tile, offset = tape.tile(x), 0.0
-    made = next((op for op in tape.operations if op.out == tile), None)
-    if isinstance(made, Map) and made.function == "affine" and made.constants[0] == 1:
-        (tile,), (_, offset) = made.reads, made.constants
+    operation = next((op for op in tape.operations if op.out == tile), None)
+    if isinstance(operation, Map) and operation.function == "affine" and operation.constants[0] == 1:
+        (tile,), (_, offset) = operation.reads, operation.constants
     return tape.emit("spike", (tile,), (float(slope), offset))
 
 
@@ -205,7 +205,7 @@ def _detach(tape: Tape, node: fx.Node, self: Any) -> Ref:
 
 
 def _clone(tape: Tape, node: fx.Node, self: Any, memory_format: Any) -> Any:
-    """The same numbers: where they lie in torch's memory does not matter."""
+    """The tile itself: its order in torch's memory does not matter."""
     return tape.linear(self)
 
 

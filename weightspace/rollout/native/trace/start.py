@@ -1,4 +1,4 @@
-"""Whether a family's models all start from one state, so that it need not be computed for each."""
+"""Test of a constant initial state: one that all models of a family share is computed once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from weightspace.rollout.native.trace.capture import refuse_effects
 aten = torch.ops.aten
 BATCH = 7
 START_SIZES = (0, 3)
-"""Columns of what a task supplies: a family may look at their number."""
+"""Numbers of columns of the task's `start`: a family may depend on them."""
 
 FILLED = (aten.new_zeros.default, aten.zeros_like.default, aten.new_ones.default, aten.new_full.default)
 """Operations whose result depends only on the shape and dtype of their arguments."""
 
 
 def starts_alike(family: Family) -> bool:
-    """Whether every model starts from the same state, whatever its params and what the task supplies."""
+    """Whether every model starts from the same state, whatever its params and the task's `start`."""
     return all(_is_constant(family, start_size) for start_size in START_SIZES)
 
 

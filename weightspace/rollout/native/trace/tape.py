@@ -1,4 +1,4 @@
-"""The operations on tiles that a graph becomes, as they are written."""
+"""Tape: the list of operations on tiles that is written while a graph is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 class Tape:
-    """Operations in order, what is known of each node of the graph, and the tensors of params that they read."""
+    """Operations in order, the form of each node of the graph, and the tensors of params that are read."""
 
     def __init__(self, family: Family, graph: fx.GraphModule, dtype: torch.dtype) -> None:
         self.family, self.spec, self.graph, self.dtype = family, family.spec, graph, dtype
@@ -47,7 +47,7 @@ class Tape:
         self.stored: list[str] = []
 
     def tile(self, node: Any) -> Ref:
-        """Where the value of a batched node is, which is computed now if it was not yet."""
+        """Reference to the value of a batched node, computed now if it was postponed."""
         known = self.known.get(node)
         if isinstance(known, Ref):
             return known
@@ -89,7 +89,7 @@ class Tape:
         return new
 
     def concatenate(self, tiles: Sequence[Ref]) -> Ref:
-        """Tiles under one another, copied into one value."""
+        """Concatenation of tiles along rows, copied into one value."""
         out, start = self.builder.value(sum(tile.rows for tile in tiles)), 0
         for tile in tiles:
             self.operations.append(Map(out.part(start, tile.rows), "copy", (tile,)))
@@ -97,7 +97,7 @@ class Tape:
         return out
 
     def linear(self, node: Any) -> Linear:
-        """A batched node as a sum that may still grow: as it is if nobody else reads it, else computed."""
+        """Postponed sum of a batched node: itself if it has no other reader, else the computed value."""
         known = self.known[node]
         if isinstance(known, Linear) and len(node.users) == 1:
             return known

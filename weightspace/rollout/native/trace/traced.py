@@ -1,4 +1,4 @@
-"""From a family's own step and readout to a program of tile operations, by tracing them once with torch.fx."""
+"""Traced families: the program of tile operations of a step and a read-out, traced once with torch.fx."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from weightspace.rollout.native.trace.tracer import Tracer
 
 logger = logging.getLogger(__name__)
 BATCHES = (7, 33)
-"""Numbers of sequences in traced calls; axes are known by their place, so that a family may have an axis of 7."""
+"""Numbers of sequences in traced calls; axes are told apart by position: a family may have an axis of 7."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Traced:
     stored: Mapping[str, int]
     """The params that the program reads as they are, its tensors 0, 1, ...: how many numbers each has."""
     prologue: fx.GraphModule | None
-    """What must be computed from one model's params first (masks, clamps, reciprocals): its further tensors."""
+    """Prologue, which computes further tensors from the params of one model (masks, clamps, reciprocals)."""
     computed: tuple[int, ...]
-    """How many numbers each of those further tensors has."""
+    """Number of elements of each of those further tensors."""
     flat: Prologue | None = None
     """The prologue as a flat program, None if there is no prologue or it has no flat form."""
     starts_alike: bool = False
@@ -50,14 +50,14 @@ def trace(family: Family, dtype: torch.dtype) -> Traced:
 
     Traced with two numbers of sequences, of which nothing in the program may depend.
     """
-    one, other = (_traced(family, dtype, batch) for batch in BATCHES)
-    if one.program != other.program or _described(one.prologue) != _described(other.prologue):
+    first, second = (_traced(family, dtype, batch) for batch in BATCHES)
+    if first.program != second.program or _described(first.prologue) != _described(second.prologue):
         raise Untraceable("what it computes depends on the number of sequences")
-    _try_prologue(family, one, dtype)
-    builder = one.builder.copy()
-    back = adjoint(one.program, builder)
-    refuse_unsound(one.program, builder.rows, back, once=True)
-    return dataclasses.replace(one, flat=_flat_prologue(one, dtype), starts_alike=starts_alike(family))
+    _try_prologue(family, first, dtype)
+    builder = first.builder.copy()
+    back = adjoint(first.program, builder)
+    refuse_unsound(first.program, builder.rows, back, once=True)
+    return dataclasses.replace(first, flat=_flat_prologue(first, dtype), starts_alike=starts_alike(family))
 
 
 def _traced(family: Family, dtype: torch.dtype, batch: int) -> Traced:
@@ -68,7 +68,7 @@ def _traced(family: Family, dtype: torch.dtype, batch: int) -> Traced:
     except Untraceable:
         raise
     except Exception as error:
-        # Torch's operators are many: one that a rule did not foresee is run by torch.
+        # An operator that no rule foresaw is left to torch.
         raise Untraceable(f"its graph could not be read ({type(error).__name__}: {error})") from error
     computed = tuple(int(node.meta["val"].numel()) for node in tracer.from_params)
     stored = {name: math.prod(family.spec.shape(name)) for name in family.spec.tensors}

@@ -1,4 +1,4 @@
-"""From the graph of a family's step and read-out to operations on tiles."""
+"""Tracer: operations on tiles from the graph of a family's step and read-out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ aten = torch.ops.aten
 
 
 class Tracer(Tape):
-    """Reads one graph: what depends on params alone goes to the prologue, all else becomes operations on tiles."""
+    """Reader of one graph: nodes of params alone go to the prologue, all others become operations on tiles."""
 
     def read(self) -> tuple[Program, fx.GraphModule | None]:
-        """The program, and the graph of what must be computed from params before it; once."""
+        """Program and the graph of its prologue; for one call."""
         inputs = self._inputs()
         for node in self.graph.graph.nodes:
             if node.op == "call_function" and self._is_batched(node):
@@ -75,4 +75,4 @@ def _kind(value: Any) -> str:
 
 
 def _flat(args: Any) -> list[Any]:
-    return [one for arg in args for one in (_flat(arg) if isinstance(arg, list | tuple) else [arg])]
+    return [item for arg in args for item in (_flat(arg) if isinstance(arg, list | tuple) else [arg])]

@@ -1,4 +1,4 @@
-"""What a traced graph does not show of a family's derivatives, found by watching the family while it is traced."""
+"""Watch of a family's calls while it is traced, for derivatives that the graph does not show."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from weightspace.families.spike import SPIKE
 from weightspace.rollout.native.trace.program import Untraceable
 
 DETACHING = (torch.Tensor.detach, torch.detach)
-"""Each becomes a node of its own in the graph."""
+"""Functions that each become a node in the graph."""
 HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
-"""Each changes gradients outside the graph."""
+"""Functions that change gradients outside the graph."""
 DETACHING_IN_PLACE = (torch.Tensor.detach_, torch.detach_)
 
 
 class Watch(TorchFunctionMode):
-    """Sees every call of torch that a family makes, and refuses those whose derivative the graph would get wrong."""
+    """Mode that sees every call of torch by a family, and refuses those whose derivative the graph would get wrong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """The call, made as it is."""
+        """Make the call unchanged."""
         if func in DETACHING_IN_PLACE:
             raise Untraceable("`detach_` leaves no trace; `detach` does the same")
         if func in HOOKS:
@@ -45,10 +45,10 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def check(self, graph: fx.GraphModule) -> None:
-        """Refuse a graph in which torch detached tensors for its own ends, as derivatives inside a step make it do."""
-        found = sum(node.target is torch.ops.aten.detach.default for node in graph.graph.nodes)
-        if found != self.num_detached:
+        """Refuse a graph in which torch itself inserted detach, as for derivatives inside a step."""
+        num_in_graph = sum(node.target is torch.ops.aten.detach.default for node in graph.graph.nodes)
+        if num_in_graph != self.num_detached:
             raise Untraceable(
-                f"it detaches {self.num_detached} tensors, but its graph shows {found}, so where gradients stop is "
-                "unclear (derivatives within a step do that)"
+                f"it detaches {self.num_detached} tensors, but its graph shows {num_in_graph}, so where gradients "
+                "stop is unclear (derivatives within a step do that)"
             )
