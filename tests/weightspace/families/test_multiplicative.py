@@ -64,7 +64,8 @@ def test_any_cp_decomposition_equals_the_full_tensor(first_order):
     trivial = (torch.eye(4).double()[pairs[:, 0]], torch.eye(3).double()[pairs[:, 1]], tensor.flatten(1))
     # Slice by slice, T[:, :, i] = U S V^T: a decomposition of another rank and other factors.
     u, s, v = torch.linalg.svd(tensor.permute(2, 0, 1))
-    sliced = (v.flatten(0, 1), torch.eye(3).double().repeat_interleave(4, 0), (u * s[:, None]).transpose(0, 1).flatten(1))
+    columns = (u * s[:, None]).transpose(0, 1).flatten(1)
+    sliced = (v.flatten(0, 1), torch.eye(3).double().repeat_interleave(4, 0), columns)
     # Any further components may cancel each other.
     extra = torch.randn(3, 2, 12, dtype=torch.float64, generator=generator(0, "m", "extra"))
     a, b, c = (extra[0][:, :4], extra[1][:, :3], extra[2][:, :4].T)

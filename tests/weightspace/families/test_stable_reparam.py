@@ -19,7 +19,8 @@ def drawn(family, key="init"):
 @EACH
 def test_parameters_and_rates_are_inverse_to_each_other(parameterisation):
     rate = torch.logspace(-4, 0.9, 40, dtype=torch.float64)
-    torch.testing.assert_close(rate_of(parameterisation, parameter_of(parameterisation, rate)), rate, rtol=1e-10, atol=0)
+    again = rate_of(parameterisation, parameter_of(parameterisation, rate))
+    torch.testing.assert_close(again, rate, rtol=1e-10, atol=0)
 
 
 def test_all_parameterisations_start_as_the_same_network():
