@@ -50,7 +50,7 @@ class CurseOfMemory(Study):
     parameterisation learn an exponential and a polynomial memory, and their w is perturbed alike. The end points of
     the rates, 1/200 and 4, and the size 0.001 at which widths are compared are chosen here, for the paper's were not
     at hand: with rates closer together, the coefficients of 16 are so large, with opposite signs, that errors grow with
-    m under every parameterisation.
+    m under every parameterisation; from 0.03 on, 16 direct rates are no worse than 8.
     """
 
     hidden_size: int = 16
@@ -138,6 +138,7 @@ class CurseOfMemory(Study):
         for axes in (fits, exponential, polynomial):
             axes.set(yscale="log", xlabel="beta, size of the perturbation of w", ylabel="error E_m(beta)")
             axes.set_xscale("symlog", linthresh=SMALL)
+            axes.set_xlim(left=0)
             axes.legend(frameon=False, fontsize="small")
         return figure
 
