@@ -58,6 +58,15 @@ def test_windows_are_pieces_of_their_part_and_ask_for_the_next_character(split, 
     assert len(begins) > 40
 
 
+def test_all_windows_put_together_are_the_part(tmp_path):
+    task = CharLanguage(path=written(tmp_path, VERSE), num_steps=9)
+    part, batch = as_text(task.text.test), task.all_windows("test")
+    shown, target = (as_text(numbers[0].T.flatten()) for numbers in (batch.x.argmax(-1), batch.target))
+    assert len(shown) == len(target) > len(part) - 10
+    assert part.startswith(shown)
+    assert part[1:].startswith(target)
+
+
 def test_the_last_window_of_a_part_can_be_drawn(tmp_path):
     text = "ab" * 45 + "cdefghij" + "xy"
     task = CharLanguage(path=written(tmp_path, text), num_steps=9)

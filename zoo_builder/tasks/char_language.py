@@ -71,6 +71,14 @@ class CharLanguage(Categorical):
         x = table.index_select(0, characters[:, :-1].flatten()).unflatten(0, characters[:, :-1].shape)
         return Batch(x=x, start=x.new_zeros(len(streams), batch_size, 0), target=characters[:, 1:].contiguous())
 
+    def all_windows(self, split: Split) -> Batch:
+        """Every window of one part once, one after another without overlap, for a single model."""
+        part = self.text.test if split == "test" else self.text.train
+        count = (len(part) - 1) // self.num_steps
+        x, target = (part[first : first + count * self.num_steps].view(count, -1).T for first in (0, 1))
+        shown = torch.eye(len(ALPHABET))[x][None]
+        return Batch(x=shown, start=shown.new_zeros(1, count, 0), target=target[None].contiguous())
+
     def score(self, outputs: Tensor, batch: Batch) -> Tensor:
         """1 - b / log2(number of characters) (models,), b the bits per character; NaN if outputs are not finite."""
         scored = outputs[:, -batch.target.shape[1] :].double()
