@@ -11,6 +11,7 @@ from weightspace.rollout import generator
 from weightspace.store import Stack, open_zoo
 from zoo_builder.cli import main
 from zoo_builder.studies import curse_of_memory as study
+from zoo_builder.studies.base import Measured
 from zoo_builder.studies.curse_of_memory import BETAS, CurseOfMemory, fitted_errors, memory, perturbed_errors
 from zoo_builder.studies.exponential_sums import directions, fitted, spaced_rates
 from zoo_builder.studies.run import run_study
@@ -83,6 +84,16 @@ def test_the_memory_of_a_network_is_a_sum_of_powers_of_one_minus_its_rates(name)
         assert error == pytest.approx(np.abs(memories - (LAGS + 1.0) ** -1.1).sum(1).max(), rel=1e-9)
 
 
+def test_the_figure_shows_both_widths_of_every_parameterisation():
+    errors, _ = fitted_errors()
+    trained = {(k, p): torch.rand(3, len(BETAS)) for k in ("exponential", "polynomial") for p in PARAMETERISATIONS}
+    fits, *others = CurseOfMemory().draw(Measured({}, {"fits": errors, "trained": trained})).axes
+    assert [line.get_label() for line in fits.lines[:2]] == ["direct, m = 8", "direct, m = 16"]
+    assert list(fits.lines[1].get_ydata()) == errors["direct", 16]
+    assert [len(axes.lines) for axes in others] == [4 * 4] * 2
+
+
+@pytest.mark.slow
 def test_a_small_study_measures_every_gate_and_draws_three_panels(tmp_path):
     small = CurseOfMemory(hidden_size=4, num_steps=8, num_updates=3, models=2)
     result = run_study(small, tmp_path)

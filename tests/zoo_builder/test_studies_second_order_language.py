@@ -9,6 +9,7 @@ from weightspace import families
 from weightspace.rollout import rollout
 from weightspace.store import open_zoo
 from zoo_builder.cli import main
+from zoo_builder.studies.base import Measured
 from zoo_builder.studies.run import run_study
 from zoo_builder.studies.second_order_language import BUDGET, RANKS, SecondOrderLanguage, bits_of
 from zoo_builder.tasks.char_language import CharLanguage
@@ -35,12 +36,28 @@ def test_the_small_networks_have_about_as_many_params():
     assert counts["CPRNN"] == 2 * n * r + d * r + 2 * n * d + n**2 + n + d
 
 
+def test_the_figure_has_a_line_for_the_ranks_and_lines_across_for_the_rest():
+    bits = {"Elman": 3.2, "MIRNN": 3.1, "CPRNN 4": 3.1, "CPRNN 32": 3.0, "CPRNN 256": 2.8, "SecondOrder": 2.7}
+    units = {name: torch.tensor([value, value + 0.02]) for name, value in bits.items()}
+    budget = {f"{name} 9" if name == "CPRNN" else name: torch.tensor([3.0, 3.1]) for name in BUDGET}
+    share = {name: values / 4 for name, values in units.items() if name != "Elman"}
+    curves = {"units": units, "budget": budget, "baselines": {"unigram": 4.5}, "share": share}
+    ranks, bars, shares = SMALL.draw(Measured({}, curves)).axes
+    (line,) = (line for line in ranks.lines if line.get_label() == "CPRNN")
+    assert list(line.get_xdata()) == [4, 32, 256]
+    assert list(line.get_ydata()) == pytest.approx([3.11, 3.01, 2.81], rel=1e-6)
+    assert {text.get_text() for text in ranks.get_legend().get_texts()} == {"CPRNN", "Elman", "MIRNN", "SecondOrder"}
+    assert len(bars.patches) == 4
+    assert {text.get_text() for text in shares.get_legend().get_texts()} == {"CPRNN", "MIRNN", "SecondOrder"}
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("language")
     return out, run_study(SMALL, out)
 
 
+@pytest.mark.slow
 def test_a_small_study_measures_every_gate_and_draws_three_panels(done):
     out, result = done
     assert [gate["name"] for gate in result["gates"]] == [gate.name for gate in SMALL.gates]
@@ -51,6 +68,7 @@ def test_a_small_study_measures_every_gate_and_draws_three_panels(done):
     assert len(SMALL.draw(measured).axes) == 3
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_the_text_read_in_one_go(done):
     zoo = open_zoo(done[0] / "SecondOrderLanguage" / "units")
     task = CharLanguage(num_steps=6)
