@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.trial_members.second_order import SecondOrder
 from weightspace import families
 from weightspace.encoders import fields
 from weightspace.encoders.equivariant_linear import EquivariantLinear
@@ -11,6 +10,7 @@ from weightspace.encoders.matrix_power import MatrixPower, Product
 from weightspace.encoders.scales import FieldScales
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
+from weightspace.families.second_order import SecondOrder
 from weightspace.graph import EDGE_TYPES
 from weightspace.rollout import generator
 from weightspace.spec import Axis, TensorSpec, WeightSpec

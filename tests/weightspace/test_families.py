@@ -103,8 +103,10 @@ def second_order_reference(family: CPRNN, params: dict, x: torch.Tensor) -> torc
     tensor = torch.einsum("kr,rj,ri->kji", params["factor_c"], params["factor_a"], params["factor_b"])
     h, outputs = x.new_zeros(x.shape[1], family.hidden_size), []
     for x_t in x:
-        second = torch.einsum("kji,bj,bi->bk", tensor, h, x_t)
-        h = torch.tanh(second + h @ params["weight_hh"].T + x_t @ params["weight_ih"].T + params["bias"])
+        drive = torch.einsum("kji,bj,bi->bk", tensor, h, x_t) + params["bias"]
+        if family.first_order:
+            drive = drive + h @ params["weight_hh"].T + x_t @ params["weight_ih"].T
+        h = torch.tanh(drive)
         outputs.append(h @ params["weight_ho"].T + params["bias_o"])
     return torch.stack(outputs)
 

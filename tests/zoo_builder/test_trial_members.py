@@ -9,13 +9,13 @@ import torch
 from tests.trial_members.decays import Decays
 from tests.trial_members.delays import Delays
 from tests.trial_members.liquid import Liquid
-from tests.trial_members.second_order import SecondOrder
 from tests.trial_members.wave import Wave
 from weightspace import checks, families
 from weightspace.components import plugins
 from weightspace.data.augment import GroupMoves, MaskEdges
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.cprnn import CPRNN
+from weightspace.families.second_order import SecondOrder
 from weightspace.features import spectra_of, statistics_of
 from weightspace.objectives.completion import Completion
 from weightspace.rollout import Streams, generator, native, rollout
@@ -77,7 +77,7 @@ def test_a_family_learns_and_is_labelled(family):
 
 def test_members_of_which_each_step_is_made_of_products_run_in_c():
     untraceable = {type(family).__name__ for family in MEMBERS if native.why_not(family, torch.float32)}
-    assert untraceable == {"SecondOrder", "Liquid", "Wave"}
+    assert untraceable == {"Liquid", "Wave"}
 
 
 def test_a_package_of_ones_own_adds_them(monkeypatch):

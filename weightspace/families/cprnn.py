@@ -2,78 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from weightspace.families.base import Family, Noise, linear, uniform
-from weightspace.spec import Axis, Gauge, Params, State, TensorSpec, WeightSpec
+from weightspace.families.base import Family, linear
+from weightspace.families.multiplicative import Multiplicative, Terms
+from weightspace.spec import Axis, Gauge, Params, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPRNN(Family):
+class CPRNN(Multiplicative):
     """Second-order network in CP form with a linear read-out (Lizaire et al., ICML 2024, arXiv 2406.05045).
 
     h' = tanh(C ((A h) * (B x)) + W_hh h + W_ih x + b), y = W_ho h + b_o, with A (rank, hidden), B (rank, input) and
     C (hidden, rank): the full second-order tensor is sum_r C[:, r] A[r, :] B[r, :], and rank 0 leaves it
-    out. Every tensor starts from U(-1/sqrt(hidden), 1/sqrt(hidden)), as in the paper.
+    out. Without `first_order` W_hh and W_ih are left out, the paper's CPBIRNN. Every tensor starts from
+    U(-1/sqrt(hidden), 1/sqrt(hidden)), as in the paper.
     """
 
-    hidden_size: int
     rank: int = field(metadata={"least": 0})
 
-    def declare(self) -> WeightSpec:
-        axes = {
-            "input": Axis(size=self.input_size, kind="input"),
-            "hidden": Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity="tanh"),
-            "output": Axis(size=self.output_size, kind="output"),
-        }
-        tensors = {
-            "weight_ih": TensorSpec(axes=("hidden", "input")),
-            "weight_hh": TensorSpec(axes=("hidden", "hidden")),
-            "bias": TensorSpec(axes=("hidden",)),
-            "weight_ho": TensorSpec(axes=("output", "hidden")),
-            "bias_o": TensorSpec(axes=("output",)),
-        }
-        charges: dict[str, tuple[int, ...]] = {
-            "weight_ih": (1, 0),
-            "weight_hh": (1, 1),
-            "bias": (1,),
-            "weight_ho": (0, 1),
-        }
-        gauges = {}
-        if self.rank:
-            rank = Axis(size=self.rank, kind="factor", permutable=True, nonlinearity="product")
-            axes = {"input": axes["input"], "hidden": axes["hidden"], "rank": rank, "output": axes["output"]}
-            factors = {
-                "factor_a": TensorSpec(axes=("rank", "hidden")),
-                "factor_b": TensorSpec(axes=("rank", "input")),
-                "factor_c": TensorSpec(axes=("hidden", "rank")),
-            }
-            tensors = factors | tensors
-            charges = {"factor_a": (0, 1), "factor_c": (1, 0), **charges}
-            scale_b = Gauge(axis="rank", kind="nonzero", charges={"factor_a": (-1, 0), "factor_b": (1, 0)})
-            scale_c = Gauge(axis="rank", kind="nonzero", charges={"factor_a": (-1, 0), "factor_c": (0, 1)})
-            gauges = {"scale_b": scale_b, "scale_c": scale_c}
-        sign = Gauge(axis="hidden", kind="sign", charges=charges, state_charges={"h": 1})
-        return WeightSpec(axes=axes, tensors=tensors, states={"h": "hidden"}, gauges={"sign": sign, **gauges})
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.rank or self.first_order):
+            raise ValueError(
+                "`rank` (=0) of CPRNN leaves no products and `first_order` (=False) no sums: `rank` must be at least 1 "
+                "or `first_order` true."
+            )
 
-    def init(self, generator: torch.Generator) -> Params:
-        return {name: uniform(self.spec.shape(name), self.hidden_size, generator) for name in self.spec.tensors}
-
-    def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:
-        h = state["h"]
-        drive = linear(x, params["weight_ih"])
+    def _of_products(self) -> Terms:
         if self.rank == 0:
-            return {"h": torch.tanh(linear(h, params["weight_hh"], params["bias"]) + drive)}
-        second_order = linear(h, params["factor_a"]) * linear(x, params["factor_b"])
-        drive = linear(second_order, params["factor_c"], params["bias"]) + linear(h, params["weight_hh"]) + drive
-        return {"h": torch.tanh(drive)}
+            return Terms({}, {})
+        tensors = {
+            "factor_a": TensorSpec(axes=("rank", "hidden")),
+            "factor_b": TensorSpec(axes=("rank", "input")),
+            "factor_c": TensorSpec(axes=("hidden", "rank")),
+        }
+        return Terms(tensors, {"factor_a": (0, 1), "factor_c": (1, 0)})
 
-    def readout(self, params: Params, state: State) -> Tensor:
-        return linear(state["h"], params["weight_ho"], params["bias_o"])
+    def _factor_axes(self) -> Mapping[str, Axis]:
+        axis = Axis(size=self.rank, kind="factor", permutable=True, nonlinearity="product")
+        return {"rank": axis} if self.rank else {}
+
+    def _scalings(self) -> Mapping[str, Gauge]:
+        if self.rank == 0:
+            return {}
+        scale_b = Gauge(axis="rank", kind="nonzero", charges={"factor_a": (-1, 0), "factor_b": (1, 0)})
+        scale_c = Gauge(axis="rank", kind="nonzero", charges={"factor_a": (-1, 0), "factor_c": (0, 1)})
+        return {"scale_b": scale_b, "scale_c": scale_c}
+
+    def products(self, params: Params, h: Tensor, x: Tensor) -> Tensor:
+        if self.rank == 0:
+            return torch.zeros_like(h)
+        return linear(linear(h, params["factor_a"]) * linear(x, params["factor_b"]), params["factor_c"])
+
+    def drive(self, params: Params, h: Tensor, x: Tensor) -> Tensor:
+        # No zeros are added, for which the engine has no operation.
+        return super().drive(params, h, x) if self.rank else self.sums(params, h, x)
+
+    def product_tensor(self, params: Params) -> Tensor:
+        if self.rank == 0:
+            return params["bias"].new_zeros(self.hidden_size, self.hidden_size, self.input_size)
+        scaled = params["factor_a"][:, :, None] * params["factor_b"][:, None]
+        return torch.einsum("kr,rji->kji", params["factor_c"], scaled)
 
     @classmethod
     def examples(cls) -> Sequence[Family]:
@@ -81,4 +75,5 @@ class CPRNN(Family):
             cls(input_size=3, hidden_size=5, output_size=2, rank=4),
             cls(input_size=1, hidden_size=4, output_size=1, rank=6),
             cls(input_size=2, hidden_size=3, output_size=1, rank=0),
+            cls(input_size=2, hidden_size=3, output_size=2, rank=2, first_order=False),
         ]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.families.base import Family, Least, Noise, linear
+from weightspace.families.pairs import paired, skewed, summed
 from weightspace.families.wiring import least_units, refuse, wired
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
@@ -151,38 +152,3 @@ class LTC(Family):
             cls(input_size=3, hidden_size=4, output_size=1, wiring="random", sparsity=0.25, unfolds=1),
             cls(input_size=2, hidden_size=5, output_size=1, wiring="ncp", sparsity=0.3, unfolds=2),
         ]
-
-
-def skewed(weight: Tensor) -> Tensor:
-    """Weights (to, from) as pairs (from * to): number d * to + i belongs to the unit i and its source (i + d) % from.
-
-    With neighbours on the diagonals, the sources of all pairs are slices of one row of sources: no gather is needed.
-    """
-    to, source = weight.shape
-    wide = torch.cat([weight] * _copies(to, source), 1)
-    # A row longer by one moves each unit's sources by one.
-    flat = torch.cat([wide.flatten(), wide[:, 0]])
-    return flat.view(to, -1)[:, :source].T.flatten()
-
-
-def paired(x: Tensor, to: int) -> Tensor:
-    """Sources (batch, from) of all pairs (batch, from * to), in the order of `skewed`."""
-    source = x.shape[-1]
-    around = torch.cat([x] * _copies(to, source), -1)
-    return torch.cat([around[:, d : d + to] for d in range(source)], -1)
-
-
-def summed(pairs: Tensor, to: int) -> Tensor:
-    """Sums over sources (batch, to) of numbers of pairs (batch, from * to), in the order of `skewed`."""
-    count = pairs.shape[-1] // to
-    while count > 1:
-        half = count // 2
-        halved = pairs[:, : half * to] + pairs[:, half * to : 2 * half * to]
-        pairs = torch.cat([halved, pairs[:, 2 * half * to :]], -1) if count % 2 else halved
-        count -= half
-    return pairs
-
-
-def _copies(to: int, source: int) -> int:
-    """Copies of a row of sources in which every unit finds all of its own."""
-    return -(-to // source) + 1

@@ -62,7 +62,9 @@ def _cprnn(family: Any, params: dict[str, Any], state: dict[str, Any], x: Any) -
     h = state["h"]
     second_order = _linear(h, params["factor_a"]) * _linear(x, params["factor_b"])
     drive = _linear(second_order, params["factor_c"], params["bias"])
-    h = jnp.tanh(drive + _linear(h, params["weight_hh"]) + _linear(x, params["weight_ih"]))
+    if family.first_order:
+        drive = drive + _linear(h, params["weight_hh"]) + _linear(x, params["weight_ih"])
+    h = jnp.tanh(drive)
     return {"h": h}, h
 
 

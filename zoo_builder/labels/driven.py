@@ -135,7 +135,7 @@ class Driven:
     def answers(self, split: Split) -> Iterator[tuple[Batch, Tensor]]:
         """Batches of sequences of the task with the models' outputs (models, scored, batch, output)."""
         for drawn in self.inputs.batches(split):
-            batch, noise = mapped(drawn, self._at_every_snapshot)
+            batch, noise = mapped(drawn, self.at_every_snapshot)
             x, start, noise = mapped((batch.x, batch.start, noise), lambda tensor: tensor.to(self.dtype))
             scored = batch.target.shape[1]
             yield batch, last_outputs(self.family, self.params_as_run, x, start, noise, scored, method=self.method)
@@ -161,7 +161,7 @@ class Driven:
         for first in range(0, count * self.snapshots, count):
             yield {name: value[first : first + count] for name, value in self.params_as_run.items()}
 
-    def _at_every_snapshot(self, tensor: Tensor) -> Tensor:
+    def at_every_snapshot(self, tensor: Tensor) -> Tensor:
         """A tensor (models, ...) that all snapshots share, repeated for each: (snapshots * models, ...)."""
         return tensor if self.snapshots == 1 else tensor.repeat(self.snapshots, *[1] * (tensor.dim() - 1))
 
@@ -182,7 +182,7 @@ class Driven:
     @cached_property
     def trajectory(self) -> Trajectory:
         """The driven trajectories, float64."""
-        x, start, noise = mapped(self.inputs.drive, lambda tensor: self._at_every_snapshot(tensor.double()))
+        x, start, noise = mapped(self.inputs.drive, lambda tensor: self.at_every_snapshot(tensor.double()))
         if is_native(self.family, x, self.method):
             measured = self._natively(torch.float64, 0, want_states=True)
             assert measured.visited is not None
@@ -209,7 +209,7 @@ class Driven:
         state = torch.func.vmap(self.family.initial_state)(self.params, start)
         after = last_states(self.family, self.params, x[:, :WARM_UP], state, early, 1, method=self.method)
         state = {name: value[:, 0] for name, value in after.items()}
-        tangent = unflatten(self.family, self._at_every_snapshot(self.inputs.directions))
+        tangent = unflatten(self.family, self.at_every_snapshot(self.inputs.directions))
         visited, growth = [], []
         for t in range(WARM_UP, x.shape[1]):
             visited.append(flatten(self.family, state))

@@ -7,11 +7,11 @@ import torch
 from tests.trial_members.decays import Decays
 from tests.trial_members.delays import Delays
 from tests.trial_members.liquid import Liquid
-from tests.trial_members.second_order import SecondOrder
 from tests.trial_members.wave import Wave
 from weightspace import families
 from weightspace.encoders import Encoder
 from weightspace.families import Family
+from weightspace.families.second_order import SecondOrder
 from weightspace.rollout import generator
 from weightspace.spec import GroupElement
 from weightspace.store import Stack

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from tests.trial_members.second_order import SecondOrder
 from tests.weightspace.encoders.models import EXAMPLES, TRIALS, fitted, permuted, stack_of
 from weightspace.encoders import sign_equivariant
 from weightspace.encoders.parities import parities_of
@@ -28,6 +27,7 @@ from weightspace.families.cprnn import CPRNN
 from weightspace.families.gru import GRU
 from weightspace.families.lru import LRU
 from weightspace.families.lstm import LSTM
+from weightspace.families.second_order import SecondOrder
 from weightspace.graph import dense_graphs, layout, pair_name
 from weightspace.rollout import generator
 from weightspace.rows import channel_of

@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy.linalg import block_diag
 
-from tests.trial_members.second_order import SecondOrder
 from tests.weightspace.encoders.models import stack_of
 from weightspace.declaration import NODE_KINDS
 from weightspace.encoders.spectra import Spectra
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
+from weightspace.families.second_order import SecondOrder
 from weightspace.graph import CHANNELS, EDGE_TYPES
 from weightspace.rows import channel_of
 from weightspace.store import Stack

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from tests.trial_members.second_order import SecondOrder
 from tests.weightspace.encoders.models import stack_of
 from weightspace.declaration import NODE_KINDS
 from weightspace.encoders.statistics import Statistics, described
 from weightspace.families.lstm import LSTM
+from weightspace.families.second_order import SecondOrder
 from weightspace.graph import CHANNELS, EDGE_TYPES
 from weightspace.rows import channel_of
 
