@@ -54,17 +54,10 @@ class Comparison:
         """The difference in a word."""
         return verdict(self.difference)
 
-    @property
-    def margin(self) -> str:
-        """The difference with its interval and the baseline that it is taken from."""
-        if self.difference["low"] is None:
-            return "not defined"
-        return f"{interval(self.difference)} over {self.baseline}"
-
 
 def interval(row: Row) -> str:
     """A signed difference with its 95% interval."""
-    value, low, high = (f"{row[key]:+.2f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{round(row[key], 2) + 0.0:+.2f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
@@ -142,31 +135,37 @@ def _told(name: str, compared: Sequence[Comparison]) -> str:
     """One embedding in a clause: targets that it reads better first, then worse, then those left open."""
     mine = [one for one in compared if one.embedding == name]
     sides = {side: [one for one in mine if one.verdict == side] for side in ("better", "worse", "undecided")}
+    rival = "the strongest baseline of its kind"
     words = {
-        "better": "reads {} better than the strongest baseline of its kind",
-        "worse": "reads {} worse than it" if sides["better"] else "reads {} worse than the strongest baseline of its kind",
-        "undecided": "leaves {} undecided",
+        "better": f"reads {{}} better than {rival}",
+        "worse": "reads {} worse" + ("" if sides["better"] else f" than {rival}"),
+        "undecided": "leaves {} undecided" + ("" if sides["better"] or sides["worse"] else f" beside {rival}"),
     }
     parts = [words[side].format(_listed(found)) for side, found in sides.items() if found]
     learned = LEARNED[mine[0].difference["learned_with"]]
-    return f"{_plain(name)} ({learned}) " + (" and ".join(parts) or "has no defined difference from its baselines")
+    return f"{_plain(name)} ({learned}) " + (_joined(parts) or "has no defined difference from its baselines")
 
 
 def _listed(found: Sequence[Comparison]) -> str:
-    marked = (f"{one.difference['target']}{'†' * bool(one.difference['label_adjacent'])}" for one in found)
-    return ", ".join(f"{name} ({one.margin})" for name, one in zip(marked, found, strict=True))
+    return _joined([one.difference["target"] + "†" * bool(one.difference["label_adjacent"]) for one in found])
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def metadata_sentence(rows: Sequence[Row]) -> str | None:
     """Where metadata alone wins, in a sentence; None where it does so nowhere."""
-    lost: dict[str, None] = {}
+    lost: dict[str, dict[str, list[str]]] = {}
     for one in beaten_by_metadata(rows):
         row = one.difference
-        where = "within cells" if is_headline(row) else "between cells"
-        lost[f"{row['target']} on {TITLES[row['split']]} {where} over {_plain(one.embedding)} ({-row['value']:+.2f})"] = None
+        where = f"{'within' if is_headline(row) else 'between'} cells on {TITLES[row['split']]}"
+        margin = f"{-row['value']:.2f} than {_plain(one.embedding)}"
+        lost.setdefault(where, {}).setdefault(row["target"], []).append(margin)
     if not lost:
         return None
-    return f"Metadata alone (family, size, task, step: no weights) reads better: {'; '.join(lost)}."
+    told = (f"{w}, {', '.join(f'{t} (by {_joined(by)})' for t, by in targets.items())}" for w, targets in lost.items())
+    return f"Metadata alone (family, size, task, step, hyper-parameters: no weights) reads better: {'; '.join(told)}."
 
 
 def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -197,4 +196,5 @@ def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.2f}"
+    # Adding 0 to what rounding leaves takes the sign off minus nothing.
+    return "n/a" if value is None else f"{round(value, 2) + 0.0:.2f}"

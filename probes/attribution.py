@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probes.feature_sets import Embedding
+from probes.fitting import Prediction
 from probes.probe import Design
 from probes.problem import Problem, Rows, diverged
 from weightspace.spec import Params, WeightSpec
@@ -35,13 +36,15 @@ class Reading:
 class Attribution:
     """The prediction of one model (row of the zoo), and what each weight has to do with it.
 
-    tensors: by name, weight times the prediction's gradient with respect to it, in the shape of the tensor. units: by
+    metric and value: how well the probe reads the target on all test models. tensors: by name, weight times the prediction's gradient with respect to it, in the shape of the tensor. units: by
     permutable axis, the sums (axis) over the weights of each unit.
     """
 
     row: int
     target: str
     features: str
+    metric: str
+    value: float
     true: float
     prediction: float
     spec: WeightSpec
@@ -49,16 +52,15 @@ class Attribution:
     units: Mapping[str, Tensor]
 
 
-def reading_of(problem: Problem, features: Embedding, within_cell: bool) -> Reading:
-    """The ridge probe of `Design` on an embedding, of residuals or of labels, as a vector and an offset.
+def reading_of(problem: Problem, features: Embedding) -> Reading:
+    """The ridge probe of what remains of labels within cells on an embedding, as a vector and an offset.
 
     A ridge prediction is affine in the features, so its values at 0 and at the unit vectors are all there is to know.
     """
     values = features.on(problem.division).values
     design = Design(values[problem.train], problem.rows.model[problem.train], values[problem.val])
-    labels = np.asarray(problem.residual if within_cell else problem.y, dtype=float)
     points = np.vstack([np.zeros(values.shape[1]), np.eye(values.shape[1])])
-    at = design.ridge(labels[problem.train, None], points).predicted[:, 0]
+    at = design.ridge(problem.residual[problem.train, None], points).predicted[:, 0]
     return Reading(at[1:] - at[0], float(at[0]))
 
 
@@ -123,22 +125,28 @@ def _embedded(encode: Encode, zoo: Zoo, row: int) -> np.ndarray:
     return values
 
 
-def explained(encode: Encode, zoo: Zoo, problem: Problem, features: Embedding, within_cell: bool) -> list[Attribution]:
-    """Attributions of a few test models: of each family, the one whose label stands out most, families in order."""
-    reading = reading_of(problem, features, within_cell)
-    true = np.asarray(problem.residual if within_cell else problem.y, dtype=float)
+def explained(encode: Encode, zoo: Zoo, prediction: Prediction, value: float) -> list[Attribution]:
+    """Attributions of a few test models of a ridge prediction from an embedding, in the headline metric, of this value.
+
+    They are, for each family, the test row whose label stands out most; of several folds those of the first.
+    """
+    problem, features = prediction.question.problems[0], prediction.features
+    assert isinstance(features, Embedding)
+    reading = reading_of(problem, features)
     found = []
-    for row in _chosen(problem, true):
+    for row in _chosen(problem):
         stack = zoo.stack([row])
-        prediction, attributed = attribute(encode, reading, stack)
+        predicted, attributed = attribute(encode, reading, stack)
         units = unit_sums(stack.family.spec, attributed)
         found.append(
             Attribution(
                 row=row,
                 target=problem.target.name,
                 features=features.name,
-                true=float(true[row]),
-                prediction=float(prediction[0]),
+                metric=prediction.metric,
+                value=value,
+                true=float(problem.residual[row]),
+                prediction=float(predicted[0]),
                 spec=stack.family.spec,
                 tensors={name: values[0] for name, values in attributed.items()},
                 units={axis: values[0] for axis, values in units.items()},
@@ -147,10 +155,10 @@ def explained(encode: Encode, zoo: Zoo, problem: Problem, features: Embedding, w
     return found
 
 
-def _chosen(problem: Problem, true: np.ndarray) -> list[int]:
-    """The test row of each family (of the first few by name) with the largest deviation from the test rows' median."""
-    test = problem.test[problem.seen[problem.test]] if problem.seen[problem.test].any() else problem.test
-    families = problem.rows.column("family")[test]
-    far = np.abs(true[test] - np.median(true[test]))
+def _chosen(problem: Problem) -> list[int]:
+    """The test row of each family (of the first few by name) with the largest deviation from the mean of its cell."""
+    seen = problem.test[problem.seen[problem.test]]
+    test = seen if len(seen) else problem.test
+    families, far = problem.rows.column("family")[test], np.abs(problem.residual[test])
     rows = [int(test[families == name][np.argmax(far[families == name])]) for name in sorted(set(families))]
     return rows[:NUM_MODELS]

@@ -140,19 +140,20 @@ def attributions(
 
 def _of_best(encode: Encode, zoo: Zoo, evaluation: Evaluation, embedding: Embedding) -> list[Attribution]:
     """Attributions on the target that an embedding reads best on the first split that it was made for."""
+    headlines = {split: metrics_of(split)[0][0] for split in SPLITS}
     values = {
         (row["split"], row["target"]): row["value"]
         for row in evaluation.rows
-        if row["features"] == embedding.name and row["value"] is not None
-        and row["metric"] == metrics_of(row["split"])[0][0] and row.get("pairs") != "all"
-    }  # fmt: skip
+        if (row["features"], row["metric"]) == (embedding.name, headlines[row["split"]]) and row["value"] is not None
+    }
     if not values:
         return []
     split = next(iter(values))[0]
     best = max((key for key in values if key[0] == split), key=lambda key: values[key])
-    problem = next(
-        p.question.problems[0]
+    prediction = next(
+        p
         for p in evaluation.predictions
-        if p.features is embedding and (p.question.split, p.question.target.name) == best
+        if p.features is embedding
+        and (p.question.split, p.question.target.name, p.metric) == (*best, headlines[split])
     )
-    return explained(encode, zoo, problem, embedding, within_cell=True)
+    return explained(encode, zoo, prediction, values[best])

@@ -16,8 +16,8 @@ from probes.problem import Rows
 from weightspace.rows import RowSpec, row_specs
 
 NUM_LARGEST = 5
-PIXELS = (8, 220)
-"""Least size of an entry on the page, and least size of a picture, in pixels of CSS."""
+PIXELS = (2, 14, 220)
+"""Least and largest size of an entry on the page, and the size that a picture has where both allow it, in pixels."""
 
 
 def pictured(attributions: Sequence[Attribution], rows: Rows) -> list[dict[str, Any]]:
@@ -35,6 +35,8 @@ def _pictured(attribution: Attribution, rows: Rows) -> dict[str, Any]:
         **record,
         "target": attribution.target,
         "features": attribution.features,
+        "metric": attribution.metric,
+        "value": attribution.value,
         "true": attribution.true,
         "prediction": attribution.prediction,
         "scale": scale,
@@ -61,7 +63,7 @@ def _map(row: RowSpec, values: np.ndarray, scale: float) -> dict[str, Any]:
         "axes": f"{to} × {origin[0]}" if origin else to,
         "height": matrix.shape[0],
         "width": matrix.shape[1],
-        "entry": max(2, min(PIXELS[0], PIXELS[1] // max(matrix.shape))),
+        "entry": max(PIXELS[0], min(PIXELS[1], PIXELS[2] // max(matrix.shape))),
         "total": float(values.sum()),
         "png": png(matrix, scale),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,7 +11,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from probes import answer
 from probes.attribution import Attribution
@@ -70,6 +71,7 @@ def render(
     }
     return _environment().get_template("page.html.j2").render(
         heading=heading,
+        comparisons=answer.comparisons(evaluation.rows),
         sentence=answer.sentence(evaluation.rows),
         metadata_sentence=answer.metadata_sentence(evaluation.rows),
         num_rows=len(rows.model),
@@ -102,9 +104,15 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("probes.page"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.globals |= {"verdict": answer.verdict, "file": _file}
+    environment.globals |= {"verdict": answer.verdict, "signed": answer.interval, "file": _file}
+    environment.filters["breakable"] = _breakable
     environment.tests["difference"] = answer.is_difference
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a line may break after its colons, underscores and plus signs."""
+    return Markup(re.sub(r"([_:+])", r"\1<wbr>", str(escape(name))))
 
 
 def _file(name: str) -> Markup:
