@@ -182,7 +182,8 @@ def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
         )  # fmt: skip
     if compared:
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-        yield from ("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
+        for line in table:
+            yield "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         if any(one.difference["label_adjacent"] for one in compared):
             yield "† made from, or trained on, ingredients of this label: a high value says less"
         yield ""

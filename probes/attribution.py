@@ -26,7 +26,7 @@ AGREEMENT = 1e-3
 
 @dataclass(frozen=True)
 class Reading:
-    """A linear probe on an embedding: prediction = embedding (models, embedding_dim) @ weights (embedding_dim) + offset."""
+    """A linear probe: prediction = embedding (models, embedding_dim) @ weights (embedding_dim) + offset."""
 
     weights: np.ndarray
     offset: float
@@ -36,8 +36,9 @@ class Reading:
 class Attribution:
     """The prediction of one model (row of the zoo), and what each weight has to do with it.
 
-    metric and value: how well the probe reads the target on all test models. tensors: by name, weight times the prediction's gradient with respect to it, in the shape of the tensor. units: by
-    permutable axis, the sums (axis) over the weights of each unit.
+    metric and value: how well the probe reads the target on all test models. tensors: by name, weight times the
+    prediction's gradient with respect to it, in the shape of the tensor. units: by permutable axis, the sums (axis)
+    over the weights of each unit.
     """
 
     row: int
@@ -91,8 +92,8 @@ def attribute(encode: Encode, reading: Reading, stack: Stack) -> tuple[Tensor, P
 def unit_sums(spec: WeightSpec, attributed: Mapping[str, Tensor]) -> Params:
     """Sums (models, axis) of attributed weights (models, ...) over the units of each permutable axis.
 
-    A weight that joins two units of permutable axes counts half for each, so that all sums together are the sum over all
-    weights that have such a unit.
+    A weight that joins two units of permutable axes counts half for each, so that all sums together are the sum over
+    all weights that have such a unit.
     """
     sums: Params = {}
     for name, values in attributed.items():

@@ -64,8 +64,9 @@ def benchmark(
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
     evaluation.rows.extend(_failed(runs, len(objectives) > 1, chosen))
-    document = {
-        "rows": _averaged(evaluation.rows, runs, len(objectives) > 1),
+    averaged = replace(evaluation, rows=_averaged(evaluation.rows, runs, len(objectives) > 1))
+    document: dict[str, Any] = {
+        "rows": averaged.rows,
         "runs": [run.record for run in runs],
         "zoo": opened.fingerprint,
         "objective": objectives[0] if len(objectives) == 1 else objectives,
@@ -75,7 +76,6 @@ def benchmark(
     extras = _extras(runs, Path(out) / "runs", len(objectives) > 1, opened, evaluation)
     document["leaderboards"] = [board.record for board in extras.leaderboards]
     heading = heading_of(f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}", opened)
-    averaged = replace(evaluation, rows=document["rows"])
     page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)
     return document

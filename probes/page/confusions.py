@@ -12,7 +12,7 @@ from probes.page.points import is_shown
 
 
 def confusions(predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
-    """For each embedding and target that is a class, its classes and the shares (true, predicted) of each true class."""
+    """For each embedding and target that is a class, its classes and the shares (true, predicted) of each."""
     for prediction in predictions:
         question = prediction.question
         if question.target.kind == "classification" and is_shown(prediction):

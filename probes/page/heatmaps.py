@@ -1,4 +1,4 @@
-"""Attributions of a prediction as pictures: a heat map for each row of a tensor, bars for units, the largest weights."""
+"""Attributions of a prediction as pictures: heat maps of tensors, bars for units, the largest weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from probes.problem import Rows
 from weightspace.rows import RowSpec, row_specs
 
 NUM_LARGEST = 5
+DESCRIBED = ("model_id", "family", "task", "hidden_size", "step")
 PIXELS = (2, 14, 220)
 """Least and largest size of an entry on the page, and the size that a picture has where both allow it, in pixels."""
 
@@ -26,7 +27,7 @@ def pictured(attributions: Sequence[Attribution], rows: Rows) -> list[dict[str, 
 
 
 def _pictured(attribution: Attribution, rows: Rows) -> dict[str, Any]:
-    record = {name: rows.column(name)[attribution.row] for name in ("model_id", "family", "task", "hidden_size", "step")}
+    record: dict[str, Any] = {name: rows.column(name)[attribution.row] for name in DESCRIBED}
     specs = [row for row in row_specs(attribution.spec, attribution.tensors) if len(row.nodes) <= 2]
     values = {row.label: _values(attribution, row) for row in specs}
     scale = max((float(np.abs(value).max()) for value in values.values() if value.size), default=0.0)
@@ -73,7 +74,7 @@ def png(matrix: np.ndarray, scale: float) -> str:
     """A matrix as the base64 text of a PNG, blue below 0, white at 0, red above, full colour at the scale."""
     colours = colormaps["RdBu_r"](0.5 + 0.5 * matrix / scale if scale > 0 else np.full(matrix.shape, 0.5))
     buffer = io.BytesIO()
-    imsave(buffer, colours, format="png", metadata={"Software": None})
+    imsave(buffer, colours, format="png", metadata={"Software": "probes"})
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -73,7 +73,8 @@ def _column(shown: Shown, name: str) -> dict[str, Any]:
         return {"name": name, "numbers": rounded(values.astype(float))}
     known = sorted({value for value in values if value is not None})
     codes = {value: code for code, value in enumerate(known)}
-    return {"name": name, "values": [str(value) for value in known], "codes": [codes.get(value, -1) for value in values]}
+    coded = [codes.get(value, -1) for value in values]
+    return {"name": name, "values": [str(value) for value in known], "codes": coded}
 
 
 def _map(shown: Shown, features: Embedding) -> dict[str, Any]:
