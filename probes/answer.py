@@ -101,7 +101,7 @@ def sentence(rows: Sequence[Row]) -> str:
     """The answer on the first split that has embeddings: what each reads better or worse, with intervals."""
     compared = comparisons(rows)
     if not compared:
-        return "No learned embedding stands beside the baselines here, so these are the figures to beat."
+        return "No learned embedding stands beside the baselines here: an answer needs embeddings (`weightspace embed`)."
     split = compared[0].difference["split"]
     here = [one for one in compared if one.difference["split"] == split]
     names = list(dict.fromkeys(one.embedding for one in here))
@@ -171,6 +171,8 @@ def metadata_sentence(rows: Sequence[Row]) -> str | None:
 def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
     """The answer for a terminal: a short table of each embedding beside its strongest baseline."""
     compared = comparisons(rows)
+    if not compared:
+        yield from _bars(rows)
     table = [("target", "split", "metric", "embedding", "", "strongest baseline", "", "difference", "")]
     for one in compared:
         row = one.difference
@@ -194,6 +196,15 @@ def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
     bare = dict.fromkeys(row["split"] for row in rows if row["split"] not in {c.difference["split"] for c in compared})
     if bare and compared:
         yield f"Baselines alone, as no encoder was trained for it: {', '.join(bare)}."
+
+
+def _bars(rows: Sequence[Row]) -> Iterator[str]:
+    """Where there is nothing to compare, what statistics and spectra of weights tell by gradient boosting."""
+    for row in rows:
+        if is_headline(row) and (row["features"], row["probe"]) == ("statistics+spectra", "gradient_boosting"):
+            ends = f" [{_number(row['low'])}, {_number(row['high'])}]"
+            name = f"{row['target']}  {row['split']}  {METRICS[row['metric']]} of statistics+spectra by boosting"
+            yield f"{name}  {_number(row['value'])}{ends}"
 
 
 def _number(value: float | None) -> str:

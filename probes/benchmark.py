@@ -12,23 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from probes.curves import LOG, Curve, read_curves
-from probes.encoder_runs import COSTS, MAX_EPOCHS, Budget, Run, finished, frozen
+from probes.encoder_runs import COSTS, MAX_EPOCHS, Budget, Run, finished
 from probes.evaluation import Evaluation, evaluate, ordered
 from probes.feature_sets import Embedding, baselines
 from probes.fitting import metrics_of
-from probes.leaderboard import boards
 from probes.page.render import Extras, render
 from probes.problem import read_rows, refuse_unposed
-from probes.report import attributions, choose_targets, heading_of, refuse_wrong_splits, write
+from probes.report import choose_targets, heading_of, refuse_wrong_splits, write
+from probes.run_extras import extras_of
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.components.discovery import refuse_unknown_name
-from weightspace.store import Division, Zoo, divisions, open_zoo, split_title
-
-MOST_EXPLAINED = 4
-"""Encoders for which the report shows what predictions rest on."""
+from weightspace.store import Division, divisions, open_zoo
 
 
 def benchmark(
@@ -64,43 +60,30 @@ def benchmark(
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
     evaluation.rows.extend(_failed(runs, len(objectives) > 1, chosen))
-    averaged = replace(evaluation, rows=_averaged(evaluation.rows, runs, len(objectives) > 1))
-    document: dict[str, Any] = {
-        "rows": averaged.rows,
-        "runs": [run.record for run in runs],
+    several = len(objectives) > 1
+    names = [name_of(run, several) for run in runs]
+    extras = extras_of(runs, names, Path(out) / "runs", opened, evaluation)
+    averaged = replace(evaluation, rows=_averaged(evaluation.rows, runs, several))
+    document = _document(averaged, runs, extras) | {
         "zoo": opened.fingerprint,
-        "objective": objectives[0] if len(objectives) == 1 else objectives,
+        "objective": objectives if several else objectives[0],
         "targets": [target.name for target in chosen],
-        "excluded": evaluation.excluded, "splits": evaluation.splits,
     }
-    extras = _extras(runs, Path(out) / "runs", len(objectives) > 1, opened, evaluation)
-    document["leaderboards"] = [board.record for board in extras.leaderboards]
     heading = heading_of(f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}", opened)
     page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)
     return document
 
 
-def _extras(runs: Sequence[Run], folder: Path, several: bool, zoo: Zoo, evaluation: Evaluation) -> Extras:
-    """Leaderboards over seeds, learning curves, and the weights behind predictions of the first seeds' embeddings."""
-    trained = [run for run in runs if run.objective and run.embeddings is not None]
-    methods = {name_of(run, several): (name_of(replace(run, seed=0), several), run.seed) for run in trained}
-    first = [run for run in trained if run.seed == 0 and (run.split, run.fold) == (trained[0].split, trained[0].fold)]
-    embeddings = {p.features.name: p.features for p in evaluation.predictions if isinstance(p.features, Embedding)}
-    pairs = [
-        (frozen(folder / run.folder / "checkpoints" / "best.ckpt"), embeddings[name_of(run, several)])
-        for run in first[:MOST_EXPLAINED]
-    ]
-    return Extras(
-        leaderboards=boards(evaluation.rows, methods),
-        curves=[curve for run in runs if run.objective for curve in _curves(run, folder)],
-        attributions=attributions(pairs, zoo, evaluation),
-    )
-
-
-def _curves(run: Run, folder: Path) -> list[Curve]:
-    part = split_title(run.split, run.fold)
-    return read_curves(folder / run.folder / LOG, run.encoder, run.seed, str(run.objective), part)
+def _document(averaged: Evaluation, runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
+    """What benchmark.json says of runs and of their rows averaged over seeds."""
+    return {
+        "rows": averaged.rows,
+        "runs": [run.record for run in runs],
+        "leaderboards": [board.record for board in extras.leaderboards],
+        "excluded": averaged.excluded,
+        "splits": averaged.splits,
+    }
 
 
 def _planned(encoders: Sequence[str], objectives: Sequence[str], seeds: int, parts: Sequence[Division]) -> list[Run]:

@@ -15,7 +15,6 @@ from jsonargparse import ArgumentParser, Namespace
 from weightspace.components import plugins
 from weightspace.terminal import printable
 
-TABLE_HELP = "Print every row of the headline metric before the answer."
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
 SPLITS_HELP += "(default: all that the zoo has held-out rows for)."
 ADJACENT = " *"
@@ -89,9 +88,13 @@ def _add_run(commands: Any) -> None:
         metavar="CKPT",
         help="Checkpoints that made the embeddings, for which the report shows the weights that predictions rest on.",
     )
-    run.add_argument("--table", action="store_true", help=TABLE_HELP)
-    run.add_argument("--json", action="store_true", help="Print the content of probes.json instead of a table.")
+    _add_printing(run, "probes.json")
     commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+
+
+def _add_printing(parser: ArgumentParser, name: str) -> None:
+    parser.add_argument("--table", action="store_true", help="Print all rows of the headline metric, then the answer.")
+    parser.add_argument("--json", action="store_true", help=f"Print the content of {name} instead of the answer.")
 
 
 def _add_benchmark(commands: Any) -> None:
@@ -135,10 +138,7 @@ def _add_benchmark(commands: Any) -> None:
         help="Splits to train for and judge on: in_distribution, new_task, new_size, new_family (each fold in turn).",
     )
     benchmark.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for benchmark.json.")
-    benchmark.add_argument("--table", action="store_true", help=TABLE_HELP)
-    benchmark.add_argument(
-        "--json", action="store_true", help="Print the content of benchmark.json instead of a table."
-    )
+    _add_printing(benchmark, "benchmark.json")
     commands.add_subcommand("benchmark", benchmark, help="Train and compare encoders.")
 
 

@@ -41,6 +41,7 @@ MAX_EPOCHS = 40
 MAX_EPOCHS_IN_BUDGET = 10_000
 """With a budget of CPU minutes or updates the budget ends training, not the number of epochs."""
 RECORD, EMBEDDINGS = "finished.json", "embeddings.safetensors"
+BEST = Path("checkpoints", "best.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)

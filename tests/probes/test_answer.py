@@ -17,8 +17,14 @@ def against(name, baseline, value, low, high, **fields):
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.01, 0.2, "better"), (-0.2, -0.01, "worse"), (-0.1, 0.1, "undecided"), (0.0, 0.1, "undecided"), (None, None, "undefined")],
-)  # fmt: skip
+    [
+        (0.01, 0.2, "better"),
+        (-0.2, -0.01, "worse"),
+        (-0.1, 0.1, "undecided"),
+        (0.0, 0.1, "undecided"),
+        (None, None, "undefined"),
+    ],
+)
 def test_a_verdict_needs_an_interval_that_leaves_out_zero(low, high, expected):
     assert verdict({"low": low, "high": high}) == expected
 
@@ -40,7 +46,8 @@ def test_the_sentence_says_better_worse_and_undecided_apart():
 def test_of_many_embeddings_the_sentence_counts():
     rows = [against(name, "markov", 0.1, low, 0.2) for name, low in (("a", 0.05), ("b", -0.1), ("c", -0.1))]
     assert sentence(rows) == (
-        "On unseen models, of 3 embeddings beside the strongest baseline of their kind: score 1 better (a), 2 undecided."
+        "On unseen models, of 3 embeddings beside the strongest baseline of their kind: score 1 better (a), 2 undecided"
+        "."
     )
 
 
@@ -65,6 +72,14 @@ def test_values_beside_a_difference_are_those_of_its_probes():
     ]
     (one,) = comparisons(rows)
     assert (one.value, one.bar, one.embedding, one.baseline) == (0.4, 0.3, "embedding:a", "spectra")
+
+
+def test_without_embeddings_the_terminal_has_the_bar_and_says_what_is_missing():
+    fields = {"probe": "gradient_boosting"}
+    rows = [row("statistics+spectra", 0.5, 0.4, 0.6, **fields), row("spectra", 0.9, 0.4, 0.6, **fields)]
+    first, *_, last = answer_lines(rows)
+    assert first.endswith("0.50 [0.40, 0.60]")
+    assert "needs embeddings" in last
 
 
 def test_metadata_is_named_where_it_wins_by_its_better_probe_and_only_there():

@@ -30,7 +30,7 @@ def stack_of(family, models=2, seed=0):
 
 
 class Linear:
-    """An embedding that is linear in the weights: flattened params (models, weights) @ matrix (weights, embedding_dim)."""
+    """An embedding that is linear in the weights: flattened params @ matrix (weights, embedding_dim)."""
 
     def __init__(self, matrix):
         self.matrix = matrix

@@ -77,7 +77,8 @@ def test_only_seeds_that_all_methods_have_are_compared():
 
 def test_rows_are_ranked_by_target_and_by_the_mean_over_targets():
     def row(features, target, value, metric="r2_within_cell"):
-        return {"features": features, "target": target, "value": value, "metric": metric, "split": "s", "probe": "ridge"}
+        fields = {"features": features, "target": target, "value": value, "metric": metric}
+        return fields | {"split": "s", "probe": "ridge"}
 
     methods = {"embedding:E": ("E", 0), "embedding:E#1": ("E", 1), "embedding:F": ("F", 0), "embedding:F#1": ("F", 1)}
     rows = [row(name, t, 0.1 * i + (t == "v")) for i, name in enumerate(methods) for t in ("u", "v")]

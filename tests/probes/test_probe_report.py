@@ -233,7 +233,8 @@ def test_the_command_prints_a_table(zoo, tmp_path, capsys):
     arguments = ["run", "--zoo", str(zoo), "--embeddings", str(path), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--targets", "trace"]) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-1] == f"Wrote {tmp_path / 'out' / 'probes.json'} and {tmp_path / 'out' / 'report.html'}."
+    out = tmp_path / "out"
+    assert printed.splitlines()[-1] == f"Wrote {out / 'probes.json'} and {out / 'report.html'}."
     assert len(printed.splitlines()) < 12
     assert "one (learned with labels)" in printed
     assert main([*arguments, "--targets", "trace", "--table"]) == 0
