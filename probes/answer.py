@@ -101,7 +101,7 @@ def sentence(rows: Sequence[Row]) -> str:
     """The answer on the first split that has embeddings: what each reads better or worse, with intervals."""
     compared = comparisons(rows)
     if not compared:
-        return "No learned embedding stands beside the baselines here: an answer needs embeddings (`weightspace embed`)."
+        return "No embedding stands beside the baselines here: an answer needs some (`weightspace embed`)."
     split = compared[0].difference["split"]
     here = [one for one in compared if one.difference["split"] == split]
     names = list(dict.fromkeys(one.embedding for one in here))

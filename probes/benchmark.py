@@ -54,21 +54,19 @@ def benchmark(
     parts = [part for split in splits for part in divisions(opened.table, split)]
     refuse_unposed(read_rows(opened.table), chosen, parts)
     budget = Budget(cpu_minutes=cpu_minutes, updates=updates, max_epochs=max_epochs)
-    planned = _planned(encoders, objectives, seeds, parts)
-    runs = [finished(run, zoo, Path(out) / "runs", chosen, budget, progress) for run in planned]
-    feature_sets = [*_embeddings(runs, len(objectives) > 1), *baselines(opened)]
+    planned, folder = _planned(encoders, objectives, seeds, parts), Path(out) / "runs"
+    runs = [finished(run, zoo, folder, chosen, budget, progress) for run in planned]
+    several = len(objectives) > 1
+    feature_sets = [*_embeddings(runs, several), *baselines(opened)]
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
-    evaluation.rows.extend(_failed(runs, len(objectives) > 1, chosen))
-    several = len(objectives) > 1
-    names = [name_of(run, several) for run in runs]
-    extras = extras_of(runs, names, Path(out) / "runs", opened, evaluation)
+    evaluation.rows.extend(_failed(runs, several, chosen))
+    extras = extras_of(runs, [name_of(run, several) for run in runs], folder, opened, evaluation)
     averaged = replace(evaluation, rows=_averaged(evaluation.rows, runs, several))
     document = _document(averaged, runs, extras) | {
-        "zoo": opened.fingerprint,
-        "objective": objectives if several else objectives[0],
+        "zoo": opened.fingerprint, "objective": objectives if several else objectives[0],
         "targets": [target.name for target in chosen],
-    }
+    }  # fmt: skip
     heading = heading_of(f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}", opened)
     page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)

@@ -59,7 +59,7 @@ def test_other_metrics_and_baselines_are_not_the_answer():
         row("embedding:a + x - x", 0.1, 0.05, 0.2, adds=True),
     ]
     assert comparisons(rows) == []
-    assert sentence(rows).startswith("No learned embedding")
+    assert sentence(rows).startswith("No embedding")
 
 
 def test_values_beside_a_difference_are_those_of_its_probes():
@@ -79,7 +79,7 @@ def test_without_embeddings_the_terminal_has_the_bar_and_says_what_is_missing():
     rows = [row("statistics+spectra", 0.5, 0.4, 0.6, **fields), row("spectra", 0.9, 0.4, 0.6, **fields)]
     first, *_, last = answer_lines(rows)
     assert first.endswith("0.50 [0.40, 0.60]")
-    assert "needs embeddings" in last
+    assert "an answer needs some" in last
 
 
 def test_metadata_is_named_where_it_wins_by_its_better_probe_and_only_there():
