@@ -1,4 +1,4 @@
-"""Weights that a probe's prediction rests on: gradient times weight, summed over units and tensors."""
+"""Weights that a probe's prediction rests on: weight times gradient, or occlusion, summed over units and tensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ Encode = Callable[[Sequence[Stack]], Tensor]
 """An encoder: embeddings (models, embedding_dim) of stacks, with gradients."""
 NUM_MODELS = 4
 CHECKED_ROWS = 8
+OCCLUDED_AT_ONCE = 256
 # An encoder run in other batches differs by rounding; another encoder differs by the spread of the embedding.
 AGREEMENT = 1e-3
+
+
+class NoGradient(ValueError):
+    """An encoder lets no gradient through to the weights of a model."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,14 @@ class Attribution:
     """The prediction of one model (row of the zoo), and what each weight has to do with it.
 
     metric and value: how well the probe reads the target on all test models. tensors: by name, weight times the
-    prediction's gradient with respect to it, in the shape of the tensor. units: by permutable axis, the sums (axis)
-    over the weights of each unit.
+    prediction's gradient with respect to it (or what the prediction loses without it), in the shape of the tensor.
+    units: by permutable axis, the sums (axis) over the weights of each unit.
     """
 
     row: int
     target: str
     features: str
+    method: str
     metric: str
     value: float
     true: float
@@ -70,23 +76,64 @@ def attribute(encode: Encode, reading: Reading, stack: Stack) -> tuple[Tensor, P
 
     A first-order reading (Simonyan et al., 2014; Shrikumar et al., 2017): a_w = w dp/dw. Where p is linear in the
     weights it is exact and sums to p less its offset. As p of a permuted model is p, so are its a_w the permuted ones.
+    `NoGradient` for an encoder that lets no gradient through to the weights.
     """
-    spec = stack.family.spec
-    leaves = {
-        name: tensor.detach().clone().requires_grad_(spec.tensors[name].role != "mask" and tensor.is_floating_point())
-        for name, tensor in stack.params.items()
-    }
+    leaves = {name: tensor.detach().clone() for name, tensor in stack.params.items()}
+    chosen = {name: leaves[name].requires_grad_() for name in _weights(stack)}
     with torch.enable_grad():
-        embedding = encode([replace(stack, params=leaves)])
-        weights = torch.as_tensor(reading.weights, dtype=torch.float64, device=embedding.device)
-        prediction = embedding.double() @ weights + reading.offset
-        chosen = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-        gradients = torch.autograd.grad(prediction.sum(), list(chosen.values()), allow_unused=True)
+        prediction = _predicted(encode, reading, replace(stack, params=leaves))
+        gradients: Sequence[Tensor | None] = [None] * len(chosen)
+        if prediction.requires_grad:
+            gradients = torch.autograd.grad(prediction.sum(), list(chosen.values()), allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise NoGradient(f"{type(encode).__name__} lets no gradient through to the weights; use `occlude`.")
     attributed = {
         name: torch.zeros_like(leaf) if gradient is None else (leaf * gradient).detach()
         for (name, leaf), gradient in zip(chosen.items(), gradients, strict=True)
     }
     return prediction.detach(), attributed
+
+
+@torch.no_grad()
+def occlude(encode: Encode, reading: Reading, stack: Stack) -> tuple[Tensor, Params]:
+    """Predictions (models,) of a stack, and by tensor (models, ...) what they lose when one weight is taken out.
+
+    Taken out is: set to 0, or to 1 where the declaration says that a tensor is positive (Zeiler and Fergus, 2014). It
+    needs no gradient, but an embedding for each weight. Where p is linear in the weights it is weight x gradient.
+    """
+    prediction = _predicted(encode, reading, stack)
+    values = prediction.tolist()
+    attributed = {
+        name: torch.stack([_losses(encode, reading, stack, model, name, p) for model, p in enumerate(values)])
+        for name in _weights(stack)
+    }
+    return prediction, attributed
+
+
+def _losses(encode: Encode, reading: Reading, stack: Stack, model: int, name: str, prediction: float) -> Tensor:
+    """What the prediction of a model loses without each weight of a tensor, in the shape of the tensor."""
+    weights = stack.params[name][model]
+    neutral = 1.0 if stack.family.spec.tensors[name].domain in ("positive", "at_least_1") else 0.0
+    lost = []
+    for entries in torch.arange(weights.numel()).split(OCCLUDED_AT_ONCE):
+        params = {key: tensor[model].expand(len(entries), *tensor[model].shape) for key, tensor in stack.params.items()}
+        occluded = params[name].clone()
+        occluded.flatten(1)[torch.arange(len(entries)), entries] = neutral
+        batch = replace(stack, params={**params, name: occluded}, rows=torch.zeros(len(entries), dtype=torch.long))
+        lost.append(prediction - _predicted(encode, reading, batch))
+    return torch.cat(lost).reshape(weights.shape)
+
+
+def _weights(stack: Stack) -> list[str]:
+    """Names of the tensors of weights, masks being none."""
+    tensors = stack.family.spec.tensors
+    return [name for name, t in stack.params.items() if tensors[name].role != "mask" and t.is_floating_point()]
+
+
+def _predicted(encode: Encode, reading: Reading, stack: Stack) -> Tensor:
+    embedding = encode([stack])
+    weights = torch.as_tensor(reading.weights, dtype=torch.float64, device=embedding.device)
+    return embedding.double() @ weights + reading.offset
 
 
 def unit_sums(spec: WeightSpec, attributed: Mapping[str, Tensor]) -> Params:
@@ -137,13 +184,14 @@ def explained(encode: Encode, zoo: Zoo, prediction: Prediction, value: float) ->
     found = []
     for row in _chosen(problem):
         stack = zoo.stack([row])
-        predicted, attributed = attribute(encode, reading, stack)
+        method, (predicted, attributed) = _attributed(encode, reading, stack)
         units = unit_sums(stack.family.spec, attributed)
         found.append(
             Attribution(
                 row=row,
                 target=problem.target.name,
                 features=features.name,
+                method=method,
                 metric=prediction.metric,
                 value=value,
                 true=float(problem.residual[row]),
@@ -154,6 +202,14 @@ def explained(encode: Encode, zoo: Zoo, prediction: Prediction, value: float) ->
             )
         )
     return found
+
+
+def _attributed(encode: Encode, reading: Reading, stack: Stack) -> tuple[str, tuple[Tensor, Params]]:
+    """The method that an encoder allows, with what it gives."""
+    try:
+        return "weight times gradient", attribute(encode, reading, stack)
+    except NoGradient:
+        return "occlusion", occlude(encode, reading, stack)
 
 
 def _chosen(problem: Problem) -> list[int]:

@@ -37,6 +37,7 @@ def _pictured(attribution: Attribution, rows: Rows) -> dict[str, Any]:
         "target": attribution.target,
         "features": attribution.features,
         "metric": attribution.metric,
+        "method": attribution.method,
         "value": attribution.value,
         "true": attribution.true,
         "prediction": attribution.prediction,

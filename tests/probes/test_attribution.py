@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes.attribution import Reading, attribute, explained, made_by, reading_of, unit_sums
+from probes import attribution
+from probes.attribution import Reading, attribute, explained, made_by, occlude, reading_of, unit_sums
 from probes.evaluation import evaluate
 from probes.feature_sets import Embedding
 from probes.problem import read_rows
@@ -56,6 +57,32 @@ def test_of_a_linear_prediction_it_is_weight_times_coefficient_and_complete(fami
     expected = flat * (matrix @ torch.as_tensor(reading.weights))
     assert torch.allclose(torch.cat([a.flatten(1) for a in attributed.values()], 1), expected, atol=1e-12)
     assert torch.allclose(expected.sum(1) + 0.25, prediction, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+def test_of_a_linear_prediction_occlusion_is_weight_times_gradient(family, monkeypatch):
+    monkeypatch.setattr(attribution, "OCCLUDED_AT_ONCE", 7)
+    stack = stack_of(family)
+    size = sum(tensor[0].numel() for tensor in stack.params.values())
+    encode = Linear(torch.randn(size, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    reading = Reading(np.linspace(-1, 1, 5), 0.25)
+    (prediction, expected), (again, found) = (one(encode, reading, stack) for one in (attribute, occlude))
+    assert torch.allclose(prediction, again)
+    assert all(torch.allclose(found[name], values, atol=1e-10) for name, values in expected.items())
+
+
+def test_encoders_that_let_no_gradient_through_are_told_so_and_occluded():
+    family, zeros = FAMILIES[0], Reading(np.ones(64), 0.0)
+    encoder, stack = untrained("Spectra", family), stack_of(family, models=1)
+    with pytest.raises(ValueError, match="Spectra lets no gradient through"):
+        attribute(encoder, zeros, stack)
+    (name,) = family.spec.recurrent()
+    prediction, attributed = occlude(encoder, zeros, stack)
+    without = stack.params[name].clone()
+    without[0, 1, 2] = 0.0
+    other = occlude(encoder, zeros, Stack(family, {**stack.params, name: without}, stack.rows))[0]
+    assert float(attributed[name][0, 1, 2]) == pytest.approx(float(prediction[0] - other[0]), abs=1e-6)
+    assert float(attributed[name].abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["MessagePassing", "EquivariantLinear", "SignEquivariant"])
