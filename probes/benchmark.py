@@ -6,17 +6,20 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probes.encoder_runs import COSTS, MAX_EPOCHS, Budget, Run, finished
-from probes.evaluation import evaluate, ordered
+from probes.evaluation import Evaluation, evaluate, ordered
 from probes.feature_sets import Embedding, baselines
 from probes.fitting import metrics_of
+from probes.page.render import Extras, render
 from probes.problem import read_rows, refuse_unposed
-from probes.report import choose_targets, refuse_wrong_splits, render, write
+from probes.report import choose_targets, heading_of, refuse_wrong_splits, write
+from probes.run_extras import extras_of
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
@@ -51,24 +54,34 @@ def benchmark(
     parts = [part for split in splits for part in divisions(opened.table, split)]
     refuse_unposed(read_rows(opened.table), chosen, parts)
     budget = Budget(cpu_minutes=cpu_minutes, updates=updates, max_epochs=max_epochs)
-    planned = _planned(encoders, objectives, seeds, parts)
-    runs = [finished(run, zoo, Path(out) / "runs", chosen, budget, progress) for run in planned]
-    feature_sets = [*_embeddings(runs, len(objectives) > 1), *baselines(opened)]
+    planned, folder = _planned(encoders, objectives, seeds, parts), Path(out) / "runs"
+    runs = [finished(run, zoo, folder, chosen, budget, progress) for run in planned]
+    several = len(objectives) > 1
+    feature_sets = [*_embeddings(runs, several), *baselines(opened)]
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
-    evaluation.rows.extend(_failed(runs, len(objectives) > 1, chosen))
-    document = {
-        "rows": _averaged(evaluation.rows, runs, len(objectives) > 1),
-        "runs": [run.record for run in runs],
-        "zoo": opened.fingerprint,
-        "objective": objectives[0] if len(objectives) == 1 else objectives,
+    evaluation.rows.extend(_failed(runs, several, chosen))
+    extras = extras_of(runs, [name_of(run, several) for run in runs], folder, opened, evaluation)
+    averaged = replace(evaluation, rows=_averaged(evaluation.rows, runs, several))
+    document = _document(averaged, runs, extras) | {
+        "zoo": opened.fingerprint, "objective": objectives if several else objectives[0],
         "targets": [target.name for target in chosen],
-        "excluded": evaluation.excluded, "splits": evaluation.splits,
-    }
-    title = f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}"
-    page = render(evaluation, read_rows(opened.table), feature_sets, chosen, title, opened.fingerprint)
+    }  # fmt: skip
+    heading = heading_of(f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}", opened)
+    page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)
     return document
+
+
+def _document(averaged: Evaluation, runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
+    """What benchmark.json says of runs and of their rows averaged over seeds."""
+    return {
+        "rows": averaged.rows,
+        "runs": [run.record for run in runs],
+        "leaderboards": [board.record for board in extras.leaderboards],
+        "excluded": averaged.excluded,
+        "splits": averaged.splits,
+    }
 
 
 def _planned(encoders: Sequence[str], objectives: Sequence[str], seeds: int, parts: Sequence[Division]) -> list[Run]:

@@ -80,8 +80,21 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--splits", type=str, nargs="+", default=[], metavar="NAME", help=SPLITS_HELP)
     run.add_argument("--seed", type=int, default=0, help="Seed of resamples and permutations.")
-    run.add_argument("--json", action="store_true", help="Print the content of probes.json instead of a table.")
+    run.add_argument(
+        "--checkpoints",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="CKPT",
+        help="Checkpoints that made the embeddings, for which the report shows the weights that predictions rest on.",
+    )
+    _add_printing(run, "probes.json")
     commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+
+
+def _add_printing(parser: ArgumentParser, name: str) -> None:
+    parser.add_argument("--table", action="store_true", help="Print all rows of the headline metric, then the answer.")
+    parser.add_argument("--json", action="store_true", help=f"Print the content of {name} instead of the answer.")
 
 
 def _add_benchmark(commands: Any) -> None:
@@ -125,23 +138,34 @@ def _add_benchmark(commands: Any) -> None:
         help="Splits to train for and judge on: in_distribution, new_task, new_size, new_family (each fold in turn).",
     )
     benchmark.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for benchmark.json.")
-    benchmark.add_argument(
-        "--json", action="store_true", help="Print the content of benchmark.json instead of a table."
-    )
+    _add_printing(benchmark, "benchmark.json")
     commands.add_subcommand("benchmark", benchmark, help="Train and compare encoders.")
 
 
 def _run(options: Namespace) -> int:
     from probes.report import run
 
-    rows = run(options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
+    encoders: list[Any] = []
+    if options.checkpoints:
+        from probes.encoder_runs import frozen
+
+        encoders = [frozen(checkpoint) for checkpoint in options.checkpoints]
+    given = (options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
+    rows = run(*given, encoders=encoders)
     if options.json:
         sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
         return 0
-    for line in table_lines(rows):
-        print(printable(line))
-    print(f"\nWrote {Path(options.out, 'probes.json')} and {Path(options.out, 'report.html')}.")
+    _print(rows, options, "probes.json")
     return 0
+
+
+def _print(rows: Sequence[Mapping[str, Any]], options: Namespace, name: str) -> None:
+    """Print the answer and the paths, after the whole table where that is asked for."""
+    from probes.answer import answer_lines
+
+    for line in (*(table_lines(rows) if options.table else ()), *answer_lines(rows)):
+        print(printable(line))
+    print(f"\nWrote {Path(options.out, name)} and {Path(options.out, 'report.html')}.")
 
 
 def _benchmark(options: Namespace) -> int:
@@ -162,9 +186,7 @@ def _benchmark(options: Namespace) -> int:
     if options.json:
         print(json.dumps(document, sort_keys=True, allow_nan=False))
         return 0
-    for line in table_lines(document["rows"]):
-        print(printable(line))
-    print(f"\nWrote {Path(options.out, 'benchmark.json')} and {Path(options.out, 'report.html')}.")
+    _print(document["rows"], options, "benchmark.json")
     return 0
 
 

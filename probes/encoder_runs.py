@@ -18,6 +18,7 @@ import safetensors.numpy
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from probes.curves import CPU_MINUTES
 from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
@@ -25,7 +26,7 @@ from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.targets import Target as Learned
 from weightspace.store import write_durably
 from weightspace.store.splits import SplitName
-from weightspace.training.embed import embed_rows, embed_stacks
+from weightspace.training.embed import embed_rows, embed_stacks, opened
 from weightspace.training.module import EmbeddingModule, fit
 from weightspace.training.restoring import load
 
@@ -40,6 +41,7 @@ MAX_EPOCHS = 40
 MAX_EPOCHS_IN_BUDGET = 10_000
 """With a budget of CPU minutes or updates the budget ends training, not the number of epochs."""
 RECORD, EMBEDDINGS = "finished.json", "embeddings.safetensors"
+BEST = Path("checkpoints", "best.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,23 @@ class StopAfterUpdates(Callback):
         pl_module.spent = trainer.global_step / self.updates
         if trainer.global_step >= self.updates:
             trainer.should_stop = True
+
+
+class LogsTime(Callback):
+    """Logs the CPU minutes of a training beside each validation, for its learning curve."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.process_time()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the time since the start."""
+        pl_module.log(CPU_MINUTES, (time.process_time() - self._start) / 60)
+
+
+def frozen(checkpoint: Path | str) -> encoder_files.Encoder:
+    """The encoder of a checkpoint, or of a name that `Encoder.from_pretrained` reads, ready to embed."""
+    return opened(checkpoint).eval()
 
 
 def finished(
@@ -189,10 +208,10 @@ def train(
     if run.objective is None:
         torch.manual_seed(run.seed)
         untrained_class: Any = encoder_files.available()[run.encoder]
-        frozen = untrained_class().eval()
+        encoder = untrained_class().eval()
         data.serve()
         with torch.no_grad():
-            frozen.fit_standardisation(data.training_stacks())
+            encoder.fit_standardisation(data.training_stacks())
     else:
         module = make(run.encoder, run.objective, targets, run.seed)
         bounded = bool(budget.cpu_minutes or budget.updates)
@@ -203,21 +222,21 @@ def train(
             max_epochs=MAX_EPOCHS_IN_BUDGET if bounded else budget.max_epochs,
             cpu_minutes=budget.cpu_minutes,
             progress=progress,
-            callbacks=[StopAfterUpdates(budget.updates)] if budget.updates else [],
+            callbacks=[LogsTime(), *([StopAfterUpdates(budget.updates)] if budget.updates else [])],
         )
         objective = module.objective
         adjacent = tuple(getattr(objective, "label_adjacent", ()))
         run = replace(run, learned_with=objective.learned_with, label_adjacent=adjacent)
-        frozen = load(best).encoder.eval()
+        encoder = load(best).encoder.eval()
     cpu_seconds = time.process_time() - start
-    embeddings = embed_rows(frozen, data).double().numpy()
+    embeddings = embed_rows(encoder, data).double().numpy()
     costs = Costs(
-        parameters=sum(p.numel() for p in frozen.parameters()),
-        models_per_cpu_second=_throughput(frozen, data),
+        parameters=sum(p.numel() for p in encoder.parameters()),
+        models_per_cpu_second=_throughput(encoder, data),
         peak_memory_mb=_peak_memory_mb(),
         training_cpu_seconds=cpu_seconds,
     )
-    return replace(run, embeddings=embeddings, costs=costs, queries=frozen.queries)
+    return replace(run, embeddings=embeddings, costs=costs, queries=encoder.queries)
 
 
 def _throughput(encoder: encoder_files.Encoder, data: ZooDataModule, seconds: float = 1.0) -> float:

@@ -73,9 +73,9 @@ def _differences(question: Question, scored: Sequence[Scored]) -> Iterator[dict[
 
 
 def _is_comparable(features: Embedding, against: Prediction) -> bool:
-    """Whether an embedding is set against a prediction: of any baseline but records, or of its encoder untrained."""
+    """Whether an embedding is set against a prediction: of any baseline, or of its encoder untrained."""
     if isinstance(against.features, Baseline):
-        return against.features.reads != "records"
+        return True
     return isinstance(against.features, Embedding) and not against.features.learned and (
         against.features.encoder == features.encoder
     )

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.probes.page_parser import Page
+from weightspace.quickstart import SMOKE_TEST
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "probes" / "notebooks"
 
@@ -28,7 +31,17 @@ def folder(tmp_path_factory):
     done = run("weightspace", "quickstart", "--size", "tiny", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert str(out / "probes" / "report.html") in done.stdout
+    assert len(done.stdout.splitlines()) < 30
     return out
+
+
+def test_the_first_line_of_a_tiny_report_says_that_it_is_a_smoke_test(folder):
+    page = Page((folder / "probes" / "report.html").read_text())
+    assert page.text.split("Dark theme")[0].strip().endswith(SMOKE_TEST)
+    assert {"map", "in_distribution", "judged", "attribution", "notes"} <= set(page.anchors) <= set(page.ids)
+    # Encoders were trained for one split: the others are folded away.
+    folded = [attributes for tag, attributes in page.elements if attributes.get("class") == "fold"]
+    assert len(folded) == 2
 
 
 def test_every_promised_file_is_there(folder):

@@ -21,6 +21,8 @@ SPLITS = ("in_distribution", "new_task", "new_size")
 """Splits of the report: encoders are trained for the first; on the others it has the baselines alone. Folds of families
 would take another minute."""
 LOG, FINISHED = "fit.log", "finished"
+CHECKPOINT = Path("checkpoints", "best.ckpt")
+SMOKE_TEST = "This is a smoke test (--size tiny): every part has run, but the figures say nothing about the methods."
 SECONDS_BETWEEN_REPORTS = 20
 
 
@@ -38,17 +40,18 @@ def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] 
     zoo = _build(out / "zoo", recipe(f"zoo/quickstart{suffix}.yaml"))
     _fit({name: recipe(f"encoder/{name}{suffix}.yaml") for name in EMBEDDINGS}, out / "run", zoo)
     embeddings = [_embed(out / "run" / name, zoo, out / file, name) for name, file in EMBEDDINGS.items()]
-    rows = _probe(zoo, embeddings, out / "probes")
+    checkpoints = [out / "run" / name / CHECKPOINT for name in EMBEDDINGS]
+    rows = _probe(zoo, embeddings, checkpoints, out / "probes", SMOKE_TEST if size == "tiny" else "")
     paths = {"zoo": zoo, "run": out / "run", "embeddings": embeddings[0], "embeddings_no_labels": embeddings[1]}
     paths |= {"probes": out / "probes" / "probes.json", "report": out / "probes" / "report.html"}
     return {"paths": {name: str(path) for name, path in paths.items()}, "rows": rows}
 
 
 def summary(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of the final summary: the headline table, then the paths."""
-    from probes.cli import table_lines
+    """Lines of the final summary: the answer, then the paths."""
+    from probes.answer import answer_lines
 
-    yield from table_lines(result["rows"])
+    yield from answer_lines(result["rows"])
     yield ""
     yield from (f"{name:22} {path}" for name, path in result["paths"].items())
 
@@ -121,13 +124,17 @@ def _embed(run: Path, zoo: Path, out: Path, name: str) -> Path:
 
     log.info("Stage 3 of 4: embed every model with %s", name)
     if not out.exists():
-        embed(run / "checkpoints" / "best.ckpt", zoo, out, name=name)
+        embed(run / CHECKPOINT, zoo, out, name=name)
     return out
 
 
-def _probe(zoo: Path, embeddings: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+def _probe(
+    zoo: Path, embeddings: Sequence[Path], checkpoints: Sequence[Path], out: Path, notice: str
+) -> list[dict[str, Any]]:
+    from probes.encoder_runs import frozen
     from probes.report import run
 
     log.info("Stage 4 of 4: probe and report")
-    return run(zoo, embeddings, out, splits=SPLITS)
+    encoders = [frozen(checkpoint) for checkpoint in checkpoints]
+    return run(zoo, embeddings, out, splits=SPLITS, encoders=encoders, notice=notice)
 

@@ -8,7 +8,9 @@ import torch
 
 from probes import encoder_runs, fitting, probe
 from probes.benchmark import COSTS, _averaged, benchmark
+from probes.curves import read_curves
 from probes.encoder_runs import Costs, Run
+from tests.probes.page_parser import Page
 from tests.weightspace.zoos import write_zoo
 from weightspace.families.elman import Elman
 from weightspace.store import open_zoo
@@ -44,6 +46,42 @@ def test_the_table_has_every_row_of_the_vocabulary_beside_its_costs(made, zoo):
     assert document["zoo"] == open_zoo(zoo).fingerprint
     assert {run["seed"] for run in document["runs"]} == {0, 1}
     assert "MessagePassing" in (out / "report.html").read_text()
+
+
+def test_the_report_has_leaderboards_learning_curves_and_the_weights_behind_predictions(made):
+    out, document = made
+    page = Page((out / "report.html").read_text())
+    assert {"leaderboard", "curves", "attribution", "costs", "map"} <= set(page.anchors)
+    assert set(page.anchors) <= set(page.ids)
+    (board,) = document["leaderboards"]
+    (entry,) = board["entries"]
+    assert (entry["name"], len(entry["scores"]), board["note"]) == ("embedding:MessagePassing", 2, None)
+    (own,) = [
+        row
+        for row in document["rows"]
+        if (row["features"], row["metric"]) == ("embedding:MessagePassing", "r2_within_cell")
+    ]
+    assert entry["mean"] == pytest.approx(own["value"])
+    assert f"{entry['mean']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]" in page.text
+    # A loss and a metric of both seeds, against updates and against CPU minutes.
+    lines = [attributes for tag, attributes in page.elements if tag == "polyline"]
+    assert len(lines) == 2 * 2 * 2
+    assert all(len(line["points"].split()) == 12 for line in lines)
+    assert "CPU minutes" in page.text
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert any("weight_hh" in image["alt"] for image in images)
+    assert page.text.count("MessagePassing 2 seeds") > 2
+
+
+def test_logs_of_trainings_say_when_each_validation_was(made):
+    log = made[0] / "runs" / "MessagePassing-Supervised-0" / "metrics.csv"
+    loss, *_ = read_curves(log, "MessagePassing", 0, "Supervised", "in_distribution")
+    assert len(loss.updates) == len(loss.values) == 12
+    assert loss.updates == sorted(loss.updates)
+    assert loss.cpu_minutes is not None
+    assert loss.cpu_minutes == sorted(loss.cpu_minutes)
+    recorded = json.loads((log.parent / "finished.json").read_text())["training_cpu_seconds"] / 60
+    assert 0.2 * recorded < loss.cpu_minutes[-1] <= recorded
 
 
 def test_a_planted_label_is_learned_and_probed_beside_statistics(made):

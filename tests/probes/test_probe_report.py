@@ -11,11 +11,14 @@ import safetensors.torch
 import torch
 
 from probes import bootstrap, probe, report
+from probes.answer import interval, is_difference, sentence
 from probes.cli import main
 from probes.evaluation import evaluate
 from probes.feature_sets import Embedding, read_embeddings
+from probes.page.render import Heading, render
 from probes.problem import read_rows
 from probes.targets import named_target
+from tests.probes.page_parser import Page
 from tests.probes.test_probe_targets import make_table
 from tests.weightspace.zoos import write_zoo
 from weightspace.store import open_zoo
@@ -79,15 +82,73 @@ def test_probes_json_holds_the_rows_and_where_they_come_from(done, zoo):
 
 def test_the_report_needs_nothing_from_elsewhere(done):
     page = (done[0] / "report.html").read_text()
-    assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!data:)", page)
-    assert not re.findall(r"@import|url\(|<script|<link", page)
-    images = re.findall(r"<img [^>]*>", page)
-    assert len(images) == 2 + 3
-    assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+    assert not re.findall(r"@import|url\(|<link|https?:|//[a-z]+\.|fetch\(|XMLHttpRequest|import\(", page)
+    parsed = Page(page)
+    for tag, attributes in parsed.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+
+
+def test_ids_are_unique_and_every_link_leads_to_one(done):
+    parsed = Page((done[0] / "report.html").read_text())
+    assert len(set(parsed.ids)) == len(parsed.ids)
+    assert len(parsed.anchors) >= 4
+    assert set(parsed.anchors) <= set(parsed.ids)
+    sections = [a["id"] for tag, a in parsed.elements if tag == "section" and a.get("id")]
+    assert set(parsed.anchors) == set(sections)
+
+
+def test_canvases_and_controls_have_words(done):
+    parsed = Page((done[0] / "report.html").read_text())
+    for tag, attributes in parsed.elements:
+        if tag in ("canvas", "svg") or attributes.get("role") == "img":
+            assert attributes.get("aria-label"), (tag, attributes)
+        if tag == "img":
+            assert len(attributes.get("alt") or "") > 20
+
+
+def test_the_data_hold_each_model_once_and_the_predictions_that_were_judged(done, zoo):
+    parsed, rows = Page((done[0] / "report.html").read_text()), done[1]
+    data, table = parsed.data, open_zoo(zoo).table
+    kept = [row for row, status in enumerate(table.column("status").to_pylist()) if status != "diverged"]
+    assert sorted(data["models"]) == sorted({table.column("model_id")[row].as_py() for row in kept})
+    assert len(data["model"]) == len(kept)
+    assert [shown["name"] for shown in data["maps"]] == ["embedding:first", "embedding:second"]
+    for shown in data["maps"]:
+        assert len(shown["x"]) == len(shown["y"]) == len(shown["neighbours"]) == len(kept)
+        assert all(0 <= place <= 1000 for place in (*shown["x"], *shown["y"]))
+    for question in data["questions"]:
+        if question["metric"] == "kendall_tau":
+            continue
+        for panel in question["panels"]:
+            (row,) = [
+                row
+                for row in rows
+                if (row["features"], row["probe"].replace("_", " ")) == (panel["features"], panel["probe"])
+                and all(row[key] == question[key] for key in ("target", "split", "metric"))
+            ]
+            true, predicted = np.array(question["true"]), np.array(panel["predicted"])
+            centre = 0.0 if question["metric"] == "r2_within_cell" else true.mean()
+            r2 = 1 - np.sum((true - predicted) ** 2) / np.sum((true - centre) ** 2)
+            assert r2 == pytest.approx(row["value"], abs=2e-2 + 2e-2 * abs(row["value"]))
+
+
+def test_numbers_on_the_page_are_those_of_the_rows(done):
+    out, rows = done
+    text = Page((out / "report.html").read_text()).text
+    for row in rows:
+        if row.get("strongest") and row["metric"] == "r2_within_cell":
+            assert interval(row) in text
+    for row in rows:
+        if row["metric"] == "r2_within_cell" and not is_difference(row) and row["value"] is not None:
+            numbers = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
+            assert "{} [{}, {}]".format(*numbers) in text
+    assert sentence(rows) in text
 
 
 def test_the_report_mentions_every_target_and_all_features(done):
     page = (done[0] / "report.html").read_text()
+    text = Page(page).text
     for words in (
         "score",
         "decay",
@@ -98,10 +159,10 @@ def test_the_report_mentions_every_target_and_all_features(done):
         "shuffled",
         "of step 0",
     ):
-        assert words in page
-    assert "learned with labels" in page
-    assert "learned without labels" in page
-    assert not re.search(r"\bnan\b|-0\.00\b|\bNone\b", re.sub(r"base64,[^\"]*", "", page))
+        assert words in text
+    assert "learned with labels" in text
+    assert "learned without labels" in text
+    assert not re.search(r"\bnan\b|-0\.00\b|\bNone\b", Page(page).text)
 
 
 def test_names_are_escaped_in_the_report():
@@ -110,9 +171,14 @@ def test_names_are_escaped_in_the_report():
     one = Embedding(name="embedding:<script>", made_for={("in_distribution", None): values})
     targets = [named_target(table, "label")]
     evaluation = evaluate(table, [one], targets)
-    page = report.render(evaluation, read_rows(table), [one], targets, "a & b", "0" * 64)
-    assert "<script" not in page
+    page = render(evaluation, read_rows(table), [one], targets, Heading(title="a & b", zoo="0" * 64, notice="<b>"))
+    parsed = Page(page)
+    assert sum(tag == "script" for tag, _ in parsed.elements) == 3
+    assert "<script>" in parsed.text
+    assert [shown["name"] for shown in parsed.data["maps"]] == ["embedding:<script>"]
+    assert "<b>GRU</b>" in parsed.data["columns"][0]["values"]
     assert "a &amp; b" in page
+    assert page.index("&lt;b&gt;") < page.index('id="answer"')
 
 
 def test_costs_of_encoders_are_shown_where_rows_have_them():
@@ -122,7 +188,9 @@ def test_costs_of_encoders_are_shown_where_rows_have_them():
     evaluation = evaluate(table, [one], [named_target(table, "label")])
     for row in evaluation.rows:
         row |= {"parameters": 12345, "models_per_cpu_second": 678.4, "peak_memory_mb": None}
-    page = report.render(evaluation, read_rows(table), [one], [named_target(table, "label")], "costs", "0" * 64)
+    page = render(
+        evaluation, read_rows(table), [one], [named_target(table, "label")], Heading(title="costs", zoo="0" * 64)
+    )
     assert "12,345" in page
     assert "678" in page
 
@@ -164,6 +232,12 @@ def test_the_command_prints_a_table(zoo, tmp_path, capsys):
     path = write_embeddings(tmp_path / "one.safetensors", zoo)
     arguments = ["run", "--zoo", str(zoo), "--embeddings", str(path), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--targets", "trace"]) == 0
+    printed = capsys.readouterr().out
+    out = tmp_path / "out"
+    assert printed.splitlines()[-1] == f"Wrote {out / 'probes.json'} and {out / 'report.html'}."
+    assert len(printed.splitlines()) < 12
+    assert "one (learned with labels)" in printed
+    assert main([*arguments, "--targets", "trace", "--table"]) == 0
     printed = capsys.readouterr().out
     assert "trace: within-cell R2" in printed
     assert "embedding:one - " in printed

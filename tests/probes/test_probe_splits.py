@@ -36,9 +36,6 @@ def quick():
         patch.setattr(bootstrap, "NUM_KENDALL_RESAMPLES", 5)
         patch.setattr(fitting, "NUM_PERMUTATIONS", 2)
         patch.setattr(scoring, "NUM_RESAMPLES", 20)
-        # Figures take seconds; other tests draw them.
-        patch.setattr(report, "_figures", lambda predictions: [])
-        patch.setattr(report, "_map", lambda *arguments: "")
         yield
 
 
@@ -209,7 +206,7 @@ def test_embeddings_of_splits_that_are_not_there_are_refused(zoo, tmp_path):
 
 def test_the_command_judges_on_the_splits_that_are_asked_for(zoo, tmp_path, capsys):
     out = ["--zoo", str(zoo), "--out", str(tmp_path / "out"), "--targets", "trace"]
-    assert main(["run", *out, "--splits", "new_size", "new_family"]) == 0
+    assert main(["run", *out, "--splits", "new_size", "new_family", "--table"]) == 0
     printed = capsys.readouterr().out
     assert "trace: within-cell Kendall's tau, new_size" in printed
     assert "test rows in 2 folds" in printed

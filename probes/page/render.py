@@ -1,0 +1,126 @@
+"""The page put together: its parts, the data behind its figures, and one HTML text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup, escape
+
+from probes import answer
+from probes.attribution import Attribution
+from probes.curves import Curve
+from probes.evaluation import Evaluation
+from probes.feature_sets import Embedding, FeatureSet
+from probes.fitting import metrics_of
+from probes.leaderboard import Leaderboard, indistinct
+from probes.page.charts import charts
+from probes.page.confusions import confusions
+from probes.page.heatmaps import pictured
+from probes.page.points import MAX_MAPS, data_of, shown_rows
+from probes.problem import Rows
+from probes.targets import Target
+from weightspace.store import SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """What a page is of: its title, the fingerprint of the zoo, the zoo's title, a notice that stands above all."""
+
+    title: str
+    zoo: str
+    zoo_title: str = ""
+    notice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """Parts that not every page has: learning curves, leaderboards over seeds, attributions of predictions."""
+
+    curves: Sequence[Curve] = field(default_factory=list)
+    leaderboards: Sequence[Leaderboard] = field(default_factory=list)
+    attributions: Sequence[Attribution] = field(default_factory=list)
+
+
+def render(
+    evaluation: Evaluation,
+    rows: Rows,
+    feature_sets: Sequence[FeatureSet],
+    targets: Sequence[Target],
+    heading: Heading,
+    extras: Extras | None = None,
+) -> str:
+    """One HTML page of an evaluation that needs nothing else: figures are inline, nothing is fetched."""
+    extras = extras or Extras()
+    shown = shown_rows(rows)
+    data = data_of(shown, feature_sets, targets, evaluation.predictions)
+    # A page without a chosen split ends where its rows do.
+    splits = list(dict.fromkeys(row["split"] for row in evaluation.rows))
+    parts = {
+        "map": bool(data["maps"]),
+        "judged": bool(data["questions"]),
+        "attribution": bool(extras.attributions),
+        "leaderboard": bool(extras.leaderboards),
+        "curves": bool(extras.curves),
+    }
+    return _environment().get_template("page.html.j2").render(
+        heading=heading,
+        comparisons=answer.comparisons(evaluation.rows),
+        sentence=answer.sentence(evaluation.rows),
+        metadata_sentence=answer.metadata_sentence(evaluation.rows),
+        num_rows=len(rows.model),
+        num_models=len(np.unique(rows.model)),
+        num_shown=len(shown.chosen),
+        num_embeddings=sum(isinstance(f, Embedding) and "#" not in f.name for f in feature_sets),
+        max_maps=MAX_MAPS,
+        targets=targets,
+        rows=evaluation.rows,
+        excluded=evaluation.excluded,
+        held_out=evaluation.splits,
+        splits=splits,
+        learned_on=_learned_on(evaluation.rows),
+        headlines={split: metrics_of(split)[0][0] for split in SPLITS},
+        parts=parts,
+        data=_script(data),
+        confusions=list(confusions(evaluation.predictions)),
+        charts=charts(extras.curves),
+        leaderboards=[(board, indistinct(board)) for board in extras.leaderboards],
+        attributions=pictured(extras.attributions, rows),
+    )
+
+
+def _learned_on(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The splits that a learned embedding has rows on."""
+    return {row["split"] for row in rows if row["features"].startswith("embedding:")}
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("probes.page"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.globals |= {"verdict": answer.verdict, "signed": answer.interval, "file": _file}
+    environment.filters["breakable"] = _breakable
+    environment.tests["difference"] = answer.is_difference
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a line may break after its colons, underscores and plus signs."""
+    return Markup(re.sub(r"([_:+])", r"\1<wbr>", str(escape(name))))
+
+
+def _file(name: str) -> Markup:
+    """A style sheet or a script of the package, as it is."""
+    return Markup(resources.files("probes.page").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+def _script(data: Mapping[str, Any]) -> Markup:
+    """Data as JSON inside a script element, which no name in it can end."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
