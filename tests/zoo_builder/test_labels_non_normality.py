@@ -44,7 +44,7 @@ def test_every_gate_row_is_measured():
 
 
 def test_normal_matrices_have_no_departure_at_all_however_their_eigenvalues_round():
-    draws = torch.randn(64, 7, 7, dtype=torch.float64, generator=generator(0, "normal"))
+    draws = torch.randn(64, 7, 7, dtype=torch.float64, generator=generator(0, "normal", "matrices"))
     rotations = torch.linalg.qr(draws)[0]
     diagonal = torch.diag_embed(draws[:, 0])
     for normal in (draws + draws.mT, draws - draws.mT, rotations, diagonal, rotations @ diagonal @ rotations.mT):
