@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from tests.members import EXAMPLES
 from tests.trial_members.second_order import SecondOrder
-from tests.weightspace.encoders.models import EXAMPLES, TRIALS, fitted, permuted, stack_of
+from tests.weightspace.encoders.models import TRIALS, fitted, permuted, stack_of
 from weightspace.encoders import sign_equivariant
 from weightspace.encoders.parities import parities_of
 from weightspace.encoders.parity_layers import (
