@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.probes.page_parser import Page
-from weightspace.quickstart import SMOKE_TEST
+from weightspace.quickstart import SMOKE_TEST, quickstart
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "probes" / "notebooks"
@@ -71,12 +71,28 @@ def test_the_probe_table_has_headlines_learned_both_ways_beside_all_baselines(fo
         assert all(row["low"] is None or row["low"] <= row["high"] for row in here)
 
 
-def test_a_second_run_resumes_and_changes_nothing(folder):
+def times(folder):
+    """When each file was last written, but those of probes, which are run again."""
     kept = [path for path in folder.rglob("*") if path.is_file() and "probes" not in path.parts]
-    before = {path: path.stat().st_mtime_ns for path in kept}
+    return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_a_second_run_resumes_and_changes_nothing(folder, monkeypatch):
+    before, probed = times(folder), []
+    monkeypatch.setattr("probes.report.run", lambda *arguments, **options: probed.append(arguments) or [])
+    quickstart(folder, "tiny")
+    assert times(folder) == before
+    files = [folder / "embeddings.safetensors", folder / "embeddings_no_labels.safetensors"]
+    assert probed == [(folder / "zoo", files, folder / "probes")]
+
+
+@pytest.mark.slow
+def test_a_second_command_resumes_changes_nothing_and_probes_the_same(folder):
+    before, rows = times(folder), json.loads((folder / "probes" / "probes.json").read_text())["rows"]
     done = run("weightspace", "quickstart", "--size", "tiny", "--out", str(folder))
     assert done.returncode == 0, done.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert times(folder) == before
+    assert json.loads((folder / "probes" / "probes.json").read_text())["rows"] == rows
 
 
 def test_the_zoo_verifies(folder):

@@ -8,16 +8,17 @@ import logging
 import pytest
 import torch
 
+from tests.members import EXAMPLES
 from tests.weightspace.test_native import Sorting
 from weightspace import checks, encoders, families
 from weightspace.cli import main
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
+from weightspace.families.mgu import MGU
 from weightspace.rollout import agreement, native, tangents
 from weightspace.rollout.methods import native as method
 
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 NATIVE = {"native equals sequential", "native gradient equals sequential", "native tangents equal forward mode"}
 FAMILY = Elman(input_size=2, hidden_size=3, output_size=2)
 
@@ -145,7 +146,7 @@ def test_an_encoder_that_states_scales_it_sees_fails():
 
 
 def test_checking_encoders_gives_the_same_rows_again(monkeypatch):
-    monkeypatch.setattr(families, "available", lambda: {"Elman": Elman})
+    monkeypatch.setattr(families, "available", lambda: {"MGU": MGU})
     rows = checks.check_encoders()
     assert checks.check_encoders() == rows
     assert failed(rows) == set()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.members import ONE_OF_EACH_FAST
 from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
@@ -23,7 +24,6 @@ from weightspace.rollout.native.engine import compiler, records
 from weightspace.rollout.native.engine import encoded as engine
 from zoo_builder.catalogue import listing, listing_text
 
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
@@ -66,7 +66,7 @@ def everything(family, params, x, initial, weights, method):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("example", ONE_OF_EACH_FAST, ids=str)
 def test_native_equals_sequential_forward_and_gradient(example, dtype):
     assert native.why_not(example, dtype) is None
     for hidden_size, time, batch in ((1, 3, 2), (5, 1, 1), (17, 5, 19), (33, 4, 37)):
@@ -99,7 +99,7 @@ def criteria(family, dtype, time, batch):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("example", ONE_OF_EACH_FAST, ids=str)
 def test_a_declared_loss_gives_the_gradients_of_the_loss_it_declares(example, dtype):
     time, batch = 5, 19
     params = stack(example, 3, dtype, scale=0.5)
@@ -260,16 +260,41 @@ class Sigmoid(Elman):
         return {"h.0": torch.sigmoid(F.linear(x, params["weight_ih.0"], params["bias.0"]))}
 
 
+def forget():
+    """Forget what this process has compiled or asked for."""
+    available = native.availability
+    for cache in (compiler.library, compiler._version, available._reason, available._warn, engine.engine):
+        cache.cache_clear()
+
+
 SWITCHES = ["", "-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-avx -mno-fma"]
 needs_gcc = pytest.mark.skipif(
     platform.machine() != "x86_64" or not shutil.which("gcc"), reason="names gcc's switches for x86-64"
 )
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A folder for engines under all switches, so that each is compiled for one test alone."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def switches(request, compiled, monkeypatch):
+    """Switches under which gcc compiles the engine; where there are none, it is the one that is there already."""
+    if request.param:
+        forget()
+        monkeypatch.setenv("CC", f"gcc {request.param}")
+        monkeypatch.setenv("WEIGHTSPACE_CACHE", str(compiled))
+    yield
+    if request.param:
+        forget()
+
+
 @needs_gcc
-@pytest.mark.parametrize("switches", SWITCHES)
-def test_sigmoids_and_tanh_are_exact_to_a_few_digits_in_the_last_place_everywhere(switches, fresh, monkeypatch):
-    monkeypatch.setenv("CC", f"gcc {switches}")
+@pytest.mark.parametrize("switches", SWITCHES, indirect=True)
+@pytest.mark.usefixtures("switches")
+def test_sigmoids_and_tanh_are_exact_to_a_few_digits_in_the_last_place_everywhere():
     x = torch.cat([torch.linspace(-20, 20, 100_001), torch.logspace(-30, 1, 1000), torch.tensor([-1e4, 1e4])])
     for family, exact in ((Sigmoid, torch.sigmoid), (Elman, torch.tanh)):
         own = family(input_size=1, hidden_size=1, output_size=1)
@@ -320,15 +345,11 @@ def test_python_and_c_number_things_alike():
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A machine on which nothing has been compiled or asked for yet, with a cache of its own."""
-    available = native.availability
-    caches = (compiler.library, compiler._version, available._reason, available._warn, engine.engine)
-    for cache in caches:
-        cache.cache_clear()
+    forget()
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
-    for cache in caches:
-        cache.cache_clear()
+    forget()
 
 
 def both_methods():
@@ -356,9 +377,9 @@ def test_without_a_compiler_one_line_says_so_and_torch_takes_over(variable, valu
 
 
 @needs_gcc
-@pytest.mark.parametrize("switches", SWITCHES[1:])
-def test_narrower_vectors_give_the_same_answers(switches, fresh, monkeypatch):
-    monkeypatch.setenv("CC", f"gcc {switches}")
+@pytest.mark.parametrize("switches", SWITCHES[1:], indirect=True)
+@pytest.mark.usefixtures("switches")
+def test_narrower_vectors_give_the_same_answers():
     family = LSTM(input_size=3, hidden_size=17, output_size=4)
     params = stack(family, 2, torch.float32, scale=0.5)
     x = torch.randn(2, 5, 7, 3, generator=generator(0, "m", "x"))

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.weightspace.test_native import EXAMPLES, far, sized, stack
+from tests.members import ONE_OF_EACH_FAST
+from tests.weightspace.test_native import far, sized, stack
 from tests.zoo_builder.linear_family import Linear
 from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
@@ -58,7 +59,7 @@ def expected(family, params, x, start, noise, tangent, steps=STEPS):
     }
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@pytest.mark.parametrize("example", ONE_OF_EACH_FAST, ids=str)
 def test_what_is_measured_natively_is_what_torch_measures(example):
     for hidden_size in (1, 5, 18):
         own = drawn(example, hidden_size)

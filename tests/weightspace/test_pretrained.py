@@ -14,7 +14,8 @@ import torch
 import yaml
 from torch import nn
 
-from tests.weightspace.encoders.models import EXAMPLES, fitted, stack_of
+from tests.members import EXAMPLES
+from tests.weightspace.encoders.models import fitted, stack_of
 from tests.weightspace.zoos import write_zoo
 from weightspace import encoders
 from weightspace.cli import main

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from tests.zoo_builder.test_relabel import contents, run_here
 from weightspace.rollout import Streams, native, rollout
 from weightspace.store import open_zoo, verify
 from zoo_builder.build import build, repair
@@ -38,10 +39,6 @@ RECIPE = {
 TINY = RECIPE | {"models_per_cohort": 2, "shard_size": 2}
 
 
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     path = tmp_path_factory.mktemp("built") / "zoo"
@@ -56,14 +53,14 @@ def by_model(zoo, step):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(zoo, tmp_path):
-    build(RECIPE, tmp_path / "zoo", workers=1)
+    build(RECIPE, tmp_path / "zoo", engine=run_here)
     assert contents(tmp_path / "zoo") == contents(zoo)
     assert verify(zoo) == []
 
 
 def test_weights_depend_neither_on_cohort_mates_nor_on_shards_nor_on_order(zoo, tmp_path):
     changed = {**RECIPE, "families": RECIPE["families"][::-1], "models_per_cohort": 17, "shard_size": 7, "labels": []}
-    build({**changed, "rollouts": None}, tmp_path / "zoo", workers=2)
+    build({**changed, "rollouts": None}, tmp_path / "zoo", engine=run_here)
     few, many = by_model(zoo, 5), by_model(tmp_path / "zoo", 5)
     assert len(few) == 24
     assert len(many) == 34
@@ -221,7 +218,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         build(RECIPE, tmp_path / "thesis.tex")
 
 
-def test_damage_is_repaired_with_the_same_bytes(zoo, tmp_path):
+def test_damage_is_repaired_with_the_same_bytes(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo_builder.build.run_shards", run_here)
     damaged = tmp_path / "zoo"
     shutil.copytree(zoo, damaged)
     data = bytearray((damaged / "shards/00001/params.safetensors").read_bytes())
@@ -244,7 +242,7 @@ def test_a_damaged_manifest_is_made_again_from_the_shards(zoo, tmp_path):
 
 def test_without_a_compiler_torch_builds_and_the_manifest_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("weightspace.rollout.native.why_not_here", lambda: "no C compiler was found")
-    build(TINY, tmp_path / "zoo", workers=1)
+    build(TINY, tmp_path / "zoo", engine=run_here)
     assert open_zoo(tmp_path / "zoo").manifest["executor"]["method"] == "torch"
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "run by torch, not natively" in line
@@ -252,7 +250,7 @@ def test_without_a_compiler_torch_builds_and_the_manifest_says_so(tmp_path, monk
 
 
 def test_a_zoo_is_repaired_under_the_compiler_it_was_built_with(tmp_path, monkeypatch):
-    build(TINY, tmp_path / "zoo", workers=1)
+    build(TINY, tmp_path / "zoo", engine=run_here)
     monkeypatch.setattr("weightspace.rollout.native.compiler_version", lambda: "another compiler 1.0")
     with pytest.raises(ValueError, match="another compiler"):
         repair(tmp_path / "zoo")

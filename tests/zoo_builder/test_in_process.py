@@ -30,7 +30,8 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture(scope="module", params=["native", "torch"])
+# Products of torch are what the environment decides; the native ones of a worker and of this process: test_bytes.
+@pytest.fixture(scope="module", params=[pytest.param("native", marks=pytest.mark.slow), "torch"])
 def method(request):
     return request.param
 

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from tests.members import ONE_OF_EACH_FAST
 from tests.zoo_builder.linear_family import Linear
-from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.rollout import forward, native
@@ -25,7 +25,6 @@ from zoo_builder.tasks.tiled_digits import TiledDigits
 IDS = ["a", "b", "c"]
 MEMBERS = Members(0, IDS)
 GENERAL = [name for name, label in labels.available().items() if label.for_all_families]
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 # With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
 TOLERANCE = 0 if torch.backends.mkl.is_available() else 1e-9
 TASK = DelayedRecall(num_steps=8, delay=1)
@@ -34,6 +33,12 @@ SMALL = Elman(input_size=1, hidden_size=4, output_size=2)
 
 def wide(params):
     return {name: value.double() for name, value in params.items()}
+
+
+@functools.cache
+def by_torch(family):
+    """Labels of a family's models in float64, measured by torch."""
+    return labels.measure(GENERAL, family, wide(fresh_params(family, 0, IDS)), None, MEMBERS, "stacked")
 
 
 def agree(found, expected, tolerance=1e-8):
@@ -46,14 +51,11 @@ def agree(found, expected, tolerance=1e-8):
         assert torch.allclose(found[name], column, rtol=tolerance, atol=tolerance, equal_nan=True), message
 
 
-@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+@pytest.mark.parametrize("family", ONE_OF_EACH_FAST, ids=str)
 def test_every_label_is_the_same_natively_as_by_torch(family):
     assert native.why_not(family, torch.float64) is None
-    params = wide(fresh_params(family, 0, IDS))
-    found, expected = (
-        labels.measure(GENERAL, family, params, None, MEMBERS, method) for method in ("native", "stacked")
-    )
-    agree(found, expected)
+    found = labels.measure(GENERAL, family, wide(fresh_params(family, 0, IDS)), None, MEMBERS, "native")
+    agree(found, by_torch(family))
 
 
 @pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
@@ -67,16 +69,14 @@ def test_scores_and_losses_are_the_same_natively_as_by_torch(task):
     agree(found, expected)
 
 
-@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+@pytest.mark.parametrize("family", ONE_OF_EACH_FAST, ids=str)
 def test_labels_of_models_in_float32_are_those_of_float64_to_single_precision(family):
     params = fresh_params(family, 0, IDS)
     in_single = ["Rank", "Memory", "Dynamics"]
     in_double = [name for name in GENERAL if name not in (*in_single, "Performance", "LengthGeneralisation")]
     for names, tolerance in ((in_single, 1e-5), (in_double, 1e-8)):
-        found, expected = (
-            labels.measure(names, family, params, None, MEMBERS, method) for method in ("native", "stacked")
-        )
-        agree(found, expected, tolerance)
+        found, expected = labels.measure(names, family, params, None, MEMBERS, "native"), by_torch(family)
+        agree(found, {name: expected[name] for name in found}, tolerance)
 
 
 @pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
@@ -146,8 +146,18 @@ def test_native_labels_depend_on_a_models_own_params_alone():
     )
 
 
-@pytest.mark.parametrize("method", ["native", "stacked"])
-@pytest.mark.parametrize("task", [TASK, TiledDigits(), Adding(num_steps=6)], ids=str)
+OTHERS = [TiledDigits(), Adding(num_steps=6)]
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        (TASK, "stacked"),
+        *((task, "native") for task in (TASK, *OTHERS)),
+        *(pytest.param(task, "stacked", marks=pytest.mark.slow) for task in OTHERS),
+    ],
+    ids=str,
+)
 def test_snapshots_that_are_measured_together_have_the_labels_of_each_alone(task, method, monkeypatch):
     family = Elman(input_size=task.input_size, hidden_size=4, output_size=task.output_size)
     values = {"delay": torch.tensor([1.0, 2, 3], dtype=torch.float64)} if "delay" in task.varying else {}

@@ -359,12 +359,12 @@ def test_records_of_learning_do_not_depend_on_shards_and_outlive_new_labels(zoo,
     columns = ["model_id", "step", "curriculum_level", "exam_score", "steps_to_threshold", "stopped_step"]
     expected = open_zoo(zoo).table.select(columns)
     plan = make_plan(tiny_recipe() | {"shard_size": 5, "labels": []})
-    shards = [make_shard(plan, shard).table.select(columns) for shard in plan.shards]
+    shards = [make_shard(plan, shard, method="native").table.select(columns) for shard in plan.shards]
     assert pa.concat_tables(shards).equals(expected)
     relabelled = make_plan(tiny_recipe() | {"labels": ["Performance", "MemoryMode"]})
     shutil.copytree(zoo, tmp_path / "zoo")
     for shard in relabelled.shards:
-        stage_shard(tmp_path / "zoo", relabelled, shard, ["MemoryMode"], "key")
+        stage_shard(tmp_path / "zoo", relabelled, shard, ["MemoryMode"], "key", method="native")
     staged = sorted((tmp_path / "zoo").rglob("tables-key/*.parquet"))
     assert pa.concat_tables([pq.read_table(path) for path in staged]).select(columns).equals(expected)
 
@@ -416,7 +416,7 @@ def curricula(max_n, hidden_size, ids, **options):
     for heads in ("many", "single"):
         task = NParity(max_n=max_n, n=max_n, heads=heads)
         family, learner = family_of(task, hidden_size), BPTT(**options)
-        learned = learner.learn(family, task, Members(0, ids), [learner.num_updates])
+        learned = learner.learn(family, task, Members(0, ids), [learner.num_updates], Run(method="native"))
         level[heads] = learned.records["curriculum_level"][:, 0]
         params = {name: tensor[:, 0] for name, tensor in learned.params.items()}
         batch = task.sample({"n": torch.full((len(ids),), 2.0)}, Streams(1, ids, "judge"), 512, "test")

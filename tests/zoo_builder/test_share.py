@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from tests.zoo_builder.test_relabel import contents, run_here
 from weightspace import store
 from weightspace.store import open_zoo, verify
 from zoo_builder.build import build
 from zoo_builder.share import Share
+from zoo_builder.workers.processes import run_shards
 
 RECIPE = {
     "families": [{"class": "Elman", "hidden_size": 3}, {"class": "GRU", "hidden_size": 2}],
@@ -27,18 +29,14 @@ RECIPE = {
 }
 
 
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def share(text, out, recipe=RECIPE):
-    return build(recipe, out, workers=1, share=Share.parse(text))
+def share(text, out, recipe=RECIPE, engine=run_here):
+    return build(recipe, out, workers=1, method="torch", share=Share.parse(text), engine=engine)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("share") / "whole"
-    build(RECIPE, path, workers=1)
+    build(RECIPE, path, method="torch", engine=run_here)
     return path
 
 
@@ -69,7 +67,8 @@ def test_shares_at_the_same_time_give_the_same_bytes_and_one_of_them_merges(whol
     out = tmp_path / "zoo"
     with ThreadPoolExecutor(4) as pool:
         # One share twice: a job that was requeued while it still ran.
-        built = list(pool.map(lambda text: share(text, out), ("2/3", "1/3", "3/3", "2/3")))
+        shares = ("2/3", "1/3", "3/3", "2/3")
+        built = list(pool.map(lambda text: share(text, out, engine=run_shards), shares))
     assert sum(one.fingerprint is not None for one in built) >= 1
     assert contents(out) == contents(whole)
     assert verify(out) == []
@@ -82,7 +81,7 @@ def test_a_whole_build_finishes_what_shares_began_and_another_plan_is_refused(wh
     changed["learning"]["batch_size"] = 4
     with pytest.raises(ValueError, match=r"recipe\.learning\.batch_size was 3, now 4"):
         share("1/2", out, changed)
-    assert build(RECIPE, out, workers=1).built == 4
+    assert build(RECIPE, out, method="torch", engine=run_here).built == 4
     assert contents(out) == contents(whole)
 
 
@@ -106,7 +105,7 @@ def test_whole_builders_keep_others_off_and_shares_keep_whole_builders_off(tmp_p
             store.locked(out, shared=held_shared),
             pytest.raises(ValueError, match="Another builder is at work"),
         ):
-            build(RECIPE, out, share=asked)
+            build(RECIPE, out, method="torch", share=asked)
         assert not (out / "shards").exists()
 
 
@@ -135,7 +134,7 @@ def test_where_there_are_no_locks_shares_are_made_and_a_whole_build_merges(whole
     built = share("2/2", out)
     assert (built.missing, built.fingerprint) == (0, None)
     assert "has no locks (Function not implemented)" in caplog.text
-    assert build(RECIPE, out, workers=1).built == 0
+    assert build(RECIPE, out, method="torch").built == 0
     assert contents(out) == contents(whole)
 
 
@@ -143,6 +142,7 @@ def test_where_there_are_no_locks_shares_are_made_and_a_whole_build_merges(whole
 def test_commands_of_a_job_array_give_the_same_bytes(whole, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     command = [sys.executable, "-m", "zoo_builder", "build", "--config", tmp_path / "recipe.yaml", "--workers", "1"]
+    command += ["--method", "torch"]
     jobs = [
         subprocess.Popen([*map(str, command), "--out", str(tmp_path / "zoo"), "--shard", f"{number}/5"])
         for number in (4, 1, 5, 2, 3)

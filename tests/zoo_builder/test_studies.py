@@ -17,7 +17,7 @@ from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.studies import Gate, Measured
 from zoo_builder.studies import run as running
 from zoo_builder.studies.run import judged, run_study
-from zoo_builder.workers import making
+from zoo_builder.workers import in_process, making
 
 TRIAL = "tests.zoo_builder.trial_study"
 KEYS = {"study", "paper", "passed", "gates", "cpu_seconds"}
@@ -97,7 +97,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_counts_all_seconds(tmp_
     result = run_study(study, tmp_path)
     assert made == [0, 1]
     assert result["cpu_seconds"] == 5 + 2 + 1
-    build(study.recipes["planted"], tmp_path / "whole", workers=1)
+    most = 99
+    build(study.recipes["planted"], tmp_path / "whole", engine=in_process.run_shards)
     assert contents(tmp_path / "whole") == contents(tmp_path / "Decaying/planted")
 
 

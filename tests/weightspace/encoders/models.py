@@ -8,7 +8,6 @@ from tests.trial_members.decays import Decays
 from tests.trial_members.delays import Delays
 from tests.trial_members.liquid import Liquid
 from tests.trial_members.wave import Wave
-from weightspace import families
 from weightspace.encoders import Encoder
 from weightspace.families import Family
 from weightspace.families.second_order import SecondOrder
@@ -16,7 +15,6 @@ from weightspace.rollout import generator
 from weightspace.spec import GroupElement
 from weightspace.store import Stack
 
-EXAMPLES = [example for kind in families.available().values() for example in kind.examples()]
 TRIALS = [example for kind in (SecondOrder, Liquid, Wave, Delays, Decays) for example in kind.examples()]
 
 

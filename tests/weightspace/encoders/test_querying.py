@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
+from tests.members import EXAMPLES
 from tests.trial_members.liquid import Liquid
-from tests.weightspace.encoders.models import EXAMPLES, TRIALS, fitted, permuted, stack_of
+from tests.weightspace.encoders.models import TRIALS, fitted, permuted, stack_of
 from tests.weightspace.zoos import write_zoo
 from weightspace import checks, encoders
 from weightspace.data.datamodule import ZooDataModule

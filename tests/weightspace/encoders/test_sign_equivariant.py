@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from tests.weightspace.encoders.models import EXAMPLES, TRIALS, fitted, permuted, stack_of
+from tests.members import EXAMPLES
+from tests.weightspace.encoders.models import TRIALS, fitted, permuted, stack_of
 from weightspace.encoders import sign_equivariant
 from weightspace.encoders.parities import parities_of
 from weightspace.encoders.parity_layers import (

@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from tests.weightspace.encoders.models import EXAMPLES, TRIALS, fitted, permuted, stack_of
+from tests.members import ONE_OF_EACH
+from tests.weightspace.encoders.models import TRIALS, fitted, permuted, stack_of
 from tests.weightspace.zoos import write_zoo
 from weightspace import checks, encoders
 from weightspace.components.construction import Constructed
@@ -48,7 +49,7 @@ def made(name):
 @pytest.mark.parametrize("name", INVARIANT)
 def test_permutations_leave_embeddings_alone_to_rounding_in_float64(name):
     assert made(name).symmetry == {"permutation"}
-    for family in EXAMPLES + TRIALS:
+    for family in ONE_OF_EACH + TRIALS:
         stack = stack_of(family)
         encoder = fitted(made(name), stack)
         with torch.no_grad():
@@ -60,7 +61,7 @@ def test_permutations_leave_embeddings_alone_to_rounding_in_float64(name):
 @pytest.mark.parametrize("name", BY_PLACE)
 def test_an_encoder_that_states_no_symmetry_has_rows_that_it_sees_permutations(name):
     assert made(name).symmetry == frozenset()
-    rows = list(checks._encoder_rows(made(name), EXAMPLES[0]))
+    rows = list(checks._encoder_rows(made(name), ONE_OF_EACH[0]))
     (row,) = (row for row in rows if row["move"].startswith("unstated permutations"))
     assert row["error"] > 0.01
     assert not row["declared"]
@@ -79,7 +80,7 @@ def test_families_of_other_kinds_are_read_or_refused_by_their_sizes(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_mixed_families_and_sizes_are_embedded_as_each_alone(name):
-    stacks = [stack_of(family, models=3) for family in EXAMPLES]
+    stacks = [stack_of(family, models=3) for family in ONE_OF_EACH]
     encoder = fitted(made(name), *stacks)
     alone = torch.cat([encoder([stack]) for stack in stacks])
     torch.testing.assert_close(encoder(stacks), alone, rtol=1e-12, atol=1e-12)
@@ -88,7 +89,7 @@ def test_mixed_families_and_sizes_are_embedded_as_each_alone(name):
 @pytest.mark.parametrize("name", ALL)
 def test_shapes_of_parameters_and_buffers_follow_from_the_constructor_alone(name):
     before = {key: value.shape for key, value in made(name).state_dict().items()}
-    encoder = fitted(made(name), *(stack_of(family) for family in EXAMPLES))
+    encoder = fitted(made(name), *(stack_of(family) for family in ONE_OF_EACH))
     assert {key: value.shape for key, value in encoder.state_dict().items()} == before
 
 
