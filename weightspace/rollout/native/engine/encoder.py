@@ -205,9 +205,10 @@ class Encoder:
         for one in (one for group in together.values() for one in group):
             dy = self.layout.at(one.dy)
             if one.x is None:
-                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy))
+                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy, one.silent_steps))
                 self.vectors[one.matrix] = self._with_gradient(self.vectors[one.matrix])
             else:
-                jobs.append(WeightJob(self.matrix(one.matrix, False), self.layout.at(one.x), dy))
+                x = self.layout.at(one.x)
+                jobs.append(WeightJob(self.matrix(one.matrix, False), x, dy, one.silent_steps))
                 self.matrices[one.matrix, False] = self._with_gradient(self.matrices[one.matrix, False])
         return table(jobs, WeightJob)
