@@ -81,9 +81,6 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         step.emit("zero", out=next_carry[name])
     for part in (readout, step):
         part.refuse_lost_shares()
-    operations = (*readout.operations, *step.operations)
-    read = {ref.value for operation in operations for ref in operation.reads}
-    read |= {one.x.value for one in (*readout.weights, *step.weights) if one.x is not None}
     return Adjoint(
         readout=tuple(readout.operations),
         step=tuple(step.operations),
@@ -95,7 +92,7 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         inputs=inputs,
         readout_weights=tuple(readout.weights),
         step_weights=tuple(step.weights),
-        read=forward & read,
+        read=forward & (readout.read | step.read),
         reached=frozenset(program.states),
     )
 
