@@ -181,9 +181,6 @@ def compare(
     if not all(bool(value.isfinite().all()) for value in expected.values()):
         raise Undecided
     largest = max((float(value.abs().max()) for value in expected.values() if value.numel()), default=0.0)
-    if dtype == torch.float32 and largest > 1e4:
-        # The engine's tanh stays 4e-7 below 1, and so its derivative above 0: states this large would show it.
-        raise Undecided
     for name, value in expected.items():
         if not value.numel():
             continue

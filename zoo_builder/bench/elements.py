@@ -9,7 +9,7 @@ import torch
 
 from weightspace.families import Family
 from weightspace.rollout.native.derive.adjoint import Adjoint, adjoint, pruned
-from weightspace.rollout.native.derive.prologue_adjoint import prologue_adjoint
+from weightspace.rollout.native.derive.prologue_adjoint import results_of
 from weightspace.rollout.native.engine.encoded import traced
 from weightspace.rollout.native.trace.program import BackwardOperation, Map, Product, SumInto, Untraceable
 from zoo_builder.bench.case import Case, flops
@@ -60,7 +60,7 @@ def _per_lane(family: Family) -> int:
     builder = program.builder.copy()
     tensors = frozenset(number for number, name in enumerate(program.stored) if name in family.spec.trained)
     if program.flat is not None:
-        tensors |= {len(program.stored) + number for number in prologue_adjoint(program.flat, tensors).results}
+        tensors |= {len(program.stored) + number for number in results_of(program.flat, tensors)}
     elif program.prologue is not None:
         tensors |= {len(program.stored) + number for number in range(len(program.computed))}
     back = pruned(adjoint(program.program, builder), tensors, inputs=False, initial=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.criterion import Criterion
-from weightspace.rollout.native.engine.encoded import Wanted, engine, lanes_for, learning_engine, traced
+from weightspace.rollout.native.engine.encoded import Engine, Wanted, engine, lanes_for, learning_engine, traced
 from weightspace.rollout.native.engine.job import Call, Moves
 from weightspace.rollout.native.function import call_of, computed_tensors, first_states, in_one_piece
 from weightspace.spec import Params
@@ -47,12 +47,15 @@ def descend(
     _judge_by(criterion, criterion.weight[None], call, dtype)
     call.gradients = [torch.empty(t.shape, dtype=dtype) if i in wanted.tensors else None for i, t in enumerate(tensors)]
     call.initial_gradient = [torch.empty_like(t.contiguous()) for t in starts] if wanted.initial else None
-    losses = _run(family, wanted, call, dtype, in_c=in_c)
+    runner = _engine(family, wanted, call, dtype, in_c=in_c)
+    runner.run(call, torch.get_num_threads())
     by_name = dict(zip(spec.tensors, call.gradients, strict=False))
     gradients = {name: by_name[name] for name in trained}
     if through:
-        _add_through(leaves, trained, computed, initial, call, gradients)
-    return losses, {name: g for name, g in gradients.items() if g is not None}
+        known = _gradients_through(runner, spec.states, call, len(leaves))
+        _add_through(leaves, trained, (*computed, *initial.values()), known, gradients)
+    assert call.losses is not None
+    return call.losses.to(dtype), {name: g for name, g in gradients.items() if g is not None}
 
 
 def can_descend_on(family: Family, dtype: torch.dtype = torch.float32) -> bool:
@@ -97,7 +100,9 @@ def descend_on(
     call.moves, call.moved = moves, [name in trained for name in spec.tensors]
     _judge_by(criterion, weights, call, dtype)
     wanted = Wanted(frozenset(i for i, name in enumerate(spec.tensors) if name in trained))
-    return _run(family, wanted, call, dtype, in_c=True)
+    _engine(family, wanted, call, dtype, in_c=True).run(call, torch.get_num_threads())
+    assert call.losses is not None
+    return call.losses.to(dtype)
 
 
 def _judge_by(criterion: Criterion, weights: Tensor, call: Call, dtype: torch.dtype) -> None:
@@ -109,32 +114,36 @@ def _judge_by(criterion: Criterion, weights: Tensor, call: Call, dtype: torch.dt
     call.losses = torch.full((call.models,), torch.nan, dtype=torch.float64)
 
 
-def _run(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype, *, in_c: bool) -> Tensor:
-    """Run a call, whose prologue is computed in C or passed as data; returns its losses (models,)."""
-    assert call.losses is not None
+def _engine(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype, *, in_c: bool) -> Engine:
+    """The engine for a call, with what params alone determine computed in C or part of the call."""
     made = learning_engine if in_c else engine
-    made(family, dtype, lanes_for(call.batch_of_one), wanted).run(call, torch.get_num_threads())
-    return call.losses.to(dtype)
+    return made(family, dtype, lanes_for(call.batch_of_one), wanted)
+
+
+def _gradients_through(runner: Engine, states: Iterable[str], call: Call, stored: int) -> list[Tensor | None]:
+    """Gradients of computed tensors, then of initial states, None where no loss depends on them."""
+    gradients = call.gradients or []
+    known = [gradient if i in runner.reached else None for i, gradient in enumerate(gradients)][stored:]
+    initial = call.initial_gradient or [None for _ in states]
+    return known + [one if name in runner.reached_states else None for name, one in zip(states, initial, strict=True)]
 
 
 def _add_through(
     leaves: Mapping[str, Tensor],
     trained: Sequence[str],
-    computed: Sequence[Tensor],
-    initial: Mapping[str, Tensor],
-    call: Call,
+    through: Sequence[Tensor],
+    known: Sequence[Tensor | None],
     gradients: dict[str, Tensor | None],
 ) -> None:
     """Gradients of params through the prologue."""
-    written = call.gradients or []
-    pairs = list(zip(computed, written[len(leaves) :], strict=True))
-    if call.initial_gradient is not None:
-        pairs += list(zip(initial.values(), call.initial_gradient, strict=True))
-    known = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]
+    pairs = zip(through, known, strict=True)
+    reached = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]
+    if not reached:
+        return
     more = torch.autograd.grad(
-        [tensor for tensor, _ in known],
+        [tensor for tensor, _ in reached],
         [leaves[name] for name in trained],
-        [gradient.view_as(tensor) for tensor, gradient in known],
+        [gradient.view_as(tensor) for tensor, gradient in reached],
         allow_unused=True,
         materialize_grads=True,
     )

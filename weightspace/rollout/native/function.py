@@ -39,6 +39,8 @@ class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, family: Family, sizes: tuple[int, int], *data: Tensor) -> tuple[Tensor, ...]:
         ctx.family, ctx.sizes = family, sizes
+        # None, not zeros, where no loss depends on a result: infinity times zero is not zero.
+        ctx.set_materialize_grads(False)
         dense = [in_one_piece(tensor) for tensor in data]
         ctx.save_for_backward(*dense)
         tensors, inputs, initial = _parted(dense, sizes)
@@ -57,7 +59,14 @@ class _Native(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         tensors, inputs, initial = _parted(list(data), ctx.sizes)
         of_tensors, of_inputs, of_initial = _parted(list(needed), ctx.sizes)
-        wanted = Wanted(frozenset(i for i, need in enumerate(of_tensors) if need), any(of_inputs), any(of_initial))
+        named = zip(ctx.family.spec.states, gradients[1:], strict=True)
+        wanted = Wanted(
+            frozenset(i for i, need in enumerate(of_tensors) if need),
+            any(of_inputs),
+            any(of_initial),
+            outputs=gradients[0] is not None,
+            states=frozenset(name for name, gradient in named if gradient is not None),
+        )
         call = call_of(tensors, inputs, initial)
         call.output_gradient = None if gradients[0] is None else gradients[0].contiguous()
         call.state_gradient = [None if g is None else g.contiguous() for g in gradients[1:]]
@@ -66,8 +75,12 @@ class _Native(torch.autograd.Function):
             for part, needs in ((tensors, of_tensors), (inputs, of_inputs), (initial, of_initial))
         )
         x = inputs[-1]
-        engine(ctx.family, x.dtype, lanes_for(x.shape[2]), wanted).run(call, torch.get_num_threads())
-        return None, None, *call.gradients, *call.input_gradient, *call.initial_gradient
+        own = engine(ctx.family, x.dtype, lanes_for(x.shape[2]), wanted)
+        own.run(call, torch.get_num_threads())
+        of_params = [gradient if i in own.reached else None for i, gradient in enumerate(call.gradients)]
+        named = zip(ctx.family.spec.states, call.initial_gradient, strict=True)
+        of_states = [gradient if name in own.reached_states else None for name, gradient in named]
+        return None, None, *of_params, *call.input_gradient, *of_states
 
 
 def first_states(family: Family, params: Mapping[str, Tensor], start: Tensor, dtype: torch.dtype) -> State:

@@ -35,13 +35,17 @@ typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows
 // `packed` and `gradient` say where it lies there (gradient -1: not wanted); `sums`, of a vector whose gradient is summed
 // up tile by tile, where in SUMS (-1: not so).
 typedef struct { int64_t rows, cols, first_piece, num_pieces, packed, transposed, gradient, sums; } Matrix;
-// matrix -1 - n: the gradient of the bias n. Jobs with the same dy follow one another and have as many rows.
-typedef struct { int64_t matrix, x[2], dy[2]; } WeightJob;
+// matrix -1 - n: the gradient of the bias n. Jobs with the same dy follow one another and have as many rows; at the last
+// `silent_steps` dy is zero for certain and x, by which it would be multiplied, perhaps infinite.
+typedef struct { int64_t matrix, x[2], dy[2], silent_steps; } WeightJob;
 
 typedef struct {
     // Program.
-    int64_t num_step, num_readout, num_readout_back, num_step_back, num_first_back;
-    const Instruction *step, *readout, *readout_back, *step_back, *first_back;  // the last, of the first time step
+    int64_t num_step, num_readout, num_readout_back, num_step_back, num_first_back, num_last_back_at;
+    const Instruction *step, *readout, *readout_back, *step_back;
+    const Instruction *first_back;   // instead of `step_back` at the first time step
+    const Instruction *last_back;    // and of both at the last ones: of the last step, then of the one before it, ...
+    const int64_t *last_back_at;     // where the list of each of them starts, and where the last one ends
     const TermSpec *terms;
     const AddendSpec *addends;
     const double *constants;
@@ -568,6 +572,8 @@ static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps)
     for (const WeightJob *from = job->jobs, *to = from; from < end; from = to) {
         // Jobs that read the same rows of dy are done together, so that a few rows stay in the nearest cache.
         while (to < end && to->dy[0] == from->dy[0] && to->dy[1] == from->dy[1]) to++;
+        int64_t loud = job->time - from->silent_steps - first, its_steps = steps < loud ? steps : loud;
+        if (its_steps <= 0) continue;
         int64_t rows = from->matrix < 0 ? job->vectors[-1 - from->matrix].rows : job->matrices[from->matrix].rows;
         int64_t dy_stride = step_stride(job, from->dy[0]);
         for (int64_t r = 0; r < rows; r += G_ROWS) {
@@ -576,14 +582,27 @@ static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps)
             for (const WeightJob *j = from; j < to; j++) {
                 if (j->matrix < 0) {
                     REAL *gradient = m->slice_gradient + job->vectors[-1 - j->matrix].gradient;
-                    bias_gradient(count, steps, dy, dy_stride, gradient + r);
+                    bias_gradient(count, its_steps, dy, dy_stride, gradient + r);
                     continue;
                 }
                 const Matrix *matrix = job->matrices + j->matrix;
-                weight_gradient(count, matrix->cols, steps, dy, dy_stride, at(m, j->x), step_stride(job, j->x[0]),
+                weight_gradient(count, matrix->cols, its_steps, dy, dy_stride, at(m, j->x), step_stride(job, j->x[0]),
                                 m->slice_gradient + matrix->gradient + r, rows);
             }
         }
+    }
+}
+
+// From the gradients of the states after step t to those before it.
+static void step_back(const Job *job, Memory *m, int64_t t) {
+    int64_t later = job->time - 1 - t;
+    if (later + 1 < job->num_last_back_at) {
+        int64_t from = job->last_back_at[later];
+        run(job, m, job->last_back + from, job->last_back_at[later + 1] - from);
+    } else if (t) {
+        run(job, m, job->step_back, job->num_step_back);
+    } else {
+        run(job, m, job->first_back, job->num_first_back);
     }
 }
 
@@ -604,8 +623,7 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
         if (output_gradient(job, m, model, t, first, lanes, loss))
             run(job, m, job->readout_back, job->num_readout_back);
         if (!job->want_gradients) continue;
-        if (t) run(job, m, job->step_back, job->num_step_back);
-        else run(job, m, job->first_back, job->num_first_back);
+        step_back(job, m, t);
         if (job->input_gradient)
             for (int64_t i = 0; i < job->num_inputs; i++)
                 if (job->input_gradient[i])

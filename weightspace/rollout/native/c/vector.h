@@ -71,7 +71,7 @@ typedef struct { V scale, part; } Split;
 #define ROUNDER 12582912.0f
 #define MANTISSA 23
 #define EXP_LARGEST 88.0f
-#define TANH_LARGEST 7.75f
+#define TANH_LARGEST 9.0f
 #endif
 
 INLINE Split split_exp(V x) {
@@ -109,10 +109,12 @@ INLINE V at_most(V x, REAL bound) { return pick(x > splat(bound), splat(bound), 
 INLINE V at_least(V x, REAL bound) { return pick(x < splat(bound), splat(bound), x); }
 #endif
 
+// Right wherever exp has a number, those below the normal ones included: 2^n may have none, two factors of it have.
 INLINE V v_exp(V x) {
-    V over = pick(x > splat((REAL)EXP_LARGEST), splat((REAL)INFINITY), splat(0));
-    Split s = split_exp(at_least(at_most(x, (REAL)EXP_LARGEST), -(REAL)(EXP_LARGEST - 1)));
-    return s.scale * s.part + s.scale + over;
+    Split s = split_exp(at_least(at_most(x, (REAL)(1.2 * EXP_LARGEST)), -(REAL)(1.3 * EXP_LARGEST)));
+    M n = ((M)s.scale - (M)splat(1)) >> MANTISSA, half = n >> 1;
+    V one = (V)((half << MANTISSA) + (M)splat(1)), other = (V)(((n - half) << MANTISSA) + (M)splat(1));
+    return (one * s.part + one) * other;
 }
 
 #if REAL_IS_DOUBLE
@@ -157,8 +159,8 @@ INLINE V quick_exp2(V t) {
 #endif
 INLINE V v_exp_of_negative(V x) { return quick_exp2(x * (REAL)LOG2E); }
 INLINE V v_sigmoid(V x) { return 1 / (1 + quick_exp2(x * -(REAL)LOG2E)); }
-// x P(x^2) / Q(x^2), nearest to tanh on |x| <= 7.75 (by 5e-9, relative); what is beyond is 1 but for 4e-7, which leaves
-// rounding no way above 1.
+// x P(x^2) / Q(x^2), nearest to tanh on |x| <= 7.75 (by 5e-9, relative). Beyond, it crosses 1 where tanh is 1 but for
+// 1.5e-7, and is cut off there: a state that grows without bound multiplies what its derivative is above 0.
 INLINE V v_tanh(V x) {
     x = at_least(at_most(x, (REAL)TANH_LARGEST), -(REAL)TANH_LARGEST);
     V s = x * x;
@@ -171,7 +173,7 @@ INLINE V v_tanh(V x) {
     q = q * s + 4.679311477694099e-1f;
     p = p * s + 9.999999953974601e-1f;
     q = q * s + 1;
-    return x * p / q;
+    return at_least(at_most(x * p / q, 1), -1);
 }
 #endif
 

@@ -28,7 +28,9 @@ class Adjoint:
     step: tuple[BackwardOperation, ...]
     """Operations from `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
     first_step: tuple[BackwardOperation, ...]
-    """The same at the first time step, where the gradient of the states before it may not be needed."""
+    """The same at the first time step, where nobody may ask for the gradient of the states before it."""
+    last_steps: tuple[tuple[BackwardOperation, ...], ...]
+    """The same at the last time step, the one before it and so on, as far as they differ; see `silenced`."""
     output: Ref
     carry: Mapping[str, Ref]
     """Gradients of the states after the step, and of other values of it that the read-out reads (`read.VALUE`)."""
@@ -38,7 +40,16 @@ class Adjoint:
     readout_weights: tuple[WeightGradient, ...]
     step_weights: tuple[WeightGradient, ...]
     read: frozenset[int]
-    """Forward values that the adjoint reads."""
+    """Forward values that the way back reads."""
+    reached: frozenset[str]
+    """States on which, before a step, some loss depends."""
+
+    @property
+    def tensors(self) -> frozenset[int]:
+        """Numbers of the tensors whose gradients it sums up."""
+        sums = (one for part in (self.step, *self.last_steps, self.readout) for one in part if isinstance(one, SumInto))
+        matrices = [one.matrix for one in (*self.readout_weights, *self.step_weights)] + [one.vector for one in sums]
+        return frozenset(piece.tensor for matrix in matrices for piece in matrix.pieces)
 
 
 def adjoint(program: Program, builder: Builder) -> Adjoint:
@@ -70,20 +81,19 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
         step.emit("zero", out=next_carry[name])
     for part in (readout, step):
         part.refuse_lost_shares()
-    operations = (*readout.operations, *step.operations)
-    read = {ref.value for operation in operations for ref in operation.reads}
-    read |= {weight.x.value for weight in (*readout.weights, *step.weights) if weight.x is not None}
     return Adjoint(
         readout=tuple(readout.operations),
         step=tuple(step.operations),
         first_step=tuple(step.operations),
+        last_steps=(),
         output=output,
         carry=carry,
         next_carry=next_carry,
         inputs=inputs,
         readout_weights=tuple(readout.weights),
         step_weights=tuple(step.weights),
-        read=forward & read,
+        read=forward & (readout.read | step.read),
+        reached=frozenset(program.states),
     )
 
 
@@ -109,6 +119,7 @@ def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bo
     needed |= {weight.dy.value for weight in (*readout_weights, *step_weights)}
     at_first = needed if initial else needed - {ref.value for ref in back.next_carry.values()}
     first_step = _alive(back.step, set(at_first), tensors)
+    last_steps = tuple(_alive(operations, set(needed), tensors) for operations in back.last_steps)
     step = _alive(back.step, needed, tensors)
     readout = _alive(back.readout, needed, tensors)
     read = {ref.value for operation in (*readout, *step) for ref in operation.reads}
@@ -118,6 +129,7 @@ def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bo
         readout=readout,
         step=step,
         first_step=first_step,
+        last_steps=last_steps,
         inputs=back.inputs if inputs else {},
         readout_weights=readout_weights,
         step_weights=step_weights,

@@ -37,6 +37,12 @@ class Backward(Derivation):
     summed: set[int] = field(default_factory=set)
     """Values whose shares have been summed."""
 
+    @property
+    def read(self) -> set[int]:
+        """Values that its operations and the gradients of weights read."""
+        refs = [ref for operation in self.operations for ref in operation.reads]
+        return {ref.value for ref in (*refs, *(one.x for one in self.weights if one.x is not None))}
+
     def add(self, to: Ref, share: Share | Term) -> None:
         """Add a share of the gradient of some rows, unless gradients stop there; a term is of a transposed matrix."""
         if to.stopped:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from weightspace.rollout.native.derive.derivatives import PARTIALS, Derivation, Share
@@ -49,17 +49,28 @@ class _Reverse(Derivation):
             self.add(step.source, Addend(out))
 
 
-def prologue_adjoint(prologue: Prologue, wanted: frozenset[int]) -> PrologueAdjoint:
-    """The gradients of the wanted stored tensors from those of the results."""
+def results_of(prologue: Prologue, wanted: frozenset[int]) -> set[int]:
+    """Numbers of the results on which some wanted stored tensor acts."""
+    reached = _reached(prologue, wanted)
+    return {number for number, ref in enumerate(prologue.results) if ref.value in reached}
+
+
+def _reached(prologue: Prologue, wanted: frozenset[int]) -> set[int]:
+    """The values on which some wanted stored tensor acts."""
     reached = {prologue.params[number].value for number in wanted if number in prologue.params}
     for step in prologue.operations:
         reads = step.reads if isinstance(step, Map) else () if isinstance(step, Load) else (step.source,)
         if any(ref.value in reached and not ref.stopped for ref in reads):
             reached.add(step.out.value)
+    return reached
+
+
+def prologue_adjoint(prologue: Prologue, wanted: frozenset[int], through: Collection[int]) -> PrologueAdjoint:
+    """The gradients of the wanted stored tensors from those of some results; no loss depends on the others."""
+    reached = _reached(prologue, wanted)
     reverse = _Reverse(builder=prologue.builder.copy())
-    results = {
-        number: reverse.builder.value(ref.rows) for number, ref in enumerate(prologue.results) if ref.value in reached
-    }
+    numbers = sorted(results_of(prologue, wanted) & set(through))
+    results = {number: reverse.builder.value(prologue.results[number].rows) for number in numbers}
     for number, gradient in results.items():
         reverse.add(prologue.results[number], Addend(gradient))
     for step in reversed(prologue.operations):

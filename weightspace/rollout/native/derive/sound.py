@@ -8,11 +8,6 @@ from weightspace.rollout.native.derive.adjoint import Adjoint
 from weightspace.rollout.native.trace.program import BackwardOperation, Program, Ref, SumInto, Untraceable
 
 
-def _mask(ref: Ref) -> int:
-    """Rows of a reference, a bit each."""
-    return ((1 << ref.rows) - 1) << ref.start
-
-
 class Written:
     """Written rows of every value, a bit each."""
 
@@ -27,15 +22,15 @@ class Written:
         """Mark some rows as written."""
         if ref.start < 0 or ref.rows < 1 or ref.start + ref.rows > self._rows[ref.value]:
             raise Untraceable(f"a program would write rows {ref.start} to {ref.start + ref.rows} of a smaller value")
-        self._masks[ref.value] = self._masks.get(ref.value, 0) | _mask(ref)
+        self._masks[ref.value] = self._masks.get(ref.value, 0) | ref.mask
 
     def is_written(self, ref: Ref) -> bool:
         """Whether any of these rows are written."""
-        return bool(self._masks.get(ref.value, 0) & _mask(ref))
+        return bool(self._masks.get(ref.value, 0) & ref.mask)
 
     def read(self, ref: Ref) -> None:
         """Raise Untraceable unless all of these rows are written."""
-        if _mask(ref) & ~self._masks.get(ref.value, 0):
+        if ref.mask & ~self._masks.get(ref.value, 0):
             raise Untraceable("a program would read a value before it is computed")
 
     def run(self, operations: Iterable[BackwardOperation], *, once: bool) -> None:
@@ -78,22 +73,24 @@ def _refuse_unsound_adjoint(step: Written, both: Written, back: Adjoint) -> None
             written.write(ref)
     both.write(back.output)
     both.run(back.readout, once=False)
-    for weight in back.readout_weights:
-        both.read(weight.dy)
-        if weight.x is not None:
-            both.read(weight.x)
-    first = step.copy()
+    for one in back.readout_weights:
+        both.read(one.dy)
+        if one.x is not None:
+            both.read(one.x)
+    first, lasts = step.copy(), [step.copy() for _ in back.last_steps]
     first.run(back.first_step, once=False)
+    for last, operations in zip(lasts, back.last_steps, strict=True):
+        last.run(operations, once=False)
     step.run(back.step, once=False)
-    for weight in back.step_weights:
-        step.read(weight.dy)
-        if weight.x is not None:
-            step.read(weight.x)
-            first.read(weight.x)
-        first.read(weight.dy)
+    for one in back.step_weights:
+        for ran in (step, first, *lasts[one.silent_steps :]):
+            ran.read(one.dy)
+            if one.x is not None:
+                ran.read(one.x)
     for ref in back.inputs.values():
-        step.read(ref)
-        first.read(ref)
+        for ran in (step, first, *lasts):
+            ran.read(ref)
     if back.step:
         for ref in back.next_carry.values():
-            step.read(ref)
+            for ran in (step, *lasts):
+                ran.read(ref)

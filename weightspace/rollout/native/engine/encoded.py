@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 
 from weightspace.families import Family
 from weightspace.rollout.native.derive.adjoint import Adjoint, adjoint, pruned
-from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint, prologue_adjoint
+from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint, prologue_adjoint, results_of
+from weightspace.rollout.native.derive.silence import silenced
 from weightspace.rollout.native.derive.sound import refuse_unsound
 from weightspace.rollout.native.derive.tangent import with_jacobian, with_tangents
 from weightspace.rollout.native.engine.compiler import library
@@ -37,7 +39,7 @@ from weightspace.rollout.native.engine.records import (
 )
 from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.trace.flat import Prologue
-from weightspace.rollout.native.trace.program import Program
+from weightspace.rollout.native.trace.program import Builder, Program
 from weightspace.rollout.native.trace.traced import Traced, trace
 
 LANES = (16, 32)
@@ -54,11 +56,13 @@ def traced(family: Family, dtype: torch.dtype) -> Traced:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Gradients that a run computes."""
+    """Gradients that a run computes, and values through which they come in: the outputs, if said, and some states."""
 
     tensors: frozenset[int] = frozenset()
     inputs: bool = False
     initial: bool = False
+    outputs: bool = True
+    states: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.tensors) or self.inputs or self.initial
@@ -120,12 +124,12 @@ class Engine:
         self.library = engine_library(dtype, lanes)
         self.traced = own
         program, builder = self.traced.program, self.traced.builder.copy()
-        back, tensors = None, wanted.tensors
-        through = prologue_adjoint(prologue, tensors) if prologue is not None else None
-        if through is not None:
-            tensors |= {len(own.stored) + number for number in through.results}
+        back, self.reached, self.reached_states = None, frozenset[int](), frozenset[str]()
         if wanted:
-            back = pruned(adjoint(program, builder), tensors, inputs=wanted.inputs, initial=wanted.initial)
+            back = _way_back(program, builder, wanted, _acting(own, wanted.tensors, prologue))
+            self.reached, self.reached_states = back.tensors, back.reached
+        results = {number - len(own.stored) for number in self.reached if number >= len(own.stored)}
+        through = prologue_adjoint(prologue, wanted.tensors, results) if prologue is not None else None
         refuse_unsound(program, builder.rows, back, once=False)
         layout = laid_out(program, back, builder.rows)
         self._kept: list[Any] = []
@@ -152,6 +156,9 @@ class Engine:
         self._array("readout_back", encoder.instructions(backward[0]), counted=True)
         self._array("step_back", encoder.instructions(backward[1]), counted=True)
         self._array("first_back", encoder.instructions(backward[2]), counted=True)
+        lasts = [encoder.instructions(operations) for operations in (back.last_steps if back is not None else ())]
+        self._array("last_back", np.concatenate([encoder.instructions(()), *lasts]))
+        self._array("last_back_at", _numbers(accumulate(map(len, lasts), initial=0)), counted=True)
         self._array("jobs", encoder.jobs(backward[3]), counted=True)
         self._array("matrices", table(encoder.matrices.values(), MatrixSpec), counted=True)
         self._array("vectors", table(encoder.vectors.values(), MatrixSpec), counted=True)
@@ -246,6 +253,17 @@ class Engine:
         workspace = torch.empty(size + 64, dtype=self.dtype)
         start = ctypes.c_void_p(-(-workspace.data_ptr() // 64) * 64)
         self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)
+
+
+def _acting(own: Traced, tensors: frozenset[int], prologue: Prologue | None) -> frozenset[int]:
+    """The wanted tensors and, with a prologue in C, those computed from them."""
+    computed = results_of(prologue, tensors) if prologue is not None else set()
+    return tensors | {len(own.stored) + number for number in computed}
+
+
+def _way_back(program: Program, builder: Builder, wanted: Wanted, tensors: frozenset[int]) -> Adjoint:
+    back = silenced(adjoint(program, builder), outputs=wanted.outputs, states=wanted.states)
+    return pruned(back, tensors, inputs=wanted.inputs, initial=wanted.initial)
 
 
 def _all_of(pieces: Iterator[Callable[[], None]]) -> None:

@@ -202,12 +202,13 @@ class Encoder:
         for weight in weights:
             together.setdefault(weight.dy, []).append(weight)
         jobs = []
-        for weight in (weight for group in together.values() for weight in group):
-            dy = self.layout.at(weight.dy)
-            if weight.x is None:
-                jobs.append(WeightJob(-1 - self.vector(weight.matrix), NOWHERE, dy))
-                self.vectors[weight.matrix] = self._with_gradient(self.vectors[weight.matrix])
+        for one in (one for group in together.values() for one in group):
+            dy = self.layout.at(one.dy)
+            if one.x is None:
+                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy, one.silent_steps))
+                self.vectors[one.matrix] = self._with_gradient(self.vectors[one.matrix])
             else:
-                jobs.append(WeightJob(self.matrix(weight.matrix, False), self.layout.at(weight.x), dy))
-                self.matrices[weight.matrix, False] = self._with_gradient(self.matrices[weight.matrix, False])
+                x = self.layout.at(one.x)
+                jobs.append(WeightJob(self.matrix(one.matrix, False), x, dy, one.silent_steps))
+                self.matrices[one.matrix, False] = self._with_gradient(self.matrices[one.matrix, False])
         return table(jobs, WeightJob)

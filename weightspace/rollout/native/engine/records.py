@@ -93,11 +93,15 @@ class MatrixSpec(NamedTuple):
 
 
 class WeightJob(NamedTuple):
-    """The gradient of matrix number `matrix`, or of bias number -1 - `matrix`, from tiles x and dy of many steps."""
+    """The gradient of matrix number `matrix`, or of bias number -1 - `matrix`, from tiles x and dy of many steps.
+
+    The last `silent_steps` are left out.
+    """
 
     matrix: int
     x: Place
     dy: Place
+    silent_steps: int
 
 
 def table(records: Iterable[tuple[Any, ...]], kind: type[tuple[Any, ...]]) -> Numbers:

@@ -21,6 +21,11 @@ class Ref:
     stopped: bool = False
     """True after detach: neither gradients nor tangents pass."""
 
+    @property
+    def mask(self) -> int:
+        """The rows, a bit each."""
+        return ((1 << self.rows) - 1) << self.start
+
     def part(self, start: int, rows: int) -> Ref:
         """Some of these rows."""
         assert start + rows <= self.rows
@@ -167,6 +172,8 @@ class WeightGradient:
     matrix: Matrix
     dy: Ref
     x: Ref | None
+    silent_steps: int = 0
+    """At so many last steps no loss depends on what dy belongs to."""
 
 
 def sum_of(

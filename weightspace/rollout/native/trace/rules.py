@@ -130,6 +130,8 @@ def _divide(tape: Tape, node: fx.Node, self: Any, other: Any) -> Linear | Ref:
     if (number := _number(other)) is not None:
         if number == 0:
             raise Untraceable("a tile divided by the number 0")
+        if abs(1 / number) > torch.finfo(tape.dtype).max:
+            raise Untraceable(f"a tile divided by {number}, of which {tape.dtype} has no reciprocal")
         return tape.scaled(self, 1 / number)
     if self in tape.known and other in tape.known:
         return tape.map(node, "div", (tape.tile(self), tape.tile(other)))
