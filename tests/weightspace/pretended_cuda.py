@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from weightspace import graph
+from weightspace.encoders import fields
 from weightspace.rollout import captured
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -105,5 +107,11 @@ def pretended_cuda(monkeypatch):
     """Within, `device="cuda"` works; nothing is captured."""
     monkeypatch.setattr(captured, "on_cuda", lambda tensors: False)
     places = Places()
+    # Tensors that were kept for "cuda" are no longer known to lie there, nor those that are kept now later on.
+    kept = (graph._layout_on, fields._indices)
+    for cache in kept:
+        cache.cache_clear()
     with torch.backends.cudnn.flags(enabled=False), Checking(places), Pretending(places):
         yield
+    for cache in kept:
+        cache.cache_clear()
