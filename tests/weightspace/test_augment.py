@@ -95,7 +95,8 @@ def test_hidden_edges_are_0_in_all_gate_rows_and_nothing_else_changes(family):
     hidden = transform.draw(stack)
     transform.reseed(5)
     masked = transform(stack).params
-    assert set(hidden) <= {name for name, _, _ in family.spec.matrices()}
+    edges = {name for name, _, _ in (*family.spec.matrices(), *family.spec.products())}
+    assert set(hidden) <= edges
     assert hidden
     for name, tensor in stack.params.items():
         where = hidden.get(name, torch.zeros_like(tensor, dtype=torch.bool))

@@ -41,6 +41,11 @@ class MIRNN(Multiplicative):
             gauges[f"scale_{end}"] = Gauge(axis="hidden", kind="nonzero", charges=charges)
         return gauges
 
+    @property
+    def numbers_per_step(self) -> int:
+        """Those of the spec, and both factors of the products."""
+        return 2 * self.hidden_size + self.spec.numbers_per_step
+
     def products(self, params: Params, h: Tensor, x: Tensor) -> Tensor:
         return linear(h, params["weight_hh"]) * linear(x, params["weight_ih"]) * params["alpha"]
 
