@@ -83,7 +83,7 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
     probes = difference["probe"].split(" - ")
     sides = ((embedding, probes[0]), (baseline, probes[-1]))
     same = ("target", "split", "metric")
-    found = [
+    values = [
         next(
             (
                 row["value"]
@@ -94,7 +94,7 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
         )
         for side in sides
     ]
-    return Comparison(embedding, baseline, difference, *found)
+    return Comparison(embedding, baseline, difference, *values)
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -103,24 +103,24 @@ def sentence(rows: Sequence[Row]) -> str:
     if not compared:
         return "No embedding stands beside the baselines here: an answer needs some (`weightspace embed`)."
     split = compared[0].difference["split"]
-    here = [one for one in compared if one.difference["split"] == split]
-    names = list(dict.fromkeys(one.embedding for one in here))
+    of_split = [c for c in compared if c.difference["split"] == split]
+    names = list(dict.fromkeys(c.embedding for c in of_split))
     if len(names) > MOST_NAMED:
-        told = "; ".join(_counted(target, same) for target, same in _by_target(here).items())
-        return f"On {TITLES[split]}, of {len(names)} embeddings beside the strongest baseline of their kind: {told}."
-    return f"On {TITLES[split]}, " + "; ".join(_told(name, here) for name in names) + "."
+        counts = "; ".join(_counted(target, same) for target, same in _by_target(of_split).items())
+        return f"On {TITLES[split]}, of {len(names)} embeddings beside the strongest baseline of their kind: {counts}."
+    return f"On {TITLES[split]}, " + "; ".join(_clause(name, of_split) for name in names) + "."
 
 
 def _by_target(compared: Sequence[Comparison]) -> dict[str, list[Comparison]]:
-    targets = dict.fromkeys(one.difference["target"] for one in compared)
-    return {target: [one for one in compared if one.difference["target"] == target] for target in targets}
+    targets = dict.fromkeys(c.difference["target"] for c in compared)
+    return {target: [c for c in compared if c.difference["target"] == target] for target in targets}
 
 
 def _counted(target: str, same: Sequence[Comparison]) -> str:
     """How many embeddings read a target better, worse or neither, the better ones by name."""
     sides: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-    for one in same:
-        sides.setdefault(one.verdict, []).append(_plain(one.embedding))
+    for comparison in same:
+        sides.setdefault(comparison.verdict, []).append(_plain(comparison.embedding))
     words = [f"{len(names)} {side}" for side, names in sides.items() if names]
     named = f" ({', '.join(sides['better'])})" if sides["better"] else ""
     words = [word + named if word.endswith("better") else word for word in words]
@@ -131,23 +131,23 @@ def _plain(name: str) -> str:
     return name.removeprefix("embedding:")
 
 
-def _told(name: str, compared: Sequence[Comparison]) -> str:
+def _clause(name: str, compared: Sequence[Comparison]) -> str:
     """One embedding in a clause: targets that it reads better first, then worse, then those left open."""
-    mine = [one for one in compared if one.embedding == name]
-    sides = {side: [one for one in mine if one.verdict == side] for side in ("better", "worse", "undecided")}
+    of_name = [c for c in compared if c.embedding == name]
+    sides = {side: [c for c in of_name if c.verdict == side] for side in ("better", "worse", "undecided")}
     rival = "the strongest baseline of its kind"
     words = {
         "better": f"reads {{}} better than {rival}",
         "worse": "reads {} worse" + ("" if sides["better"] else f" than {rival}"),
         "undecided": "leaves {} undecided" + ("" if sides["better"] or sides["worse"] else f" beside {rival}"),
     }
-    parts = [words[side].format(_listed(found)) for side, found in sides.items() if found]
-    learned = LEARNED[mine[0].difference["learned_with"]]
+    parts = [words[side].format(_listed(same)) for side, same in sides.items() if same]
+    learned = LEARNED[of_name[0].difference["learned_with"]]
     return f"{_plain(name)} ({learned}) " + (_joined(parts) or "has no defined difference from its baselines")
 
 
-def _listed(found: Sequence[Comparison]) -> str:
-    return _joined([one.difference["target"] + "†" * bool(one.difference["label_adjacent"]) for one in found])
+def _listed(compared: Sequence[Comparison]) -> str:
+    return _joined([c.difference["target"] + "†" * bool(c.difference["label_adjacent"]) for c in compared])
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -157,15 +157,18 @@ def _joined(words: Sequence[str]) -> str:
 def metadata_sentence(rows: Sequence[Row]) -> str | None:
     """Where metadata alone wins, in a sentence; None where it does so nowhere."""
     lost: dict[str, dict[str, list[str]]] = {}
-    for one in beaten_by_metadata(rows):
-        row = one.difference
+    for comparison in beaten_by_metadata(rows):
+        row = comparison.difference
         where = f"{'within' if is_headline(row) else 'between'} cells on {TITLES[row['split']]}"
-        margin = f"{-row['value']:.2f} than {_plain(one.embedding)}"
+        margin = f"{-row['value']:.2f} than {_plain(comparison.embedding)}"
         lost.setdefault(where, {}).setdefault(row["target"], []).append(margin)
     if not lost:
         return None
-    told = (f"{w}, {', '.join(f'{t} (by {_joined(by)})' for t, by in targets.items())}" for w, targets in lost.items())
-    return f"Metadata alone (family, size, task, step, hyper-parameters: no weights) reads better: {'; '.join(told)}."
+    parts = (
+        f"{where}, {', '.join(f'{target} (by {_joined(by)})' for target, by in targets.items())}"
+        for where, targets in lost.items()
+    )
+    return f"Metadata alone (family, size, task, step, hyper-parameters: no weights) reads better: {'; '.join(parts)}."
 
 
 def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -174,25 +177,25 @@ def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
     if not compared:
         yield from _bars(rows)
     table = [("target", "split", "metric", "embedding", "", "strongest baseline", "", "difference", "")]
-    for one in compared:
-        row = one.difference
+    for comparison in compared:
+        row = comparison.difference
         name = row["target"] + " †" * bool(row["label_adjacent"])
         margin = interval(row) if row["low"] is not None else "n/a"
         table.append(
-            (name, row["split"], METRICS[row["metric"]], _plain(one.embedding), _number(one.value), one.baseline,
-             _number(one.bar), margin, one.verdict)
+            (name, row["split"], METRICS[row["metric"]], _plain(comparison.embedding), _number(comparison.value),
+             comparison.baseline, _number(comparison.bar), margin, comparison.verdict)
         )  # fmt: skip
     if compared:
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         for line in table:
             yield "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        if any(one.difference["label_adjacent"] for one in compared):
+        if any(comparison.difference["label_adjacent"] for comparison in compared):
             yield "† made from, or trained on, ingredients of this label: a high value says less"
         yield ""
     yield sentence(rows)
-    told = metadata_sentence(rows)
-    if told:
-        yield told
+    of_metadata = metadata_sentence(rows)
+    if of_metadata:
+        yield of_metadata
     bare = dict.fromkeys(row["split"] for row in rows if row["split"] not in {c.difference["split"] for c in compared})
     if bare and compared:
         yield f"Baselines alone, as no encoder was trained for it: {', '.join(bare)}."

@@ -111,7 +111,7 @@ def occlude(encode: Encode, reading: Reading, stack: Stack) -> tuple[Tensor, Par
 
 
 def _losses(encode: Encode, reading: Reading, stack: Stack, model: int, name: str, prediction: float) -> Tensor:
-    """What the prediction of a model loses without each weight of a tensor, in the shape of the tensor."""
+    """Losses of a model's prediction without each weight of a tensor, in the shape of the tensor."""
     weights = stack.params[name][model]
     neutral = 1.0 if stack.family.spec.tensors[name].domain in ("positive", "at_least_1") else 0.0
     lost = []
@@ -181,12 +181,12 @@ def explained(encode: Encode, zoo: Zoo, prediction: Prediction, value: float) ->
     problem, features = prediction.question.problems[0], prediction.features
     assert isinstance(features, Embedding)
     reading = reading_of(problem, features)
-    found = []
+    attributions = []
     for row in _chosen(problem):
         stack = zoo.stack([row])
         method, (predicted, attributed) = _attributed(encode, reading, stack)
         units = unit_sums(stack.family.spec, attributed)
-        found.append(
+        attributions.append(
             Attribution(
                 row=row,
                 target=problem.target.name,
@@ -201,7 +201,7 @@ def explained(encode: Encode, zoo: Zoo, prediction: Prediction, value: float) ->
                 units={axis: values[0] for axis, values in units.items()},
             )
         )
-    return found
+    return attributions
 
 
 def _attributed(encode: Encode, reading: Reading, stack: Stack) -> tuple[str, tuple[Tensor, Params]]:

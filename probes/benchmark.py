@@ -74,7 +74,7 @@ def benchmark(
 
 
 def _document(averaged: Evaluation, runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
-    """What benchmark.json says of runs and of their rows averaged over seeds."""
+    """Content of benchmark.json: the runs, and their rows averaged over seeds."""
     return {
         "rows": averaged.rows,
         "runs": [run.record for run in runs],

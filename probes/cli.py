@@ -150,8 +150,8 @@ def _run(options: Namespace) -> int:
         from probes.encoder_runs import frozen
 
         encoders = [frozen(checkpoint) for checkpoint in options.checkpoints]
-    given = (options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
-    rows = run(*given, encoders=encoders)
+    arguments = (options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
+    rows = run(*arguments, encoders=encoders)
     if options.json:
         sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
         return 0

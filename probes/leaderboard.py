@@ -96,7 +96,7 @@ def holm(names: Sequence[str], values: Mapping[str, np.ndarray]) -> list[Pair]:
     p = {pair: _p(differences) for pair, differences in apart.items()}
     pairs: list[Pair] = []
     adjusted, remaining = 0.0, len(apart)
-    for pair in sorted(apart, key=lambda one: p[one]):
+    for pair in sorted(apart, key=lambda names: p[names]):
         adjusted = min(1.0, max(adjusted, remaining * p[pair]))
         critical = _half(apart[pair], LEVEL / remaining)
         difference = float(apart[pair].mean())
@@ -129,17 +129,17 @@ def boards(rows: Sequence[Mapping[str, Any]], methods: Mapping[str, tuple[str, i
 
     rows: of ridge probes before seeds are averaged. methods: by name of features, the method and its seed.
     """
-    found: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    scores_of: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
         headline = row["metric"] == "r2_within_cell" or row.get("pairs") == "within_cell"
         if headline and row["features"] in methods and row["value"] is not None and row["probe"] == "ridge":
             name, seed = methods[row["features"]]
             key = (row["split"], row["metric"], row["target"])
-            found.setdefault(key, {}).setdefault(name, {})[seed] = row["value"]
+            scores_of.setdefault(key, {}).setdefault(name, {})[seed] = row["value"]
     result = []
-    for (split, metric), same in itertools.groupby(sorted(found), key=lambda key: key[:2]):
+    for (split, metric), same in itertools.groupby(sorted(scores_of), key=lambda key: key[:2]):
         targets = [key[2] for key in same]
-        of_target = [found[split, metric, target] for target in targets]
+        of_target = [scores_of[split, metric, target] for target in targets]
         if len(targets) > 1:
             result.append(leaderboard("mean over targets", split, metric, _mean(of_target)))
         result += [leaderboard(t, split, metric, scores) for t, scores in zip(targets, of_target, strict=True)]

@@ -254,7 +254,7 @@ def _parser() -> ArgumentParser:
 def _train(argv: list[str]) -> int:
     """fit, validate, test and predict, by Lightning's command line."""
     from weightspace.training.cli import run
-    from weightspace.training.module import Diverged
+    from weightspace.training.divergence import Diverged
 
     try:
         run(argv, prog="weightspace", hint=_hint)

@@ -23,7 +23,7 @@ PIXELS = (2, 14, 220)
 
 def pictured(attributions: Sequence[Attribution], rows: Rows) -> list[dict[str, Any]]:
     """For each attribution, its model, sums over tensors and units, heat maps on one scale, and the largest weights."""
-    return [_pictured(one, rows) for one in attributions]
+    return [_pictured(attribution, rows) for attribution in attributions]
 
 
 def _pictured(attribution: Attribution, rows: Rows) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Shown:
 
     rows: Rows
     chosen: np.ndarray
-    place: np.ndarray
+    position: np.ndarray
     """Position among the chosen of each row (rows), -1 where it is not shown."""
 
 
@@ -40,9 +40,9 @@ def shown_rows(rows: Rows, most: int = MAX_ROWS) -> Shown:
     usable = np.flatnonzero(~diverged(rows))
     if len(usable) > most:
         usable = np.sort(np.random.default_rng(0).permutation(usable)[:most])
-    place = np.full(len(rows.model), -1)
-    place[usable] = np.arange(len(usable))
-    return Shown(rows, usable, place)
+    position = np.full(len(rows.model), -1)
+    position[usable] = np.arange(len(usable))
+    return Shown(rows, usable, position)
 
 
 def rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
@@ -118,8 +118,8 @@ def neighbours(scaled: np.ndarray, model: np.ndarray, count: int = NUM_NEIGHBOUR
     other = model[near] != model[:, None]
     # Rows of other models first, in the order of their distance.
     order = np.argsort(~other, axis=1, kind="stable")[:, :count]
-    found = np.where(np.take_along_axis(other, order, 1), np.take_along_axis(near, order, 1), -1)
-    return np.pad(found, ((0, 0), (0, count - found.shape[1])), constant_values=-1)
+    nearest = np.where(np.take_along_axis(other, order, 1), np.take_along_axis(near, order, 1), -1)
+    return np.pad(nearest, ((0, 0), (0, count - nearest.shape[1])), constant_values=-1)
 
 
 def is_shown(prediction: Prediction) -> bool:
@@ -140,7 +140,7 @@ def _questions(shown: Shown, predictions: Sequence[Prediction]) -> list[dict[str
 
 
 def _asked(shown: Shown, question: Question, metric: str, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    judged = shown.place[question.test] >= 0
+    judged = shown.position[question.test] >= 0
     if metric == "r2_within_cell":
         judged &= question.seen
     test = np.flatnonzero(judged)
@@ -158,7 +158,7 @@ def _asked(shown: Shown, question: Question, metric: str, predictions: Sequence[
         "target": question.target.name,
         "split": question.split,
         "metric": metric,
-        "rows": shown.place[question.test[test]].tolist(),
+        "rows": shown.position[question.test[test]].tolist(),
         "true": rounded(question.truth(metric)[test]),
         "panels": panels,
     }

@@ -31,7 +31,7 @@ from weightspace.store import SPLITS
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """What a page is of: its title, the fingerprint of the zoo, the zoo's title, a notice that stands above all."""
+    """Heading of a page: its title, fingerprint and title of the zoo, and a notice that stands above all."""
 
     title: str
     zoo: str

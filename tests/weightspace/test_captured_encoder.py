@@ -29,7 +29,7 @@ FAMILIES = [GRU(input_size=2, output_size=1, hidden_size=4), Elman(input_size=2,
 
 @pytest.fixture(autouse=True)
 def _by_torch(monkeypatch):
-    """What C computes, a recorder of torch's operations does not see."""
+    """Computations by torch instead of C, which a recorder of torch's operations does not see."""
     monkeypatch.setattr(message_passing, "why_not", lambda *arguments: "graphs are emulated")
     monkeypatch.setattr(type(methods.named("native")), "why_not", lambda *arguments: "graphs are emulated")
     # On CUDA the numbers of classes are not looked at on the host.

@@ -17,8 +17,9 @@ from weightspace.families.elman import Elman
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.supervised import Supervised
 from weightspace.store import open_zoo, write_durably
+from weightspace.training.divergence import Diverged
 from weightspace.training.embed import embed, load
-from weightspace.training.module import Diverged, EmbeddingModule, fit
+from weightspace.training.module import EmbeddingModule, fit
 from weightspace.training.restoring import read_checkpoint
 
 

@@ -44,10 +44,10 @@ class Multiplicative(Family):
 
     @abstractmethod
     def _of_products(self) -> Terms:
-        """What the products are made of."""
+        """Tensors of the products, and their charges."""
 
     def _of_sums(self) -> Terms:
-        """What the sums are made of."""
+        """Tensors of the sums, and their charges."""
         tensors = {
             "weight_ih": TensorSpec(axes=("hidden", "input")),
             "weight_hh": TensorSpec(axes=("hidden", "hidden")),

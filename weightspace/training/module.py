@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -24,12 +24,10 @@ from weightspace.store import Stack, recorded_split
 from weightspace.training.budget import StopAfter
 from weightspace.training.captured import CapturedEncoder
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
+from weightspace.training.divergence import refuse_diverged
 from weightspace.training.provenance import provenance_of
+from weightspace.training.schedule import Schedule, share_of_peak
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
-
-
-class Diverged(ValueError):
-    """A loss or a parameter became infinite or NaN in training."""
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -46,7 +44,7 @@ class EmbeddingModule(pl.LightningModule):
         learning_rate: float = 2e-3,
         weight_decay: float = 1e-2,
         warmup: float = 0.05,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -55,7 +53,7 @@ class EmbeddingModule(pl.LightningModule):
                 f"`learning_rate` (={learning_rate}) must be above 0, `weight_decay` (={weight_decay}) at least 0, "
                 f"both finite, and `warmup` (={warmup}) a share from 0 to 1."
             )
-        if schedule not in ("cosine", "constant"):
+        if schedule not in get_args(Schedule):
             raise ValueError(f"`schedule` (={schedule!r}) must be 'cosine' or 'constant'.")
         hyper_parameters = {
             "encoder": encoder,
@@ -211,12 +209,7 @@ class EmbeddingModule(pl.LightningModule):
         """Learning rate over its peak, by the share of steps or of the time budget, whichever is larger."""
         total = self.trainer.estimated_stepping_batches
         done = max(step / total if math.isfinite(total) and total > 0 else 0.0, self.spent)
-        if done < self.warmup:
-            return max(done / self.warmup, 1e-2)
-        if self.schedule == "constant":
-            return 1.0
-        remaining = min((done - self.warmup) / max(1 - self.warmup, 1e-9), 1.0)
-        return 0.5 * (1 + math.cos(math.pi * remaining))
+        return share_of_peak(done, self.warmup, self.schedule)
 
     def on_train_epoch_end(self) -> None:
         """Log the training loss and metrics; raise Diverged before the epoch is saved as a checkpoint."""
@@ -224,19 +217,13 @@ class EmbeddingModule(pl.LightningModule):
         self._refuse_diverged()
 
     def _refuse_diverged(self) -> None:
-        """Raise Diverged where a mean loss of the epoch or a tensor of the module is not finite."""
-        metrics = self.trainer.callback_metrics
-        losses = {name: metrics[name] for name in ("train/loss", "val/loss") if name in metrics}
-        problems = [f"{name} is {value:.3g}" for name, value in losses.items() if not torch.isfinite(value)]
-        state = self.state_dict()
-        problems += [f"'{name}' is not finite" for name, value in state.items() if not value.isfinite().all()]
-        if not problems:
-            return
-        path = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        last_good = f"{path} is the last epoch before" if path else "no epoch before was kept as a checkpoint"
-        raise Diverged(
-            f"Training diverged in epoch {self.trainer.current_epoch}: {problems[0]}; {last_good}. Train with a lower "
-            f"`learning_rate` (={self.learning_rate:g}), or with `gradient_clip_val`."
+        callback = self.trainer.checkpoint_callback
+        refuse_diverged(
+            self.state_dict(),
+            self.trainer.callback_metrics,
+            epoch=self.trainer.current_epoch,
+            last_good=getattr(callback, "last_model_path", ""),
+            learning_rate=self.learning_rate,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from zoo_builder.tasks.text import ALPHABET, Text, read_text
 
 @dataclass(frozen=True, kw_only=True)
 class CharLanguage(Categorical):
-    """What is the next character? Windows of a text, one-hot; every step is scored.
+    """The next character of a text: windows of a text, one-hot; every step is scored.
 
     The text is that of the file `path`, small letters for capitals, or six tragedies of Shakespeare. Its first nine
     tenths are for training, the last tenth is for tests. A window begins anywhere in its part, with no memory of what

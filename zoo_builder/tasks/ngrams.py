@@ -1,4 +1,4 @@
-"""What counting achieves on a text: unigram and n-gram baselines, in bits per character."""
+"""Baselines that count: unigrams and n-grams of a text, in bits per character."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def test_a_zoo_above_the_maximum_is_drawn_at_random_in_its_order():
     shown = shown_rows(read_rows(make_table(models=60)), most=50)
     assert len(set(shown.chosen)) == 50
     assert (np.diff(shown.chosen) > 0).all()
-    assert shown.place[shown.chosen].tolist() == list(range(50))
-    assert (shown.place >= 0).sum() == 50
+    assert shown.position[shown.chosen].tolist() == list(range(50))
+    assert (shown.position >= 0).sum() == 50
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ def descend(
     by_name = dict(zip(spec.tensors, call.gradients, strict=False))
     gradients = {name: by_name[name] for name in trained}
     if through:
-        known = _gradients_through(runner, spec.states, call, len(leaves))
+        of_tensors, of_states = runner.gradients_of(call, spec.states)
+        known = of_tensors[len(leaves) :] + of_states
         _add_through(leaves, trained, (*computed, *initial.values()), known, gradients)
     assert call.losses is not None
     return call.losses.to(dtype), {name: g for name, g in gradients.items() if g is not None}
@@ -118,14 +119,6 @@ def _engine(family: Family, wanted: Wanted, call: Call, dtype: torch.dtype, *, i
     """The engine for a call, with what params alone determine computed in C or part of the call."""
     made = learning_engine if in_c else engine
     return made(family, dtype, lanes_for(call.batch_of_one), wanted)
-
-
-def _gradients_through(runner: Engine, states: Iterable[str], call: Call, stored: int) -> list[Tensor | None]:
-    """Gradients of computed tensors, then of initial states, None where no loss depends on them."""
-    gradients = call.gradients or []
-    known = [gradient if i in runner.reached else None for i, gradient in enumerate(gradients)][stored:]
-    initial = call.initial_gradient or [None for _ in states]
-    return known + [one if name in runner.reached_states else None for name, one in zip(states, initial, strict=True)]
 
 
 def _add_through(

@@ -75,11 +75,9 @@ class _Native(torch.autograd.Function):
             for part, needs in ((tensors, of_tensors), (inputs, of_inputs), (initial, of_initial))
         )
         x = inputs[-1]
-        own = engine(ctx.family, x.dtype, lanes_for(x.shape[2]), wanted)
-        own.run(call, torch.get_num_threads())
-        of_params = [gradient if i in own.reached else None for i, gradient in enumerate(call.gradients)]
-        named = zip(ctx.family.spec.states, call.initial_gradient, strict=True)
-        of_states = [gradient if name in own.reached_states else None for name, gradient in named]
+        runner = engine(ctx.family, x.dtype, lanes_for(x.shape[2]), wanted)
+        runner.run(call, torch.get_num_threads())
+        of_params, of_states = runner.gradients_of(call, ctx.family.spec.states)
         return None, None, *of_params, *call.input_gradient, *of_states
 
 

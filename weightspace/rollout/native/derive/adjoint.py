@@ -28,7 +28,7 @@ class Adjoint:
     step: tuple[BackwardOperation, ...]
     """Operations from `carry` to the gradient of the states before the step (`next_carry`) and of the inputs."""
     first_step: tuple[BackwardOperation, ...]
-    """The same at the first time step, where nobody may ask for the gradient of the states before it."""
+    """The same at the first time step, where the gradient of the states before it may not be needed."""
     last_steps: tuple[tuple[BackwardOperation, ...], ...]
     """The same at the last time step, the one before it and so on, as far as they differ; see `silenced`."""
     output: Ref
@@ -40,15 +40,16 @@ class Adjoint:
     readout_weights: tuple[WeightGradient, ...]
     step_weights: tuple[WeightGradient, ...]
     read: frozenset[int]
-    """Forward values that the way back reads."""
+    """Forward values that the adjoint reads."""
     reached: frozenset[str]
     """States on which, before a step, some loss depends."""
 
     @property
     def tensors(self) -> frozenset[int]:
         """Numbers of the tensors whose gradients it sums up."""
-        sums = (one for part in (self.step, *self.last_steps, self.readout) for one in part if isinstance(one, SumInto))
-        matrices = [one.matrix for one in (*self.readout_weights, *self.step_weights)] + [one.vector for one in sums]
+        parts = (self.step, *self.last_steps, self.readout)
+        sums = [operation.vector for part in parts for operation in part if isinstance(operation, SumInto)]
+        matrices = [weight.matrix for weight in (*self.readout_weights, *self.step_weights)] + sums
         return frozenset(piece.tensor for matrix in matrices for piece in matrix.pieces)
 
 

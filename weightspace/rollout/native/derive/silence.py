@@ -1,4 +1,4 @@
-"""Gradients that are zero because no loss depends on what they belong to: nothing is multiplied by them."""
+"""Gradients of values that no loss depends on: they are zero, and nothing is multiplied by them."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def silenced(back: Adjoint, *, outputs: bool, states: Collection[str]) -> Adjoin
         reached = before
         levels.append(_of_step(back, reached))
         before = sources | {name for name, ref in back.next_carry.items() if not levels[-1].has(ref)}
-    steady, dys = levels[-1], {one.dy for one in back.step_weights}
+    steady, dys = levels[-1], {weight.dy for weight in back.step_weights}
     while len(levels) > 1 and _is_like(levels[-2], steady, dys):
         levels.pop()
     weights = tuple(
-        dataclasses.replace(one, silent_steps=sum(level.has(one.dy) for level in levels[:-1]))
-        for one in back.step_weights
-        if not steady.has(one.dy)
+        dataclasses.replace(weight, silent_steps=sum(level.has(weight.dy) for level in levels[:-1]))
+        for weight in back.step_weights
+        if not steady.has(weight.dy)
     )
     return dataclasses.replace(
         back,
@@ -102,5 +102,5 @@ def _of_step(back: Adjoint, reached: Collection[str]) -> Silence:
     return silence
 
 
-def _is_like(one: Silence, other: Silence, dys: Collection[Ref]) -> bool:
-    return one.operations == other.operations and all(one.has(dy) == other.has(dy) for dy in dys)
+def _is_like(silence: Silence, other: Silence, dys: Collection[Ref]) -> bool:
+    return silence.operations == other.operations and all(silence.has(dy) == other.has(dy) for dy in dys)

@@ -73,20 +73,20 @@ def _refuse_unsound_adjoint(step: Written, both: Written, back: Adjoint) -> None
             written.write(ref)
     both.write(back.output)
     both.run(back.readout, once=False)
-    for one in back.readout_weights:
-        both.read(one.dy)
-        if one.x is not None:
-            both.read(one.x)
+    for weight in back.readout_weights:
+        both.read(weight.dy)
+        if weight.x is not None:
+            both.read(weight.x)
     first, lasts = step.copy(), [step.copy() for _ in back.last_steps]
     first.run(back.first_step, once=False)
     for last, operations in zip(lasts, back.last_steps, strict=True):
         last.run(operations, once=False)
     step.run(back.step, once=False)
-    for one in back.step_weights:
-        for ran in (step, first, *lasts[one.silent_steps :]):
-            ran.read(one.dy)
-            if one.x is not None:
-                ran.read(one.x)
+    for weight in back.step_weights:
+        for ran in (step, first, *lasts[weight.silent_steps :]):
+            ran.read(weight.dy)
+            if weight.x is not None:
+                ran.read(weight.x)
     for ref in back.inputs.values():
         for ran in (step, first, *lasts):
             ran.read(ref)

@@ -54,6 +54,9 @@ def traced(family: Family, dtype: torch.dtype) -> Traced:
     return trace(family, dtype)
 
 
+Gradients = list[torch.Tensor | None]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Gradients that a run computes, and values through which they come in: the outputs, if said, and some states."""
@@ -117,18 +120,18 @@ class Engine:
     """A program for one dtype and slice width, encoded once and run often."""
 
     def __init__(
-        self, own: Traced, dtype: torch.dtype, lanes: int, wanted: Wanted, prologue: Prologue | None = None
+        self, source: Traced, dtype: torch.dtype, lanes: int, wanted: Wanted, prologue: Prologue | None = None
     ) -> None:
         """With a `prologue`, tensors that are computed from params are computed in C, else they are data of a call."""
         self.lanes, self.dtype, self.wanted = lanes, dtype, wanted
         self.library = engine_library(dtype, lanes)
-        self.traced = own
+        self.traced = source
         program, builder = self.traced.program, self.traced.builder.copy()
         back, self.reached, self.reached_states = None, frozenset[int](), frozenset[str]()
         if wanted:
-            back = _way_back(program, builder, wanted, _acting(own, wanted.tensors, prologue))
+            back = _adjoint_of(program, builder, wanted, _acting(source, wanted.tensors, prologue))
             self.reached, self.reached_states = back.tensors, back.reached
-        results = {number - len(own.stored) for number in self.reached if number >= len(own.stored)}
+        results = {number - len(source.stored) for number in self.reached if number >= len(source.stored)}
         through = prologue_adjoint(prologue, wanted.tensors, results) if prologue is not None else None
         refuse_unsound(program, builder.rows, back, once=False)
         layout = laid_out(program, back, builder.rows)
@@ -142,7 +145,7 @@ class Engine:
         self._array("constants", np.array(encoder.constants))
         states = [ref.rows for ref in program.states.values()]
         inputs = [ref.rows for name, ref in program.inputs.items() if not name.startswith("state.")]
-        extents = {k: v for k, v in encoder.extents().items() if prologue is None or k < len(own.stored)}
+        extents = {k: v for k, v in encoder.extents().items() if prologue is None or k < len(source.stored)}
         self._sizes = Sizes(dtype, inputs, states, program.output.rows, extents)
         self._place(program, back, layout)
 
@@ -231,6 +234,13 @@ class Engine:
         at_once([partial(_all_of, pieces)] * min(threads, len(parts)))
         call.add(parts)
 
+    def gradients_of(self, call: Call, states: Iterable[str]) -> tuple[Gradients, Gradients]:
+        """Gradients of tensors and of initial states that a call has computed, None where no loss depends on them."""
+        of_tensors = [gradient if i in self.reached else None for i, gradient in enumerate(call.gradients or [])]
+        initial = call.initial_gradient or [None for _ in states]
+        named = zip(states, initial, strict=True)
+        return of_tensors, [gradient if name in self.reached_states else None for name, gradient in named]
+
     def refuse_misfits(self, call: Call) -> None:
         """Raise ValueError unless all data have the shapes, dtypes and ranges that the engine expects."""
         refuse_misfits(call, self._sizes)
@@ -255,13 +265,13 @@ class Engine:
         self.library.run_models(ctypes.byref(job), ctypes.byref(next_model), INT(low), INT(high), start)
 
 
-def _acting(own: Traced, tensors: frozenset[int], prologue: Prologue | None) -> frozenset[int]:
+def _acting(source: Traced, tensors: frozenset[int], prologue: Prologue | None) -> frozenset[int]:
     """The wanted tensors and, with a prologue in C, those computed from them."""
     computed = results_of(prologue, tensors) if prologue is not None else set()
-    return tensors | {len(own.stored) + number for number in computed}
+    return tensors | {len(source.stored) + number for number in computed}
 
 
-def _way_back(program: Program, builder: Builder, wanted: Wanted, tensors: frozenset[int]) -> Adjoint:
+def _adjoint_of(program: Program, builder: Builder, wanted: Wanted, tensors: frozenset[int]) -> Adjoint:
     back = silenced(adjoint(program, builder), outputs=wanted.outputs, states=wanted.states)
     return pruned(back, tensors, inputs=wanted.inputs, initial=wanted.initial)
 

@@ -197,18 +197,18 @@ class Encoder:
         return {number for number, counts in touched.items() if (counts > 1).any()}
 
     def jobs(self, weights: Iterable[WeightGradient]) -> Numbers:
-        """Gradients of matrices and biases as rows of numbers, those of one dy together."""
+        """Gradients of matrices and biases as rows of numbers, those of weight dy together."""
         together: dict[Ref, list[WeightGradient]] = {}
         for weight in weights:
             together.setdefault(weight.dy, []).append(weight)
         jobs = []
-        for one in (one for group in together.values() for one in group):
-            dy = self.layout.at(one.dy)
-            if one.x is None:
-                jobs.append(WeightJob(-1 - self.vector(one.matrix), NOWHERE, dy, one.silent_steps))
-                self.vectors[one.matrix] = self._with_gradient(self.vectors[one.matrix])
+        for weight in (weight for group in together.values() for weight in group):
+            dy = self.layout.at(weight.dy)
+            if weight.x is None:
+                jobs.append(WeightJob(-1 - self.vector(weight.matrix), NOWHERE, dy, weight.silent_steps))
+                self.vectors[weight.matrix] = self._with_gradient(self.vectors[weight.matrix])
             else:
-                x = self.layout.at(one.x)
-                jobs.append(WeightJob(self.matrix(one.matrix, False), x, dy, one.silent_steps))
-                self.matrices[one.matrix, False] = self._with_gradient(self.matrices[one.matrix, False])
+                x = self.layout.at(weight.x)
+                jobs.append(WeightJob(self.matrix(weight.matrix, False), x, dy, weight.silent_steps))
+                self.matrices[weight.matrix, False] = self._with_gradient(self.matrices[weight.matrix, False])
         return table(jobs, WeightJob)
