@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from weightspace.families import Family
-from weightspace.rollout.native.trace.capture import refuse_effects
+from weightspace.rollout.native.trace.capture import graph_of, refuse_effects
 
 aten = torch.ops.aten
 BATCH = 7
@@ -31,7 +30,7 @@ def _is_constant(family: Family, start_size: int) -> bool:
         return tuple(family.initial_state(dict(zip(names, flat, strict=True)), start).values())
 
     try:
-        graph = make_fx(initial)(torch.zeros(BATCH, start_size), *params.values())
+        graph = graph_of(initial, torch.zeros(BATCH, start_size), *params.values())
         for node in graph.graph.nodes:
             refuse_effects(node)
     except Exception:
