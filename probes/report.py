@@ -17,6 +17,7 @@ from probes.evaluation import Evaluation, divided, evaluate, ordered
 from probes.feature_sets import Embedding, baselines, read_embeddings
 from probes.fitting import metrics_of
 from probes.page.render import Extras, Heading, render
+from probes.picture import picture
 from probes.problem import Rows, read_rows
 from probes.targets import Target, default_targets, named_target
 from weightspace.components.discovery import refuse_unknown_name
@@ -36,11 +37,12 @@ def run(
     encoders: Sequence[Encode] = (),
     notice: str = "",
 ) -> list[dict[str, Any]]:
-    """Probe embeddings of a zoo beside its baselines; writes probes.json and report.html in `out`, returns the rows.
+    """Probe embeddings of a zoo beside its baselines; returns the rows.
 
-    Without `splits`, on all that the zoo has rows for. An embedding has rows on the splits that its encoder was trained
-    for; files of one name are taken together, so that each split, and each fold, may have an encoder of its own. For
-    `encoders` that made one of the embeddings the report says which weights predictions rest on. `notice` stands first.
+    Leaves probes.json, report.html and picture.png in `out`. Without `splits`, on all that the zoo has rows for. An
+    embedding has rows on the splits that its encoder was trained for; files of one name are taken together, so that
+    each split, and each fold, may have an encoder of its own. For `encoders` that made one of the embeddings the report
+    says which weights predictions rest on. `notice` stands first.
     """
     opened = open_zoo(zoo)
     learned = read_embeddings(embeddings, opened)
@@ -65,6 +67,7 @@ def run(
     heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, notice)
     page = render(evaluation, rows, feature_sets, chosen, heading, extras)
     write(Path(out), "probes.json", document, page)
+    write_durably(Path(out) / "picture.png", picture(evaluation.rows, rows, learned))
     return evaluation.rows
 
 

@@ -47,7 +47,7 @@ def test_the_first_line_of_a_tiny_report_says_that_it_is_a_smoke_test(folder):
 def test_every_promised_file_is_there(folder):
     promised = ["zoo/zoo.json", "zoo/models.parquet", "zoo/README.md", "embeddings.safetensors"]
     promised += ["run/supervised/checkpoints/best.ckpt", "run/supervised/config.yaml", "run/supervised/metrics.csv"]
-    promised += ["embeddings_no_labels.safetensors", "probes/probes.json", "probes/report.html"]
+    promised += ["embeddings_no_labels.safetensors", "probes/probes.json", "probes/report.html", "probes/picture.png"]
     assert [name for name in promised if not (folder / name).is_file()] == []
 
 

@@ -77,7 +77,7 @@ def test_probes_json_holds_the_rows_and_where_they_come_from(done, zoo):
         "no_labels",
         None,
     )
-    assert sorted(path.name for path in out.iterdir()) == ["probes.json", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["picture.png", "probes.json", "report.html"]
 
 
 def test_the_report_needs_nothing_from_elsewhere(done):
