@@ -91,6 +91,7 @@ def _parser() -> ArgumentParser:
     )
     listing.add_argument("kind", choices=list(KINDS), help="what to list")
     listing.add_argument("name", nargs="?", type=str, help="one of them, in detail")
+    listing.add_argument("--schema", action="store_true", help="of recipes: their JSON Schema, for editors of YAML")
     listing.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("list", listing, help="what there is to build with")
     _add_study(commands)
@@ -247,6 +248,14 @@ def _info(options: Namespace) -> int:
 
 
 def _list(options: Namespace) -> int:
+    if options.schema:
+        if options.kind != "recipes" or options.name is not None:
+            raise ValueError("`--schema` is of recipes as a whole: zoo-builder list recipes --schema.")
+        # Spreads need torch, which takes seconds.
+        from zoo_builder.schema import recipe_schema
+
+        _print(recipe_schema(), "", as_json=True)
+        return 0
     rows = listing(options.kind, options.name)
     _print(rows, listing_text(rows), options.json)
     return 0
