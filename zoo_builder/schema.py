@@ -56,9 +56,12 @@ def _entries(kind: str) -> Schema:
 def _one_of(entries: Iterable[Schema]) -> Schema:
     """The entry of the class that is named; entries of plug-ins' classes are left to the build."""
     known = list(entries)
-    names = [entry["properties"]["class"]["const"] for entry in known]
+    classes = [entry["properties"]["class"] for entry in known]
+    names = [kind["const"] for kind in classes]
     # Not oneOf: a fault is then told of the class that is meant, and not of all.
-    rules = [{"if": {"properties": {"class": {"const": name}}}, "then": entry} for name, entry in zip(names, known, strict=True)]
+    rules = [
+        {"if": {"properties": {"class": kind}}, "then": entry} for kind, entry in zip(classes, known, strict=True)
+    ]
     named = {"properties": {"class": {"type": "string", "examples": names}}}
     return {"type": "object", "required": ["class"], **named, "allOf": rules}
 
