@@ -43,7 +43,8 @@ def recipe_schema() -> Schema:
 def _splits() -> Schema:
     """Shares or numbers of models, and what is held out."""
     share = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"type": "integer", "minimum": 1}]}
-    held: dict[str, Schema] = {"task_share": {"type": "number", "minimum": 0, "maximum": 1}, "largest_size": {"type": "boolean"}}
+    part: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    held: dict[str, Schema] = {"task_share": part, "largest_size": {"type": "boolean"}}
     assert set(held) == set(OUT_OF_DISTRIBUTION)
     out = {"anyOf": [{"type": "null"}, _mapping(held)]}
     return _mapping({name: out if name == "out_of_distribution" else share for name in SPLITS})

@@ -397,8 +397,9 @@ def test_options_that_make_no_sense_are_refused_when_the_recipe_is_read(changes,
         make_plan({**recipe, "learning": {"class": "BPTT", "num_updates": 60, **changes}})
 
 
-def test_the_learner_that_the_readme_shows_is_one():
-    (block,) = re.findall(r"```yaml\n(learning:.*?)```", (RECIPE.parents[2] / ".docs" / "pages" / "zoos.md").read_text(), re.DOTALL)
+def test_the_learner_that_a_page_shows_is_one():
+    page = (RECIPE.parents[2] / ".docs" / "pages" / "zoos.md").read_text()
+    (block,) = re.findall(r"```yaml\n(learning:.*?)```", page, re.DOTALL)
     plan = make_plan({**tiny_recipe(), "learning": yaml.safe_load(block)["learning"]})
     assert plan.cohorts[0].learner.exams == Exams(every=20, threshold=0.9, stop=True, curriculum=True)
     assert plan.cohorts[0].learner.schedule == Schedule(shape="cosine", warm_up=20, final=0.1)
