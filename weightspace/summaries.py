@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from weightspace.graph import EDGE_TYPES, dense_graphs
+from weightspace.graph import EDGE_TYPES, Layout, dense_graphs
 from weightspace.markov import NUM_PATHS, markov_of
 from weightspace.rows import rows
 from weightspace.spec import NODE_KINDS, ROW_ROLES
@@ -32,30 +33,48 @@ def summaries_of(stack: Stack) -> Tensor:
     changes when hidden units are permuted or signs flipped as declared; positive rescaling changes all but the traces.
     """
     spec, params = stack.effective
-    graphs = dense_graphs(spec, params)
-    declared, models = graphs.layout, len(stack)
-    parts = []
-    for kind, role in product(range(len(EDGE_TYPES)), range(_ROLES)):
-        # Both slots of a role are summarised together.
-        selected = (declared.edge_type == kind)[..., None] & (declared.edge_roles[..., role::_ROLES] > 0)
-        present = graphs.present[..., role::_ROLES][:, selected].expand(models, -1) > 0
-        parts.append(_sizes(graphs.edges[..., role::_ROLES][:, selected], present))
-    for kind, role in product(range(len(NODE_KINDS)), range(_ROLES)):
-        selected = (declared.kind == kind)[:, None] & (declared.node_roles[:, role::_ROLES] > 0)
-        values = graphs.nodes[..., role::_ROLES][:, selected]
-        parts.append(_sizes(values, torch.ones_like(values, dtype=torch.bool)))
-    by_role: list[list[Tensor]] = [[] for _ in ROW_ROLES]
+    graphs, models = dense_graphs(spec, params), len(stack)
+    of_edges, of_nodes = _groups(graphs.layout)
+    edges, nodes, present = graphs.edges.flatten(1), graphs.nodes.flatten(1), graphs.present.flatten(1) > 0
+    summaries = edges.new_full((models, NUM_SUMMARIES), torch.nan)
+    of_weights = summaries[:, : NUM_SUMMARIES - _PER_MAP * _ROLES].unflatten(1, (-1, _PER_WEIGHTS))
+    of_maps = summaries[:, NUM_SUMMARIES - _PER_MAP * _ROLES :].unflatten(1, (_ROLES, _PER_MAP))
+    for i, group in of_edges.items():
+        of_weights[:, i] = _sizes(edges[:, group], present[:, group].expand(models, -1))
+    for i, group in of_nodes.items():
+        values = nodes[:, group]
+        of_weights[:, i] = _sizes(values, torch.ones_like(values, dtype=torch.bool))
+    by_role: dict[str, list[Tensor]] = {}
     for row in rows(spec, params, spec.recurrent()):
-        by_role[ROW_ROLES.index(row.role)].append(_spectrum(row.masked, row.conjugated))
-    unknown = parts[0].new_full((models, _PER_MAP), torch.nan)
-    parts += [torch.stack(spectra).nanmean(0) if spectra else unknown for spectra in by_role]
-    return torch.cat(parts, dim=1)
+        by_role.setdefault(row.role, []).append(_spectrum(row.masked, row.conjugated))
+    for role, spectra in by_role.items():
+        of_maps[:, ROW_ROLES.index(role)] = torch.stack(spectra).nanmean(0)
+    return summaries
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _groups(declared: Layout) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Positions in flat edge and node channels of the weights of each connection type or node kind, and role.
+
+    By the number of their summary, those without weights left out; both slots of a role are summarised together.
+    """
+    channels = torch.arange(declared.node_roles.shape[-1], device=declared.kind.device) % _ROLES
+    edges = [
+        (declared.edge_type == kind)[..., None] & (declared.edge_roles > 0) & (channels == role)
+        for kind, role in product(range(len(EDGE_TYPES)), range(_ROLES))
+    ]
+    nodes = [
+        (declared.kind == kind)[:, None] & (declared.node_roles > 0) & (channels == role)
+        for kind, role in product(range(len(NODE_KINDS)), range(_ROLES))
+    ]
+    of_edges = {i: mask.flatten().nonzero()[:, 0] for i, mask in enumerate(edges) if mask.any()}
+    of_nodes = {i: mask.flatten().nonzero()[:, 0] for i, mask in enumerate(nodes, len(edges)) if mask.any()}
+    return of_edges, of_nodes
 
 
 def _sizes(values: Tensor, present: Tensor) -> Tensor:
     """Log rms and quantiles of |w| / rms (models, 1 + shares) of weights (models, weight), NaN where there is none."""
-    if values.shape[1] == 0:
-        return values.new_full((values.shape[0], _PER_WEIGHTS), torch.nan)
     count = present.sum(1)
     size = torch.where(present, values.abs(), 0.0)
     square = size.square().sum(1) / count.clamp(min=1)
