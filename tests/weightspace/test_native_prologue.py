@@ -7,7 +7,7 @@ import torch
 
 from weightspace.families.base import linear
 from weightspace.families.elman import Elman
-from weightspace.rollout import generator
+from weightspace.rollout import generator, rollout
 from weightspace.rollout.criterion import Criterion
 from weightspace.rollout.gradients import losses_and_gradients
 from weightspace.rollout.native.descent import can_descend_on
@@ -69,6 +69,16 @@ def test_gradients_through_what_is_computed_from_params_are_those_of_autograd(na
         for key, gradient in expected[1].items():
             scale = float(gradient.abs().max().clamp(min=1e-6))
             torch.testing.assert_close(found[1][key] / scale, gradient / scale, rtol=0, atol=bound, msg=key)
+
+
+def test_params_in_transposed_memory_are_computed_from_as_others():
+    family = _family("OneFlat", lambda w, b: (w, b * w.flatten()[:5]))(input_size=2, hidden_size=5, output_size=3)
+    params = {k: torch.stack([v] * 2) for k, v in family.spec.random_params(generator(0, "0", "params")).items()}
+    params["weight_hh.0"] = params["weight_hh.0"].mT.contiguous().mT
+    assert not params["weight_hh.0"][0].is_contiguous()
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64, generator=generator(0, "m", "x"))
+    native, expected = (rollout(family, params, x, method=method).outputs for method in ("native", "sequential"))
+    torch.testing.assert_close(native, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_threads_do_not_change_a_bit_of_gradients_that_come_both_ways():

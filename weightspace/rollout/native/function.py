@@ -106,7 +106,8 @@ def computed_tensors(family: Family, params: Mapping[str, Tensor], dtype: torch.
     prologue = traced(family, dtype).prologue
     if prologue is None:
         return []
-    return list(torch.func.vmap(prologue)(*(params[name] for name in family.spec.tensors)))
+    # The graph holds views that are right for params in one piece, as they were traced.
+    return list(torch.func.vmap(prologue)(*(params[name].contiguous() for name in family.spec.tensors)))
 
 
 def call_of(tensors: Sequence[Tensor], inputs: Sequence[Tensor], initial: Sequence[Tensor]) -> Call:
