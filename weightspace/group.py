@@ -52,16 +52,19 @@ def power(factor: Tensor, charge: int, kind: str) -> Tensor:
     return factor**charge
 
 
-def scaled(tensor: Tensor, dim: int, factor: Tensor, charge: Charge, kind: str) -> Tensor:
-    """One tensor of a model, with one axis moved by factors (axis) to a charge."""
+def scaled(tensor: Tensor, dim: int, factor: Tensor, charge: Charge, kind: str, num_axes: int) -> Tensor:
+    """A tensor (..., its axes) with one axis, `dim` from the end, moved by factors (..., axis) to a charge.
+
+    A tuple has a charge for each row of the first of the `num_axes` axes.
+    """
     if charge == 0:
         return tensor
     rows = charge if isinstance(charge, tuple) else (charge,)
-    powers = torch.stack([power(factor, c, kind) for c in rows])
-    shape = [1] * tensor.dim()
-    shape[0] = len(rows) if isinstance(charge, tuple) else 1
-    shape[dim] = factor.shape[0]
-    return tensor * powers.to(tensor.dtype).reshape(shape)
+    powers = torch.stack([power(factor, c, kind) for c in rows], dim=-2).to(tensor.dtype)
+    shape = [1] * num_axes
+    shape[0] = len(rows)
+    shape[dim] = factor.shape[-1]
+    return tensor * powers.reshape(*factor.shape[:-1], *shape)
 
 
 def random_elements(
@@ -99,17 +102,25 @@ def random_tensor(
 def act_on_tensor(
     gauges: Mapping[str, Gauge], element: GroupElement, name: str, axes: tuple[str, ...], tensor: Tensor
 ) -> Tensor:
-    """One tensor of a model moved by one element: first by factors, then by permutations."""
+    """A tensor (..., axes) moved by an element (tensors (..., axis)): first by factors, then by permutations."""
     for gauge_name, gauge in gauges.items():
         charges = gauge.charges.get(name)
         if charges is not None:
             factor = element.gauges[f"{gauge_name}@{gauge.axis}"]
-            for dim, charge in enumerate(charges):
-                tensor = scaled(tensor, dim, factor, charge, gauge.kind)
-    for dim, axis in enumerate(axes):
+            for dim, charge in enumerate(charges, start=-len(axes)):
+                tensor = scaled(tensor, dim, factor, charge, gauge.kind, len(axes))
+    for dim, axis in enumerate(axes, start=-len(axes)):
         if axis in element.permutations:
-            tensor = tensor.index_select(dim, element.permutations[axis])
+            tensor = _permuted(tensor, dim, element.permutations[axis])
     return tensor
+
+
+def _permuted(tensor: Tensor, dim: int, order: Tensor) -> Tensor:
+    """A tensor with one axis, `dim` from the end, in the order (size,), or in one (models, size) for each model."""
+    if order.dim() == 1:
+        return tensor.index_select(dim, order)
+    index = order.reshape(len(order), *[1] * (tensor.dim() + dim - 1), -1, *[1] * (-dim - 1))
+    return tensor.take_along_dim(index, dim)
 
 
 def act_on_state(

@@ -223,8 +223,7 @@ class WeightSpec:
 
     def act_stacked(self, elements: GroupElement, params: Mapping[str, Tensor]) -> Params:
         """Stacked params, each model moved by its own element (tensors of `elements` lead with models)."""
-        moved = torch.func.vmap(lambda p, g, w: self.act(GroupElement(p, g), w))
-        return moved(elements.permutations, elements.gauges, dict(params))
+        return self.act(elements, params)
 
     def act_on_state(self, element: GroupElement, state: Mapping[str, Tensor]) -> State:
         """States (..., state) of one model moved along with its params."""

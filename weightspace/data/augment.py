@@ -53,11 +53,9 @@ class GroupMoves(Augmentation):
             params = flip_even(spec, params, self._generator)
         first = next(iter(params.values()))
         random = spec.random_elements(first.shape[0], self._generator, first.dtype)
-        permutations, gauges = random.permutations, random.gauges
-        if not self.permutations:
-            permutations = {axis: torch.arange(p.shape[1]).expand_as(p) for axis, p in permutations.items()}
-        if not self.gauges:
-            gauges = {name: torch.ones_like(factor) for name, factor in gauges.items()}
+        # Draws of what is left out are made all the same, so that options do not change the others.
+        permutations = random.permutations if self.permutations else {}
+        gauges = random.gauges if self.gauges else {name: torch.ones_like(f) for name, f in random.gauges.items()}
         elements = GroupElement(
             {axis: p.to(first.device) for axis, p in permutations.items()},
             {name: factor.to(first.device) for name, factor in gauges.items()},
