@@ -42,6 +42,26 @@ def _wrong(charge: Charge, kind: str, rows: int) -> list[Charge]:
     return list(dict.fromkeys([*flipped, *swapped]))
 
 
+def half_gauges(spec: WeightSpec, params: Params) -> Iterator[tuple[str, Params]]:
+    """Signs of a nonzero gauge on one tensor alone, where only signs on all of its tensors keep the function."""
+    for gauge_name, gauge in spec.gauges.items():
+        odd = list(_odd_charges(spec, gauge)) if gauge.kind == "nonzero" else []
+        # Where one axis alone takes signs, its signs are the gauge's: even powers of the others have none.
+        for name, dim in odd if len(odd) > 1 else ():
+            charges = gauge.charges[name]
+            alone = {name: tuple(charge if i == dim else 0 for i, charge in enumerate(charges))}
+            move = f"half of gauge {gauge_name}, on axis {dim} of {name} alone,"
+            yield move, act_alone(spec, gauge_name, replace(gauge, kind="sign", charges=alone), params)
+
+
+def _odd_charges(spec: WeightSpec, gauge: Gauge) -> Iterator[tuple[str, int]]:
+    """Tensors and axes on which the signs of a gauge's factors act."""
+    for name, charges in gauge.charges.items():
+        for dim, charge in enumerate(charges if spec.tensors[name].domain != "even" else ()):
+            if any(power % 2 for power in (charge if isinstance(charge, tuple) else (charge,))):
+                yield name, dim
+
+
 def act_alone(spec: WeightSpec, name: str, gauge: Gauge, params: Params) -> Params:
     """Stacked params moved by this gauge in place of the declared ones; the first unit of its axis always moves."""
     models, size = next(iter(params.values())).shape[0], spec.axes[gauge.axis].size

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightspace.encoders.responses import FLAT, TINY, Responses
+from weightspace.encoders.responses import FLAT, MET, TINY, Responses
 
 STATES = 2
 """States of one node that are told apart, such as h and c of an LSTM; further ones are added to the second."""
@@ -59,7 +59,7 @@ def statistics(activity: Tensor, responses: Responses, max_outputs: int) -> Tens
     share = (main - other).square().mean(3)[:, :, responses.kick :] / torch.where(varies, size, 1.0).square()[..., None]
     moments = torch.stack([main.mean((2, 3)), torch.log(size + TINY), *followed], dim=-1)
     covariances = F.pad(covariances, (0, max_outputs - covariances.shape[-1]), value=torch.nan)
-    columns = torch.cat([moments, covariances, torch.log(share + TINY) / 2], dim=-1)
+    columns = torch.cat([moments, covariances, torch.log(share + MET) / 2], dim=-1)
     return torch.where((varies & responses.finite[:, None])[..., None] & columns.isfinite(), columns, torch.nan)
 
 

@@ -13,7 +13,7 @@ from weightspace.store import Stack
 from weightspace.summaries import NUM_SUMMARIES, summaries_of
 
 NUM_DECLARED = len(NODE_KINDS) + len(NONLINEARITIES) + 1
-CONSTANT = 1e-7
+CONSTANT = 1e-5
 """A column whose deviation is below this share of its size is constant: what is left is rounding."""
 
 

@@ -20,7 +20,9 @@ PER_STEP = 4
 POINTS = 9
 """Places at which the sorted spectrum of a covariance is read."""
 TINY = 1e-16
-"""Share of the mean square below which a squared distance counts as this share: rollouts are in float64."""
+"""Added to squares before their logarithm is taken."""
+MET = 3e-9
+"""Added to squared distances, as shares of the mean square: of smaller ones rounding is a part that embeddings would show."""
 
 FLAT = 1e-20
 """Share of their mean square that values must vary by."""
@@ -196,4 +198,4 @@ def _log_distances(values: Tensor, kick: int) -> Tensor:
     scale = main.square().mean((1, 2, 3), keepdim=True)[..., 0]
     share = (main - other).square().mean(-1) / torch.where(scale > 0, scale, 1.0)
     kicked = torch.arange(values.shape[1], device=values.device)[:, None] >= kick
-    return torch.where(kicked, torch.log(share + TINY) / 2, torch.nan)
+    return torch.where(kicked, torch.log(share + MET) / 2, torch.nan)

@@ -18,7 +18,7 @@ from weightspace.encoders.activities import correlations, statistics, trajectori
 from weightspace.encoders.queried_graph import QueriedGraph
 from weightspace.encoders.queries import SHARPNESS, as_inputs
 from weightspace.encoders.querying import Querying
-from weightspace.encoders.responses import POINTS, ask, continued, paired, start_size
+from weightspace.encoders.responses import MET, POINTS, ask, continued, paired, start_size
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
@@ -197,7 +197,7 @@ def test_readings_of_a_step_are_those_of_numpy():
             np.log(np.mean(main**2)) / 2,
             main @ before / np.linalg.norm(main) / np.linalg.norm(before),
             main @ others / np.linalg.norm(main) / np.linalg.norm(others),
-            np.log(distance) / 2,
+            np.log(distance + MET) / 2,
         ]
         np.testing.assert_allclose(readings[model, t, query], expected, rtol=1e-10)
     assert np.isnan(readings[:, :3, :, 3]).all()
@@ -226,8 +226,9 @@ def test_the_distance_of_a_pair_falls_by_the_eigenvalue_of_a_linear_model_at_eac
     x, second = torch.rand(1, 40, 2, 1, dtype=torch.float64) + 1, torch.ones(1, 2, 1, dtype=torch.float64) * 3
     responses = ask(Stack(family, params, torch.arange(1)), paired(x, second, 10), 10)
     distances = responses.geometry[0, 2, POINTS + 2 :].numpy()
+    distances = np.sqrt(np.exp(2 * distances) - MET)
     # Later distances are near the floor below which rounding would speak.
-    np.testing.assert_allclose(np.diff(distances)[:12], np.log(0.6), rtol=1e-6)
+    np.testing.assert_allclose(np.diff(np.log(distances))[:12], np.log(0.6), rtol=1e-6)
 
 
 def test_states_that_may_be_rescaled_are_read_per_unit_alone():
