@@ -22,7 +22,7 @@ POINTS = 9
 TINY = 1e-16
 """Added to squares before their logarithm is taken."""
 MET = 3e-9
-"""Added to squared distances, as shares of the mean square: of smaller ones rounding is a part that embeddings would show."""
+"""Added to squared distances, as shares of the mean square: of smaller ones embeddings would show the rounding."""
 
 FLAT = 1e-20
 """Share of their mean square that values must vary by."""
