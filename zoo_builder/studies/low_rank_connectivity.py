@@ -29,6 +29,7 @@ RANKS, SPARSITIES = (2, 8, 32), (0.0, 0.5, 0.8)
 CELLS = ("Elman", "GRU", "CfC")
 DENSE = "Elman, dense"
 """Name of the networks whose recurrent matrix is not factored."""
+LINES = {2: ":", 8: "--", 32: "-"}
 COLOURS = {"Elman": "#c1440e", "GRU": "#2e8b57", "CfC": "#1f5fa8", "glorot": "#c1440e", "orthogonal": "#1f5fa8"}
 
 LAW = "largest relative error of the predicted spectral radius, mean over 20 networks, at any rank and sparsity"
@@ -61,6 +62,8 @@ class LowRankConnectivity(Study):
     """Updates of training."""
     num_steps: int = 60
     """Steps of a demonstration."""
+    horizon: int = 200
+    """Steps for which a network that acts itself is watched."""
     models: int = 6
     """Networks of each kind that learn."""
     initial_size: int = 64
@@ -77,7 +80,7 @@ class LowRankConnectivity(Study):
         Gate(name=RANK, comparison=">", threshold=1.0, unit="times"),
         Gate(name=SPARSITY, comparison=">", threshold=1.0, unit="times"),
         Gate(name=NORM, comparison=">", threshold=0.0, unit="(largest singular value)"),
-        Gate(name=SURVIVAL, comparison=">=", threshold=0.0, unit="of 200 steps"),
+        Gate(name=SURVIVAL, comparison=">=", threshold=0.0, unit="of all steps"),
     )
 
     @property
@@ -102,7 +105,7 @@ class LowRankConnectivity(Study):
             "imitation": {
                 **shared,
                 "families": [*cells, {"class": "Elman", "hidden_size": self.hidden_size}],
-                "tasks": [{"class": "CartPole", "num_steps": self.num_steps}],
+                "tasks": [{"class": "CartPole", "num_steps": self.num_steps, "horizon": self.horizon}],
                 "learning": learning,
                 "snapshots": [self.num_updates],
                 "models_per_cohort": self.models,
@@ -126,10 +129,10 @@ class LowRankConnectivity(Study):
             for name, r, (less, more) in product(INITIAL, INITIAL_RANKS, pairwise(INITIAL_SPARSITIES))
         ]
         falls = [
-            norms[cell, r, less].mean() - norms[cell, r, more].mean()
+            float(norms[cell, r, less].mean() - norms[cell, r, more].mean())
             for cell, r, (less, more) in product(CELLS, RANKS, pairwise(SPARSITIES))
         ]
-        alone = {kind: shares["survival"].mean() for kind, shares in survival.items()}
+        alone = {kind: float(shares["survival"].mean()) for kind, shares in survival.items()}
         worst = min(alone["CfC", rank, sparsity] for rank, sparsity in product(RANKS, SPARSITIES))
         values = {
             LAW: max(abs(radius[kind] / predicted[kind] - 1) for kind in radius),
@@ -139,19 +142,21 @@ class LowRankConnectivity(Study):
             SURVIVAL: worst - alone[DENSE, self.hidden_size, 0.0],
         }
         curves = {"radius": radius, "predicted": predicted, "norms": norms, "survival": survival}
-        return Measured({name: float(value) for name, value in values.items()}, curves, reported(norms, survival))
+        return Measured(values, curves, reported(norms, survival))
 
     def draw(self, measured: Measured) -> Figure:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(12, 8), layout="constrained")
-        upper, lower = figure.subfigures(2, 1)
+        grid = figure.add_gridspec(2, 1)
+        upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
         law, norm = upper.subplots(1, 2)
         curves = measured.curves
         draw_law(law, curves["radius"], curves["predicted"])
-        for cell, (rank, style) in product(CELLS, zip(RANKS, (":", "--", "-"), strict=True)):
+        for cell, rank in product(CELLS, RANKS):
             means = [float(curves["norms"][cell, rank, sparsity].mean()) for sparsity in SPARSITIES]
-            norm.plot(SPARSITIES, means, style, color=COLOURS[cell], marker="o", label=f"{cell}, r = {rank}")
+            look = {"color": COLOURS[cell], "linestyle": LINES[rank], "label": f"{cell}, r = {rank}"}
+            norm.plot(SPARSITIES, means, marker="o", **look)
         norm.set(title="Norm of W after training", xlabel="sparsity s", ylabel="largest singular value of W(r, s)")
         norm.legend(frameon=False, fontsize="small", ncols=len(CELLS))
         for axes, cell in zip(lower.subplots(1, len(CELLS)), CELLS, strict=True):
