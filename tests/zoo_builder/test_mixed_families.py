@@ -29,7 +29,8 @@ def zoo(tmp_path_factory):
         {name: value[0] if isinstance(value, list) else value for name, value in entry.items()}
         for entry in recipe["families"]
     ]
-    recipe |= {"snapshots": [0, 2], "models_per_cohort": 2, "shard_size": 2, "labels": [], "splits": {"test": 0, "val": 0}}
+    recipe |= {"snapshots": [0, 2], "models_per_cohort": 2, "shard_size": 2}
+    recipe |= {"labels": [], "splits": {"test": 0, "val": 0}}
     recipe["learning"] |= {"num_updates": 2, "batch_size": 2}
     out = tmp_path_factory.mktemp("mixed") / "zoo"
     build(recipe, out, engine=in_process.run_shards, method="torch")
