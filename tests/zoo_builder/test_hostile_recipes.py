@@ -172,7 +172,7 @@ MISTAKEN = [
         {"tasks": [{"class": "Adding"}], "learning": {"class": "BPTT", "num_updates": 4, "exams": CURRICULUM}},
         "Adding declares no `difficulty`",
     ),
-    ({"tasks": [{"class": "NParity", "max_n": 4, "n": 3, "heads": "two"}]}, "`heads` (='two') of NParity must be one of ['single', 'many'"),
+    ({"tasks": [{"class": "NParity", "max_n": 4, "n": 3, "heads": "two"}]}, "`heads` (='two') of NParity must be one"),
 ]
 
 
