@@ -49,11 +49,11 @@ class LowRankConnectivity(Study):
     W(r, s) = (W_1 W_2) * M. Before training the spectral radius follows sqrt((1 - s) sum_i<=r sigma_i^2 / h), sigma_i
     the singular values before truncation, here for two initialisations at h = 64; at ranks below h / 8 the largest
     eigenvalue of so few exceeds the law. Then Elman, GRU and CfC networks of 32 units with such matrices, and dense
-    Elman networks, imitate an expert on a cart-pole that is not pushed and act themselves: undisturbed, with noise on their inputs, and
-    pushed. Norms of trained W fall with s; CfC survives at least as long as the dense Elman network. How survival
-    under disturbances depends on (r, s) is reported and not judged: in a pilot low rank and sparsity helped Elman
-    networks, did nothing for CfC and hurt GRU, and one toy task is no verdict on the paper. Second-hand: the paper's
-    text was not at hand, only its abstract, reviews and summaries; the law was derived and checked here.
+    Elman networks, imitate an expert on a cart-pole that nobody pushes, and act themselves: undisturbed, with noise on
+    their inputs, and pushed. Norms of trained W fall with s; CfC survives at least as long as the dense Elman network.
+    How survival under disturbances depends on (r, s) is reported and not judged: in a pilot low rank and sparsity
+    helped Elman networks, did nothing for CfC and hurt GRU, and one toy task is no verdict on the paper. Second-hand:
+    the paper's text was not at hand, only its abstract, reviews and summaries; the law was derived and checked here.
     """
 
     hidden_size: int = 32
