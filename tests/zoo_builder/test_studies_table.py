@@ -39,11 +39,8 @@ def test_the_table_in_the_documents_has_every_declared_gate_and_no_other():
     text = DOCUMENT.read_text()
     rows = rows_in(text)
     assert [row[:3] for row in rows] == DECLARED
-    # A study without a result in the documents has no figure there either.
-    assert {verdict for *_, verdict in rows} <= {"passed", "not run"}
     figures = re.findall(r"!\[(\w+)\]\((.*?)\)", text)
-    assert [name for name, _ in figures] == sorted({study for study, *_, verdict in rows if verdict == "passed"})
-    assert len(figures) > 2
+    assert [name for name, _ in figures] == sorted({study for study, *_ in rows})
     for _, path in figures:
         assert (DOCUMENT.parent / path).stat().st_size <= LARGEST_FIGURE
 
@@ -51,10 +48,8 @@ def test_the_table_in_the_documents_has_every_declared_gate_and_no_other():
 def test_verdicts_in_the_documents_follow_from_their_numbers():
     gates = {(name, gate.name): gate for name, kind in studies.available().items() for gate in kind.gates}
     for study, gate, _, value, verdict in rows_in(DOCUMENT.read_text()):
-        if verdict == "passed":
-            assert gates[study, gate].passes(float(value)), gate
-        else:
-            assert value == "-"
+        assert verdict == "passed", gate
+        assert gates[study, gate].passes(float(value)), gate
 
 
 @pytest.fixture(scope="module")
