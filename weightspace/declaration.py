@@ -100,6 +100,19 @@ def check_tensor(axes: Mapping[str, Axis], name: str, tensor: TensorSpec) -> Non
         raise ValueError(f"'{name}' is declared a diagonal, which has one node axis, but it has axes {tensor.axes}.")
 
 
+def check_mask(tensors: Mapping[str, TensorSpec], name: str) -> None:
+    """Raise ValueError unless a tensor's mask, if it names one, is declared as a mask on the same axes."""
+    tensor = tensors[name]
+    if tensor.mask is None:
+        return
+    masks = {key: other.axes for key, other in tensors.items() if other.role == "mask"}
+    if masks.get(tensor.mask) != tensor.axes:
+        raise ValueError(
+            f"'{name}' has axes {tensor.axes} and the mask '{tensor.mask}', but declared are the masks {masks}; a mask "
+            "has the axes of its tensor."
+        )
+
+
 def check_gauge(tensors: Mapping[str, TensorSpec], name: str, gauge: Gauge) -> None:
     """Raise ValueError unless a gauge has one charge per axis of every tensor that it names."""
     for tensor, charges in gauge.charges.items():

@@ -23,6 +23,7 @@ from weightspace.declaration import (
     Gauge,
     TensorSpec,
     check_gauge,
+    check_mask,
     check_tensor,
 )
 from weightspace.group import GroupElement, act_on_state, act_on_tensor, random_elements, random_tensor
@@ -67,6 +68,7 @@ class WeightSpec:
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
             check_tensor(self.axes, name, tensor)
+            check_mask(self.tensors, name)
         for name, gauge in self.gauges.items():
             check_gauge(self.tensors, name, gauge)
         for name in self.states:

@@ -145,8 +145,12 @@ def _add_study(commands: Any) -> None:
     study = ArgumentParser(description="Reproduces phenomena of papers at a small size.", epilog=study_command.EPILOG)
     run = ArgumentParser(description=study_command.DESCRIPTION, epilog=study_command.EPILOG)
     study_command.add_options(run)
+    table = ArgumentParser(description=study_command.TABLE_DESCRIPTION, epilog=study_command.TABLE_EPILOG)
+    study_command.add_table_options(table)
     commands.add_subcommand("study", study, help="reproduce a phenomenon of a paper")
-    study.add_subcommands(required=True).add_subcommand("run", run, help="run studies and judge them by their gates")
+    parts = study.add_subcommands(required=True)
+    parts.add_subcommand("run", run, help="run studies and judge them by their gates")
+    parts.add_subcommand("table", table, help="what finished studies measured, as Markdown")
 
 
 def _refuse_without_locks() -> None:
@@ -262,6 +266,10 @@ def _list(options: Namespace) -> int:
 
 
 def _study(options: Namespace) -> int:
+    if options.subcommand == "table":
+        rows, text = study_command.table(options.table)
+        _print(rows, text, options.table.json)
+        return 0
     _refuse_without_locks()
     results, text = study_command.run(options.run)
     _print(results, text, options.run.json)

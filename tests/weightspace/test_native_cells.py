@@ -58,6 +58,7 @@ ACCEPTED = {
     "delay line": cell(DRIVE, h="torch.tanh(z)", c="h", d="c", answer="h + c * d"),
     "delay line of the new state": cell(DRIVE, "n = torch.tanh(z)", h="n", c="n", answer="F.linear(h, w) + c"),
     "swap": cell(h="c", c="h", answer="h"),
+    "clamped tiles": cell(DRIVE, h="z.clamp(-0.4, 0.7) + 0.1 * x.clamp(min=0.2) @ w_x.t() - h.clamp(max=0.3)"),
     "swap and a product": cell(DRIVE, h="c", c="torch.tanh(z)", answer="h * c"),
     "states that stay": cell(h="h", c="torch.tanh(c + h)", answer="h * c"),
     "momentum": cell(DRIVE, "m = torch.sigmoid(g) * c", h="torch.tanh(m + z)", c="m", answer="F.linear(h, w)"),

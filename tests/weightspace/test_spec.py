@@ -109,6 +109,22 @@ def test_a_tensor_without_entries_is_refused():
         WeightSpec(axes=axes, tensors={"w": TensorSpec(axes=("hidden", "rank"))}, states={})
 
 
+@pytest.mark.parametrize(
+    ("axes", "role", "mask"),
+    [
+        (("hidden", "input"), "mask", "mask"),
+        (("hidden",), "mask", "mask"),
+        (("hidden", "hidden"), "fixed", "mask"),
+        (("hidden", "hidden"), "mask", "mast"),
+    ],
+)
+def test_a_mask_without_the_axes_of_its_tensor_is_refused(axes, role, mask):
+    tensors = {"w": TensorSpec(axes=("hidden", "hidden"), mask=mask), "mask": TensorSpec(axes=axes, role=role)}
+    message = rf"'w' has axes \('hidden', 'hidden'\) and the mask '{mask}', but declared are the masks"
+    with pytest.raises(ValueError, match=message):
+        WeightSpec(axes=AXES, tensors=tensors, states={"h": "hidden"})
+
+
 AXES = {
     "input": Axis(size=3, kind="input"),
     "hidden": Axis(size=5, kind="hidden", permutable=True),

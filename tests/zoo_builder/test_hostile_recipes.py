@@ -118,6 +118,7 @@ TINY = {
     "models_per_cohort": 10,
     "rollouts": {"sequences": 2},
 }
+CURRICULUM = {"curriculum": True}
 GROWN = [
     ({"models_per_cohort": 10**9}, "`models_per_cohort` (=1,000,000,000) makes 1,000,000,000 models"),
     (
@@ -155,6 +156,23 @@ MISTAKEN = [
     ({"snapshots": nested(list, 5000)}, "is nested too deeply, more than 8 levels"),
     ({"splits": []}, "`splits` must be a mapping with keys"),
     ({"splits": {"out_of_distribution": {"largest_size": 1}}}, "`splits.out_of_distribution.largest_size` (=1) must"),
+    (
+        {"families": [{"class": "LowRankSparse", "cell": "Elman", "hidden_size": 4, "rank": 5}]},
+        "`hidden_size` (=4) of LowRankSparse must be at least 5: no matrix has a `rank` above its size",
+    ),
+    (
+        {"families": [{"class": "StableReparam", "hidden_size": 4, "time_step": 0.9}]},
+        "`time_step` (=0.9) of StableReparam must be above 0 and at most 0.5",
+    ),
+    (
+        {"families": [{"class": "LTC", "hidden_size": 4, "wiring": "ncp", "sparsity": 0.5}]},
+        "`hidden_size` (=4) of LTC must be at least 5: the wiring",
+    ),
+    (
+        {"tasks": [{"class": "Adding"}], "learning": {"class": "BPTT", "num_updates": 4, "exams": CURRICULUM}},
+        "Adding declares no `difficulty`",
+    ),
+    ({"tasks": [{"class": "NParity", "max_n": 4, "n": 3, "heads": "two"}]}, "`heads` (='two') of NParity must be one"),
 ]
 
 
@@ -166,6 +184,14 @@ def test_what_cannot_be_is_refused_with_the_field(changes, words, dry_run):
     assert words in line
     assert line.count("\n") == 1
     assert time.process_time() - before < 5
+
+
+def test_a_text_with_unknown_characters_is_refused_before_anything_learns(dry_run, tmp_path):
+    (tmp_path / "text.txt").write_text("a line\nSoßen für €5\n" * 20)
+    status, line = dry_run({**TINY, "tasks": [{"class": "CharLanguage", "path": str(tmp_path / "text.txt")}]})
+    assert status == 2
+    assert "has 3 unknown characters ('ß', 'ü', '€'), the first in line 2; known are" in line
+    assert line.count("\n") == 1
 
 
 def test_the_recipe_they_were_made_from_has_a_plan(dry_run):

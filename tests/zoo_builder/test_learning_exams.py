@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
 from tests.weightspace.emulated_graph import emulate
 from weightspace.data.datamodule import ZooDataModule
@@ -144,6 +145,38 @@ def test_each_model_goes_through_the_curriculum_as_it_does_alone(task):
     assert levels.max() == 4
     assert not learned.records["stopped_step"].isnan().all()
     assert learned.records["stopped_step"].isnan().any()
+
+
+THIRTY = NParity(max_n=31, n=31, heads="many")
+
+
+def test_a_curriculum_climbs_to_thirty_heads_and_leaves_those_above_alone():
+    exams = Exams(every=1, sequences=4, threshold=0.0, curriculum=True)
+    updates = [0, 10, 20, 30]
+    learned = learn(THIRTY, exams, 30, updates, batch_size=2, ids=IDS[:1])
+    assert learned.records["curriculum_level"].tolist() == [[2, 12, 22, 31]]
+    heads = learned.params["weight_ho"][0].unflatten(1, (30, 2))
+    for place, update in enumerate(updates):
+        changed = (heads[place] != heads[0]).flatten(1).any(1)
+        assert changed.tolist() == [True] * update + [False] * (30 - update)
+
+
+def test_thirty_heads_together_are_learned_as_by_the_sum_of_thirty_losses():
+    learned = learn(THIRTY, None, 1, [0, 1], ids=IDS[:1])
+    family = family_of(THIRTY)
+    own = {name: tensor[0].clone().requires_grad_() for name, tensor in fresh_params(family, 0, IDS[:1]).items()}
+    optimiser = torch.optim.AdamW(own.values(), lr=1e-2, weight_decay=0)
+    batch = THIRTY.sample({}, Streams(0, IDS[:1], "train"), UPDATES_PER_DRAW * BATCH, "train").split(BATCH)[0]
+    stacked = {name: tensor[None] for name, tensor in own.items()}
+    last = rollout(family, stacked, batch.x, method="sequential").outputs[0, -1]
+    bits = batch.x[0, :, :, 0].long()
+    answers = {n: bits[-n:].sum(0) % 2 for n in range(2, 32)}
+    sum(cross_entropy(last[:, 2 * n - 4 : 2 * n - 2], answer) for n, answer in answers.items()).backward()
+    torch.nn.utils.clip_grad_norm_(own.values(), 1.0)
+    optimiser.step()
+    for name, tensor in own.items():
+        if name != "tau":
+            torch.testing.assert_close(learned.params[name][0, 1], tensor.detach(), atol=1e-5, rtol=1e-4)
 
 
 # So hard for so few updates that nobody answers all of it.

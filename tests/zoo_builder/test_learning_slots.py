@@ -198,3 +198,16 @@ def test_stops_for_masks_change_nothing_that_is_learned():
 def test_only_masks_change_between_updates():
     with pytest.raises(ValueError, match=r"changes 'b' of shape .* has the masks \{'mask': \(4, 4, 4\)\}"):
         Pruning(num_updates=7, batch_size=1, tensor="b").learn(MASKED, TASK, Members(0, IDS), [7])
+
+
+class Misfit(Masked):
+    """The network with a mask, whose mask is drawn for another size."""
+
+    def init(self, generator):
+        return super().init(generator) | {"mask": torch.ones(self.hidden_size, 3)}
+
+
+def test_a_mask_of_the_wrong_shape_is_refused_before_anything_learns():
+    message = r"`init` of Misfit does not fit its declaration: Axis 'hidden' of 'mask' has size 3, but the declaration"
+    with pytest.raises(ValueError, match=message):
+        BPTT(num_updates=1).learn(Misfit(input_size=2, hidden_size=4, output_size=1), TASK, Members(0, IDS), [0])

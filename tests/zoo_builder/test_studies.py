@@ -20,7 +20,7 @@ from zoo_builder.studies.run import judged, run_study
 from zoo_builder.workers import in_process, making
 
 TRIAL = "tests.zoo_builder.trial_study"
-KEYS = {"study", "paper", "passed", "gates", "cpu_seconds"}
+KEYS = {"study", "paper", "passed", "gates", "cpu_seconds", "reported"}
 
 
 @pytest.fixture(autouse=True)

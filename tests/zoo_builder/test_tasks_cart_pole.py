@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from tests.zoo_builder.linear_family import Linear
 from weightspace.rollout import Streams, generator
@@ -46,8 +47,7 @@ def test_dynamics_are_the_published_equations():
 
 
 def test_dynamics_are_those_of_gymnasium():
-    environments = pytest.importorskip("gymnasium.envs.classic_control.cartpole", reason="needs gymnasium")
-    world = environments.CartPoleEnv()
+    world = CartPoleEnv()
     state, force = random_states_and_forces(50)
     found = cart_pole.moved(state, force).numpy()
     for one, push, after in zip(state.numpy(), force.tolist(), found, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,33 +12,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.families.base import Family, Noise, linear, uniform
-from weightspace.spec import Axis, Gauge, Params, State, TensorSpec, WeightSpec
+from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
-SLOPE = 0.01
-"""Slope of leaky_relu below 0."""
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.01),
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+UNITS = {"leaky_relu": "relu", "relu": "relu", "tanh": "tanh", "sigmoid": "gated"}
+"""Function -> the nearest of the declared nonlinearities."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaky(Family):
     """Leaky neurons without self-connections and a linear read-out (Khajehabdollahi et al., ICLR 2024, 2309.12927).
 
-    a = 1 / max(tau, 1), h' = f((1 - a) * h + a * (W_hh h + W_ih x + b)) with diag(W_hh) = 0, y = W_ho h + b_o; the
-    non-linearity f stands outside the leak. tau (hidden) starts from U(1, 2), everything else from
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)). The stored tau may fall below 1 and the stored diagonal may be anything;
-    `effective` has what acts. The paper draws the first state at random, here it is 0.
+    a = 1 / max(tau, 1), u = W_hh h + W_ih x + b with diag(W_hh) = 0, y = W_ho h + b_o. The non-linearity f stands
+    outside the leak, h' = f((1 - a) * h + a * u), as in the paper's main model, or with `function_inside` inside it,
+    h' = (1 - a) * h + a * f(u). tau (hidden) starts from U(1, 2), everything else from U(-1/sqrt(fan_in),
+    1/sqrt(fan_in)). The stored tau may fall below 1 and the stored diagonal may be anything; `effective` has what acts.
+    The paper draws the first state at random, here it is 0.
     """
 
     hidden_size: int
-    nonlinearity: Literal["leaky_relu", "relu", "tanh"] = "leaky_relu"
+    nonlinearity: Literal["leaky_relu", "relu", "tanh", "sigmoid"] = "leaky_relu"
+    function_inside: bool = False
+    """Whether the non-linearity stands inside the leak."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nonlinearity not in ("leaky_relu", "relu", "tanh"):
-            raise ValueError(f"`nonlinearity` (={self.nonlinearity!r}) must be 'leaky_relu', 'relu' or 'tanh'.")
+        if self.nonlinearity not in FUNCTIONS:
+            known = tuple(FUNCTIONS)
+            raise ValueError(f"`nonlinearity` (={self.nonlinearity!r}) of Leaky must be one of {known}.")
 
     def declare(self) -> WeightSpec:
-        is_tanh = self.nonlinearity == "tanh"
-        unit = "tanh" if is_tanh else "relu"
+        unit = UNITS[self.nonlinearity]
         axes = {
             "input": Axis(size=self.input_size, kind="input"),
             "hidden": Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity=unit),
@@ -51,13 +61,10 @@ class Leaky(Family):
             "weight_ho": TensorSpec(axes=("output", "hidden")),
             "bias_o": TensorSpec(axes=("output",)),
         }
-        gauge = Gauge(
-            axis="hidden",
-            kind="sign" if is_tanh else "positive",
-            charges={"weight_ih": (1, 0), "weight_hh": (1, -1), "bias": (1,), "weight_ho": (0, -1)},
-            state_charges={"h": 1},
-        )
-        gauges = {"sign" if is_tanh else "scale": gauge}
+        charges: dict[str, tuple[Charge, ...]] = {"weight_ih": (1, 0), "weight_hh": (1, -1), "bias": (1,)}
+        moves = partial(Gauge, axis="hidden", charges={**charges, "weight_ho": (0, -1)}, state_charges={"h": 1})
+        # A sigmoid is neither odd nor homogeneous.
+        gauges = {"tanh": {"sign": moves(kind="sign")}, "relu": {"scale": moves(kind="positive")}, "gated": {}}[unit]
         return WeightSpec(axes=axes, tensors=tensors, states={"h": "hidden"}, gauges=gauges)
 
     def init(self, generator: torch.Generator) -> Params:
@@ -75,10 +82,10 @@ class Leaky(Family):
     def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:
         used, h = self.effective(params), state["h"]
         drive = linear(x, used["weight_ih"], used["bias"]) + linear(h, used["weight_hh"])
-        leaked = h + (drive - h) / used["tau"]
-        if self.nonlinearity == "tanh":
-            return {"h": torch.tanh(leaked)}
-        return {"h": F.leaky_relu(leaked, SLOPE) if self.nonlinearity == "leaky_relu" else torch.relu(leaked)}
+        function = FUNCTIONS[self.nonlinearity]
+        if self.function_inside:
+            return {"h": h + (function(drive) - h) / used["tau"]}
+        return {"h": function(h + (drive - h) / used["tau"])}
 
     def readout(self, params: Params, state: State) -> Tensor:
         return linear(state["h"], params["weight_ho"], params["bias_o"])
@@ -89,4 +96,7 @@ class Leaky(Family):
             cls(input_size=3, hidden_size=5, output_size=2),
             cls(input_size=2, hidden_size=4, output_size=2, nonlinearity="relu"),
             cls(input_size=1, hidden_size=4, output_size=1, nonlinearity="tanh"),
+            cls(input_size=2, hidden_size=4, output_size=1, function_inside=True),
+            cls(input_size=2, hidden_size=3, output_size=2, nonlinearity="tanh", function_inside=True),
+            cls(input_size=2, hidden_size=4, output_size=2, nonlinearity="sigmoid", function_inside=True),
         ]

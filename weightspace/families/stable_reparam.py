@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -15,7 +15,11 @@ from weightspace.families.base import Family, Noise, linear, uniform
 from weightspace.spec import Axis, Charge, Gauge, Params, State, TensorSpec, WeightSpec
 
 PARAMETERISATIONS = ("direct", "exp", "softplus", "inverse")
-NONLINEARITIES = ("tanh", "identity")
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "hardtanh": partial(torch.clamp, min=-1.0, max=1.0),
+    "identity": lambda drive: drive,
+}
 OFFSET = 0.1
 """Of the parameterisation "inverse", whose rates stay below 1 / OFFSET."""
 FASTEST_START = 2.0
@@ -28,25 +32,25 @@ LARGEST_STEP = 1 / FASTEST_START
 class StableReparam(Family):
     """Continuous-time network by Euler's method (Wang, Li and Li, ICLR 2024, arXiv 2305.19190; rates as in 2311.14495).
 
-    h' = h + dt * s(W_ih x + b - R h), y = W_ho h + b_o, with s tanh or the identity, dt = `time_step` and rates
-    r = g(w): "direct" g(w) = w, which nothing keeps positive; "exp" exp(w); "softplus" log(1 + exp(w)); "inverse"
-    1 / (w^2 + 0.1). R = diag(r), or with `mixed` P^T diag(r) P, P trained freely from an orthogonal start, as in the
-    authors' code (read, no licence: nothing is copied). Rates other than direct act as at most 1 / dt, so that Euler's
-    method neither grows nor overshoots for diag(r), nor grows for P^T diag(r) P while the norm of P is below sqrt(2).
-    `effective` has the rates, or -R as `weight_hh`. All parameterisations start from the same rates, softplus of
-    standard normal numbers and at most 2: the authors draw w itself from the normal distribution, where direct rates
-    would start below 0. The rest starts as in torch.nn.Linear.
+    h' = h + dt * s(W_ih x + b - R h), y = W_ho h + b_o, with s tanh, hardtanh(u) = min(max(u, -1), 1) or the identity,
+    dt = `time_step` and rates r = g(w): "direct" g(w) = w, which nothing keeps positive; "exp" exp(w); "softplus" log(1
+    + exp(w)); "inverse" 1 / (w^2 + 0.1). R = diag(r), or with `mixed` P^T diag(r) P, P trained freely from an
+    orthogonal start, as in the authors' code (read, no licence: nothing is copied). Rates other than direct act as at
+    most 1 / dt, so that Euler's method neither grows nor overshoots for diag(r), nor grows for P^T diag(r) P while the
+    norm of P is below sqrt(2). `effective` has the rates, or -R as `weight_hh`. All parameterisations start from the
+    same rates, softplus of standard normal numbers and at most 2: the authors draw w itself from the normal
+    distribution, where direct rates would start below 0. The rest starts as in torch.nn.Linear.
     """
 
     hidden_size: int
     parameterisation: Literal["direct", "exp", "softplus", "inverse"] = "softplus"
-    nonlinearity: Literal["tanh", "identity"] = "tanh"
+    nonlinearity: Literal["tanh", "hardtanh", "identity"] = "tanh"
     mixed: bool = False
     time_step: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("parameterisation", PARAMETERISATIONS), ("nonlinearity", NONLINEARITIES)):
+        for name, known in (("parameterisation", PARAMETERISATIONS), ("nonlinearity", tuple(FUNCTIONS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` (={getattr(self, name)!r}) of StableReparam must be one of {known}.")
         if not 0 < self.time_step <= LARGEST_STEP:
@@ -87,7 +91,9 @@ class StableReparam(Family):
 
     def _declare(self, recurrent: dict[str, TensorSpec], gauges: dict[str, Gauge]) -> WeightSpec:
         axes = {"input": Axis(size=self.input_size, kind="input")}
-        axes["hidden"] = Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity=self.nonlinearity)
+        # Both saturating functions are odd: one word of the declaration does for them.
+        unit = "identity" if self.nonlinearity == "identity" else "tanh"
+        axes["hidden"] = Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity=unit)
         if "basis" in recurrent:
             axes["mode"] = Axis(size=self.hidden_size, kind="factor", permutable=True)
         axes["output"] = Axis(size=self.output_size, kind="output")
@@ -139,7 +145,7 @@ class StableReparam(Family):
         used, h = self.effective(params), state["h"]
         drive = linear(x, used["weight_ih"], used["bias"])
         drive = drive + linear(h, used["weight_hh"]) if self.mixed else drive - used["rate"] * h
-        return {"h": h + self.time_step * (torch.tanh(drive) if self.nonlinearity == "tanh" else drive)}
+        return {"h": h + self.time_step * FUNCTIONS[self.nonlinearity](drive)}
 
     def readout(self, params: Params, state: State) -> Tensor:
         return linear(state["h"], params["weight_ho"], params["bias_o"])
@@ -152,6 +158,7 @@ class StableReparam(Family):
             cls(input_size=2, hidden_size=4, output_size=1, parameterisation="inverse", mixed=True, time_step=0.1),
             cls(input_size=1, hidden_size=3, output_size=2, parameterisation="direct", mixed=True),
             cls(input_size=2, hidden_size=4, output_size=2, parameterisation="direct"),
+            cls(input_size=2, hidden_size=4, output_size=1, nonlinearity="hardtanh"),
         ]
 
 

@@ -116,8 +116,13 @@ class Learner(ABC):
 
 
 def fresh_params(family: Family, seed: int, model_ids: Sequence[str]) -> Params:
-    """Initial params (models, ...) of the models, each from its own stream "init"."""
+    """Initial params (models, ...) of the models, each from its own stream "init"; ValueError if one does not fit."""
     models = [family.init(generator(seed, model_id, "init")) for model_id in model_ids]
+    for model in models:
+        try:
+            family.spec.check(model, stacked=False)
+        except ValueError as error:
+            raise ValueError(f"`init` of {type(family).__name__} does not fit its declaration: {error}") from None
     return {name: torch.stack([model[name] for model in models]) for name in family.spec.tensors}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -47,6 +47,8 @@ class Measured:
     """The number of each gate, by the gate's name; NaN where there is none."""
     curves: Mapping[str, Any]
     """Curves of the figure."""
+    reported: Sequence[Mapping[str, Any]] = ()
+    """Rows of a table of numbers that are not judged, each with the same columns."""
 
 
 @dataclass(frozen=True, kw_only=True)

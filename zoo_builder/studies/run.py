@@ -49,6 +49,7 @@ def run_study(study: Study, out: str | Path, *, seed: int | None = None, workers
         "passed": all(gate["passed"] for gate in gates),
         "gates": gates,
         "cpu_seconds": round(spent, 2),
+        "reported": [dict(row) for row in measured.reported],
     }
     with store.naming(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)

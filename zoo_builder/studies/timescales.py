@@ -16,7 +16,6 @@ from weightspace.rollout.forward import last_outputs
 from zoo_builder.executor import ROLLOUTS
 from zoo_builder.labels.spectra import spectral_radius
 from zoo_builder.studies.base import Gate, Measured, Study
-from zoo_builder.studies.network_timescales import network_timescales
 from zoo_builder.tasks.heads import CLASSES
 from zoo_builder.tasks.n_parity import NParity
 
@@ -32,8 +31,10 @@ CURRICULA = {"single": "one head: N alone", "many": "a head for each N: all N so
 COLOURS = {"single": "#c1440e", "many": "#1f5fa8"}
 SEQUENCES = 2048
 """Sequences on which the accuracy on every N is measured."""
-ROWS_TOGETHER = 16
-"""Networks whose driven states are kept at once."""
+ROWS_TOGETHER = 256
+"""Networks whose eigenvalues are computed at once."""
+COLUMNS = {"step": "step", "level": "curriculum_level", "tau_net": "network_timescale_mean"}
+"""Curve -> the column of the zoo's table that has it."""
 
 RATIO = "least N reached with many heads over largest N reached with one head"
 TAU = "mean time constant tau with one head minus that with many heads"
@@ -107,6 +108,7 @@ class Timescales(Study):
                     "exams": exams,
                 },
                 "snapshots": list(range(0, self.num_updates + 1, steps)),
+                "labels": ["NetworkTimescale"],
                 "models_per_cohort": self.models,
                 "shard_size": self.models,
             }
@@ -149,35 +151,26 @@ class Timescales(Study):
 def curves_of(zoo: Zoo, heads: str) -> dict[str, Tensor]:
     """Measurements of the networks of one curriculum at each snapshot, (models, snapshots), and final accuracies.
 
-    `level` is the N that is learned, `tau` and `tau_net` are means over neurons (steps), `radius` is that of W_hh;
+    `level` is the N that is learned, `tau` and `tau_net` are means over neurons (steps), tau_net by the label
+    `NetworkTimescale`; `radius` is that of W_hh;
     `accuracy` (models, distance) is of the last snapshot, on N = level, level - 1, ..., NaN below N = 2.
     """
     task = [json.loads(text)["heads"] for text in zoo.table["task_config"].to_pylist()]
     rows = [row for row, part in enumerate(task) if part == heads]
     stacks = list(zoo.stacks(rows, ROWS_TOGETHER))
-    columns = {name: _column(zoo, name, rows) for name in ("step", "curriculum_level")}
-    measured = [_of_stack(zoo, stack) for stack in stacks]
+    columns = {name: _column(zoo, column, rows) for name, column in COLUMNS.items()}
+    measured = [_of_stack(stack) for stack in stacks]
     joined = {name: torch.cat([part[name] for part in measured]) for name in measured[0]}
     shape = (-1, len(set(columns["step"].tolist())))
-    curves = {
-        "step": columns["step"].reshape(shape),
-        "level": columns["curriculum_level"].reshape(shape),
-        **{name: values.reshape(shape) for name, values in joined.items()},
-    }
+    curves = {name: values.reshape(shape) for name, values in (columns | joined).items()}
     last = zoo.stack(torch.tensor(rows).reshape(shape)[:, -1].tolist())
     level = curves["level"][:, -1]
     return curves | {"accuracy": from_level_down(accuracies(zoo, last, level), level)}
 
 
-def _of_stack(zoo: Zoo, stack: Stack) -> dict[str, Tensor]:
+def _of_stack(stack: Stack) -> dict[str, Tensor]:
     _, used = stack.effective
-    streams = Streams(zoo.manifest["recipe"]["seed"], _ids(zoo, stack), "timescales")
-    net = network_timescales(stack.family, stack.params, streams, _method(zoo))
-    return {
-        "tau": used["tau"].double().mean(1),
-        "tau_net": net.nanmean(1),
-        "radius": spectral_radius(used["weight_hh"].double()),
-    }
+    return {"tau": used["tau"].double().mean(1), "radius": spectral_radius(used["weight_hh"].double())}
 
 
 def accuracies(zoo: Zoo, stack: Stack, level: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from ncps.torch import cfc_cell
 
 from weightspace.families.cfc import CfC
 from weightspace.rollout import generator, rollout
@@ -51,9 +52,8 @@ def test_units_follow_the_equations_one_by_one(family):
 
 @EXAMPLES
 def test_states_equal_those_of_the_authors_package(family):
-    cells = pytest.importorskip("ncps.torch.cfc_cell", reason="needs ncps")
     x, params = inputs_and_params(family)
-    cell = cells.CfCCell(family.input_size, family.hidden_size, mode=family.mode, backbone_layers=0).double()
+    cell = cfc_cell.CfCCell(family.input_size, family.hidden_size, mode=family.mode, backbone_layers=0).double()
     weight = torch.cat([params["weight_ih"], params["weight_hh"]], -1)
     if family.mode == "pure":
         values = {"ff1.weight": weight, "ff1.bias": params["bias"]}

@@ -12,6 +12,7 @@ FUNCTIONS = {
     "tanh": np.tanh,
     "relu": lambda v: max(v, 0.0),
     "leaky_relu": lambda v: v if v > 0 else 0.01 * v,
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
 }
 
 
@@ -25,7 +26,8 @@ def reference(family: Leaky, params: dict, x: np.ndarray) -> np.ndarray:
             drive = p["bias"][i] + p["weight_ih"][i] @ x_t
             drive += sum(p["weight_hh"][i, j] * h[j] for j in range(family.hidden_size) if j != i)
             a = 1 / max(p["tau"][i], 1)
-            new[i] = FUNCTIONS[family.nonlinearity]((1 - a) * h[i] + a * drive)
+            f = FUNCTIONS[family.nonlinearity]
+            new[i] = (1 - a) * h[i] + a * f(drive) if family.function_inside else f((1 - a) * h[i] + a * drive)
         h = new
         outputs.append(p["weight_ho"] @ h + p["bias_o"])
     return np.stack(outputs)
@@ -53,8 +55,9 @@ def test_effective_params_are_clamped_without_self_connections_and_compute_the_s
     assert torch.equal(outputs[0], outputs[1])
 
 
-def test_time_constants_of_one_leave_an_elman_network():
-    leaky = Leaky(input_size=2, hidden_size=4, output_size=1, nonlinearity="tanh")
+@pytest.mark.parametrize("inside", [False, True])
+def test_time_constants_of_one_leave_an_elman_network(inside):
+    leaky = Leaky(input_size=2, hidden_size=4, output_size=1, nonlinearity="tanh", function_inside=inside)
     params = leaky.spec.random_params(generator(0, "m", "params"))
     params = leaky.effective(params | {"tau": torch.ones(4, dtype=torch.float64)})
     names = {"weight_ih": "weight_ih.0", "weight_hh": "weight_hh.0", "bias": "bias.0"}
@@ -69,3 +72,8 @@ def test_fresh_time_constants_lie_between_one_and_two():
     tau = Leaky(input_size=1, hidden_size=500, output_size=1).init(generator(0, "m", "init"))["tau"]
     assert 1 <= tau.min() < 1.02
     assert 1.98 < tau.max() <= 2
+
+
+def test_an_unknown_nonlinearity_is_refused():
+    with pytest.raises(ValueError, match=r"`nonlinearity` \(='gelu'\) of Leaky must be one of \('leaky_relu', 'relu'"):
+        Leaky(input_size=1, hidden_size=2, output_size=1, nonlinearity="gelu")

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from ncps import wirings
+from ncps.torch import ltc_cell
 
 from weightspace.families.ltc import LTC, paired, skewed, summed
 from weightspace.families.wiring import layers, wired
@@ -60,8 +62,6 @@ def test_units_follow_the_equations_one_by_one(family):
 
 @EXAMPLES
 def test_outputs_equal_those_of_the_authors_package(family):
-    ltc_cell = pytest.importorskip("ncps.torch.ltc_cell", reason="needs ncps")
-    wirings = pytest.importorskip("ncps.wirings", reason="needs ncps")
     x, params = inputs_and_params(family)
     params["mask_output"] = torch.eye(family.output_size, family.hidden_size, dtype=torch.float64)
     cell = ltc_cell.LTCCell(
@@ -152,7 +152,6 @@ def test_an_ncp_wiring_has_layers_and_leaves_no_unit_out():
 
 
 def test_numbers_of_an_ncp_wiring_are_those_of_the_authors_package():
-    wirings = pytest.importorskip("ncps.wirings", reason="needs ncps")
     for units, outputs, sparsity in ((20, 4, 0.5), (9, 1, 0.2), (5, 2, 0.9), (64, 8, 0.7)):
         theirs, ours = wirings.AutoNCP(units, outputs, sparsity_level=sparsity), layers(units, outputs, sparsity)
         names = ("num_command_neurons", "num_inter_neurons", "sensory_fanout", "inter_fanout")

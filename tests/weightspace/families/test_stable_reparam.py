@@ -1,5 +1,6 @@
 """The stable parameterisations: rates, Euler steps against scipy's matrix exponential, stability, refusals."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
@@ -88,3 +89,18 @@ def test_an_unstable_time_step_is_refused(step):
 def test_an_unknown_name_is_refused(field):
     with pytest.raises(ValueError, match=rf"`{field}` \(='x'\) of StableReparam must be one of \('"):
         StableReparam(**SIZES, **{field: "x"})
+
+
+def test_hardtanh_units_move_by_at_most_the_time_step():
+    family = StableReparam(**SIZES, nonlinearity="hardtanh")
+    params = drawn(family)
+    x = 3 * torch.randn(1, 30, 2, 1, dtype=torch.float64, generator=generator(0, "m", "x"))
+    states = rollout(family, {name: value[None] for name, value in params.items()}, x).states["h"][0, :, 1].numpy()
+    rate, before, cut = family.effective(params)["rate"].numpy(), np.zeros(5), 0
+    for t in range(30):
+        drive = params["weight_ih"].numpy()[:, 0] * x[0, t, 1].item() + params["bias"].numpy() - rate * before
+        cut += (np.abs(drive) > 1).sum()
+        before = before + family.time_step * np.clip(drive, -1, 1)
+        np.testing.assert_allclose(states[t], before, rtol=1e-12, atol=1e-12)
+    # Enough drives on either side of the corner.
+    assert 20 < cut < 130

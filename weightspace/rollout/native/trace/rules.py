@@ -148,6 +148,17 @@ def _smaller(tape: Tape, node: fx.Node, self: Any, other: Any) -> Ref:
     return tape.map(node, "minimum", (tape.tile(self), tape.tile(other)))
 
 
+def _clamp(tape: Tape, node: fx.Node, self: Any, min: Any, max: Any) -> Ref:
+    """max(tile, min) and min(tile, max), either bound None where there is none."""
+    tile = tape.tile(self)
+    if min is not None:
+        tile = tape.emit("clamp_min", (tile,), (float(min), 0.0))
+    if max is not None:
+        negative = tape.emit("affine", (tile,), (-1.0, 0.0))
+        tile = tape.emit("affine", (tape.emit("clamp_min", (negative,), (-float(max), 0.0)),), (-1.0, 0.0))
+    return tile
+
+
 def _negate(tape: Tape, node: fx.Node, self: Any) -> Linear:
     return tape.scaled(self, -1.0)
 
@@ -236,6 +247,7 @@ RULES: Mapping[Any, Callable[..., Any]] = {
     aten.div.Tensor: _divide,
     aten.maximum.default: _larger,
     aten.minimum.default: _smaller,
+    aten.clamp.default: _clamp,
     aten.neg.default: _negate,
     aten.softplus.default: _softplus,
     aten.leaky_relu.default: _leaky_relu,
