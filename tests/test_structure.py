@@ -43,10 +43,14 @@ ROOMS = {
     "violations": {"spec"},
     "checks": READING | {"encoders", "violations"},
     "watched": {"cli"},
-    "cli": TRAINING | {"training", "exchange", "checks", "quickstart"},
+    "cli": TRAINING | {"training", "exchange", "checks", "quickstart", "recipes"},
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,
+    # Networks trained elsewhere come in through the readers of their files.
+    "zoo_builder/bring.py": ZOO | {"exchange"},
+    "zoo_builder/bring_command.py": ZOO | {"exchange"},
+    "zoo_builder/cli.py": ZOO | {"recipes"},
     "probes": BASE | {"store", "features", "markov", "responses"},
     "probes/benchmark.py": TRAINING | {"training"},
     "probes/encoder_runs.py": TRAINING | {"training"},
