@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from weightspace.spec import Params
 from weightspace.store import ShardContent
 from zoo_builder.build import Built, manifest_head, refuse_other_files
 from zoo_builder.executor import build_identity, chosen_method
+from zoo_builder.labels import load as load_label
 from zoo_builder.learning import Learned
 from zoo_builder.learning.imported import Imported
 from zoo_builder.members import padded_columns
 from zoo_builder.planning.plan import Plan, Shard, make_plan
 from zoo_builder.planning.recipe import read_recipe
+from zoo_builder.relabel import relabel
 from zoo_builder.table import table_of
 
 logger = logging.getLogger(__name__)
@@ -57,38 +59,45 @@ def bring(
     if any(out.iterdir() if out.is_dir() else ()):
         raise ValueError(f"{out} holds a zoo already; give an empty or new folder for this one.")
     recorded = None if inputs is None else read_inputs(Path(inputs))
-    backward, models = set(), {}
-    for reading in readings_of(state_dicts, words):
-        as_float32(reading)
-        _refuse_misfit(reading, recorded)
-        models.setdefault(reading.family, []).append(reading.name)
-        backward |= {reading.name} if reading.is_backward else set()
-    plan = make_plan(_recipe(models, title, seed))
     for label in labels:
         # Before anything is written.
-        _load_label(label)
+        load_label(label, {})
+    contents = _contents(readings_of(state_dicts, words), recorded)
+    plan = make_plan(_recipe(contents.models, title, seed))
     identity = build_identity(plan, "cpu", chosen_method("cpu"))
     head = manifest_head(plan, identity)
     with store.naming(out, 0):
         out.mkdir(parents=True, exist_ok=True)
     with store.locked(out):
         for shard, params in _shards(plan, readings_of(state_dicts, words)):
-            content = _content(plan, shard, params, recorded, [name in backward for name in shard.model_ids])
+            backward = [name in contents.backward for name in shard.model_ids]
+            content = _content(plan, shard, params, recorded, backward)
             store.write_shard(out, shard.index, content, head["plan"])
         manifest = store.finish(out, head, len(plan.shards), plan.recipe["title"])
         store.empty_staging(out)
     digest = manifest["digest"]
     if labels:
-        from zoo_builder.relabel import relabel
-
         digest = relabel(out, labels, workers).fingerprint
     return Built(out, plan.num_models, plan.num_models, len(plan.shards), len(plan.shards), 0, digest)
 
 
-def _load_label(name: str) -> None:
-    from zoo_builder import labels
+class Contents(NamedTuple):
+    """Names of the models of a folder by family, and of those that read sequences from their end."""
 
-    labels.load(name, {})
+    models: dict[Family, list[str]]
+    backward: set[str]
+
+
+def _contents(readings: Iterator[Reading], recorded: Tensor | None) -> Contents:
+    """What a folder holds; ValueError where a model is not finite, or reads other inputs than the recorded ones."""
+    contents = Contents({}, set())
+    for reading in readings:
+        as_float32(reading)
+        _refuse_misfit(reading, recorded)
+        contents.models.setdefault(reading.family, []).append(reading.name)
+        if reading.is_backward:
+            contents.backward.add(reading.name)
+    return contents
 
 
 def _recipe(models: Mapping[Family, Sequence[str]], title: str, seed: int) -> dict[str, Any]:

@@ -59,8 +59,7 @@ def build(
     builders of the same plan; the last builder at work merges them once all are there.
     """
     plan = make_plan(read_recipe(recipe, seed, device))
-    if not makes_params(plan):
-        raise ValueError("No recipe makes imported models; make their zoo with `zoo-builder import`.")
+    _refuse_imported(plan, "No recipe makes imported models; make their zoo with `zoo-builder import`.")
     check_memory(plan)
     out = Path(out)
     identity = build_identity(plan, device, chosen_method(device, method))
@@ -97,8 +96,7 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     out = Path(out)
     manifest = store.open_zoo(out).manifest
     plan = recorded_plan(out, manifest)
-    if not makes_params(plan):
-        raise ValueError(f"{out} cannot be repaired: its models were trained elsewhere. Import them again.")
+    _refuse_imported(plan, f"{out} cannot be repaired: its models were trained elsewhere. Import them again.")
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")
@@ -118,9 +116,9 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     return store.verify(out)
 
 
-def makes_params(plan: Plan) -> bool:
-    """Whether all models of a plan are trained here, and can be again."""
-    return all(cohort.learner.makes_params for cohort in plan.cohorts)
+def _refuse_imported(plan: Plan, message: str) -> None:
+    if not all(cohort.learner.makes_params for cohort in plan.cohorts):
+        raise ValueError(message)
 
 
 def recorded_plan(zoo: Path, manifest: Mapping[str, Any]) -> Plan:

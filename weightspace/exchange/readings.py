@@ -20,7 +20,7 @@ from weightspace.families.computed import plain, refuse_computed
 from weightspace.families.layered import Layered
 from weightspace.spec import Params
 
-RECURRENT = re.compile(r"(?:(.*?)\.)?(?:parametrizations\.)?weight_hh(?:_l\d+)?(?:_reverse)?(?:[._].*)?")
+RECURRENT = re.compile(r"(?:(.*?)\.)??(?:parametrizations\.)?weight_hh(?:_l\d+)?(?:_reverse)?(?:[._].*)?")
 """Name of a recurrent matrix, or of what it is computed from; the group is the name of its module."""
 DIRECTIONS = {"": "forward", "_reverse": "backward"}
 """End of the names of a direction's tensors in torch.nn -> name of its reading."""
@@ -54,7 +54,7 @@ class Words:
 
 
 class Reading(NamedTuple):
-    """A model in a file: its name, family, and params in the dtype of the file."""
+    """A model in a file: its name, family, and params in the dtype of the file, half precision as float32."""
 
     name: str
     family: Layered
@@ -79,7 +79,9 @@ def read_models(path: str | Path, words: Words = Words()) -> list[Reading]:
     """
     path = Path(path)
     tensors = without_wrappers(path, read_tensors(path, words.keys))
-    tensors = torch_names(tensors, str(path))
+    # Both biases are added up, which would round in half precision.
+    wide = {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in tensors.items()}
+    tensors = torch_names(wide, str(path))
     sidecar = path.with_suffix(SIDECAR)
     options = read_options(sidecar, path) if sidecar.is_file() else {}
     named = options.pop("recurrent", words.recurrent)
