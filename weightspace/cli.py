@@ -233,7 +233,8 @@ def _process_settings() -> dict[str, Any]:
 
 def _parser() -> ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = ArgumentParser(prog="weightspace", version=__version__, description=__doc__, epilog=EXAMPLES, formatter_class=plain)
+    texts: dict[str, Any] = {"description": __doc__, "epilog": EXAMPLES, "formatter_class": plain}
+    parser = ArgumentParser(prog="weightspace", version=__version__, **texts)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, line in TRAINING.items():
         commands.add_subcommand(name, ArgumentParser(), help=line)

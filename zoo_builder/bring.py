@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weightspace import store
 from weightspace.exchange.files import read_inputs
-from weightspace.exchange.readings import Reading, Words, as_float32, readings_of
+from weightspace.exchange.readings import NO_WORDS, Reading, Words, as_float32, readings_of
 from weightspace.families import Family
 from weightspace.rollout import rollout
 from weightspace.spec import Params
@@ -43,7 +43,7 @@ def bring(
     *,
     inputs: str | Path | None = None,
     labels: Sequence[str] = (),
-    words: Words = Words(),
+    words: Words = NO_WORDS,
     title: str = TITLE,
     seed: int = 0,
     workers: int | None = None,

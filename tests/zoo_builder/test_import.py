@@ -119,7 +119,7 @@ def test_the_command_says_what_it_needs(models, tmp_path, capsys):
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(models, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 9, 4)))
-    with pytest.raises(ValueError, match="The inputs have 4 columns, but the model 'both.forward' reads 3"):
+    with pytest.raises(ValueError, match=r"The inputs have 4 columns, but the model 'both\.forward' reads 3"):
         bring(models[0], tmp_path / "zoo", inputs=tmp_path / "x.npz")
     with pytest.raises(ValueError, match="No label is called 'Ranck'"):
         bring(models[0], tmp_path / "zoo", labels=["Ranck"])
@@ -134,5 +134,5 @@ def test_imported_models_are_neither_built_nor_repaired(zoo, tmp_path):
         build(recipe, tmp_path / "zoo")
     with pytest.raises(ValueError, match="have `models` and the learner Imported"):
         build({key: value for key, value in recipe.items() if key != "models"}, tmp_path / "zoo")
-    with pytest.raises(ValueError, match="trained elsewhere. Import them again"):
+    with pytest.raises(ValueError, match="were trained elsewhere"):
         repair(zoo[0])

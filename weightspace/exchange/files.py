@@ -48,7 +48,8 @@ def read_tensors(path: Path, keys: Mapping[str, str] | None = None) -> dict[str,
     if keys is not None:
         absent = sorted(set(keys) - set(tensors))
         if len(absent) == len(keys):
-            raise ValueError(f"{path} holds none of the tensors {absent[:5]} of the key map, but {sorted(tensors)[:20]}.")
+            found = sorted(tensors)[:20]
+            raise ValueError(f"{path} holds none of the tensors {absent[:5]} of the key map, but {found}.")
         tensors = {keys[name]: tensor for name, tensor in tensors.items() if name in keys}
     # TensorFlow ends names of variables in :0, and JAX and TensorFlow separate their parts by slashes.
     return {name.removesuffix(":0").replace("/", "."): tensor for name, tensor in tensors.items()}

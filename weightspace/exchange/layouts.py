@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-class Part(NamedTuple):
-    """The tensors of one module: the prefix of their names, and their names in the framework's cell."""
-
-    prefix: str
-    names: tuple[str, ...]
 
 
 class KerasCell(NamedTuple):
@@ -38,13 +32,13 @@ def torch_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """
     result = dict(tensors)
     for front in sorted({name.removesuffix("recurrent_kernel") for name in tensors if _ends(name, "recurrent_kernel")}):
-        _replace(result, front, ("kernel", "recurrent_kernel", "bias"), lambda part: _keras(part, where))
+        _replace(result, front, ("kernel", "recurrent_kernel", "bias"), partial(_keras, where))
     for gates in FLAX:
         kernels = [f"{side}{gate}.kernel" for side in "ih" for gate in gates]
         ends = [name.removesuffix(kernels[0]) for name in result if _ends(name, kernels[0])]
         for front in sorted(end for end in ends if all(end + kernel in result for kernel in kernels)):
             names = [kernel.replace("kernel", kind) for kernel in kernels for kind in ("kernel", "bias")]
-            _replace(result, front, names, lambda part, gates=gates: _flax(part, gates))
+            _replace(result, front, names, partial(_flax, gates))
     for name in [name for name in result if _ends(name, "kernel") and result[name].dim() == 2]:
         result[f"{name.removesuffix('kernel')}weight"] = result.pop(name).T
     return result
@@ -65,7 +59,7 @@ def _replace(
     tensors |= {front + name: tensor for name, tensor in convert(part).items()}
 
 
-def _keras(part: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def _keras(where: str, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torch.nn's tensors of a Keras SimpleRNN, GRU or LSTM; its kernels are (from, block * unit)."""
     recurrent = part["recurrent_kernel"]
     units, width = recurrent.shape if recurrent.dim() == 2 else (0, 0)
@@ -87,9 +81,9 @@ def _keras(part: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return converted
 
 
-def _flax(part: Mapping[str, Tensor], gates: Collection[str]) -> dict[str, Tensor]:
+def _flax(gates: Collection[str], part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torch.nn's tensors of a Flax cell, each of whose gates has a kernel (from, to) and may have a bias."""
-    converted = {}
+    converted: dict[str, Tensor] = {}
     for side, ending in (("i", "ih"), ("h", "hh")):
         kernels = [part[f"{side}{gate}.kernel"].T for gate in gates]
         biases = [

@@ -7,14 +7,14 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightspace.exchange.files import read_keys, read_tensors, tensor_files
 from weightspace.exchange.layouts import torch_names
-from weightspace.exchange.sidecar import convertible, read_options, sidecar_of
+from weightspace.exchange.sidecar import convertible, kind_of, read_options, sidecar_of
 from weightspace.exchange.state_dicts import SIDECAR, of_tensors, without_wrappers
 from weightspace.families.computed import plain, refuse_computed
 from weightspace.families.layered import Layered
@@ -53,6 +53,9 @@ class Words:
         return cls(recurrent=recurrent, readout=readout, options=options, keys=names)
 
 
+NO_WORDS = Words()
+
+
 class Reading(NamedTuple):
     """A model in a file: its name, family, and params in the dtype of the file, half precision as float32."""
 
@@ -63,13 +66,13 @@ class Reading(NamedTuple):
     """Whether it reads sequences from their end, as one direction of a bidirectional layer does."""
 
 
-def readings_of(folder: str | Path, words: Words = Words()) -> Iterator[Reading]:
-    """The models of a folder of files (safetensors or npz), in the order of their names, as `read_models` reads them."""
+def readings_of(folder: str | Path, words: Words = NO_WORDS) -> Iterator[Reading]:
+    """The models of a folder of files (safetensors or npz), in the order of their names, by `read_models`."""
     for path in tensor_files(Path(folder)):
         yield from read_models(path, words)
 
 
-def read_models(path: str | Path, words: Words = Words()) -> list[Reading]:
+def read_models(path: str | Path, words: Words = NO_WORDS) -> list[Reading]:
     """Every recurrent module of a file of tensors as a model: those of torch.nn, Keras and Flax.
 
     A model is called NAME like its file, NAME.MODULE where the file has several. Both directions of a bidirectional
@@ -232,6 +235,26 @@ def _inferred(path: Path, module: str, weights: Mapping[str, Tensor]) -> dict[st
         options |= {"readout": "readout", "output_size": len(weights["readout.weight"])}
         options["readout_bias"] = "readout.bias" in weights
     return options
+
+
+def of_module(
+    module: nn.Module, readout: nn.Linear | None = None, direction: str | None = None
+) -> tuple[Layered, Params]:
+    """The family and params of a torch.nn layer or cell, as `Layered.from_torch`, or of one direction of a layer."""
+    kind = kind_of(nn.utils.parametrize.type_before_parametrizations(module).__name__, "The module")
+    if not getattr(module, "bidirectional", False):
+        if direction is not None:
+            raise ValueError(f"`direction` is '{direction}', but the module is not bidirectional; leave it out.")
+        return kind.from_torch(cast("nn.RNNBase | nn.RNNCellBase", module), readout)
+    path = Path(f"nn.{type(module).__name__}")
+    parts = dict(_parts(path, "", {name: tensor.detach() for name, tensor in module.state_dict().items()}))
+    if direction not in parts or readout is not None:
+        raise ValueError(
+            f"The {path} is bidirectional, and a model is one direction without a read-out: leave `readout` out, and "
+            f"give as `direction` one of {list(parts)}."
+        )
+    options = {name: getattr(module, name) for name in _unseen(kind)}
+    return _read(path, "", parts[direction], options, NO_WORDS)
 
 
 def as_float32(reading: Reading) -> Params:

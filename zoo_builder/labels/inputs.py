@@ -101,7 +101,8 @@ class Inputs:
         # Trajectory l begins at the share l / TRAJECTORIES of its first sequence and goes on with its second one.
         moment = number * length // TRAJECTORIES + torch.arange(self.num_steps, device=self.device)[:, None]
         index = moment % length * num_sequences + moment // length * TRAJECTORIES + number
-        return x.flatten(1, 2).index_select(1, index.flatten()).unflatten(1, (self.num_steps, TRAJECTORIES))
+        chosen: Tensor = x.flatten(1, 2).index_select(1, index.flatten()).unflatten(1, (self.num_steps, TRAJECTORIES))
+        return chosen
 
     @cached_property
     def directions(self) -> Tensor:
