@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from weightspace import __version__
 from weightspace.components import plugins
 from weightspace.terminal import printable
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="probes",
+        version=__version__,
         description="Asks what embeddings of a zoo know of its labels, beside baselines and controls.",
         epilog=f"Example: probes run --zoo zoo --embeddings embeddings.safetensors --out probes. {plugins.HELP}",
     )

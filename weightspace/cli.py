@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from weightspace import __version__, recipes
 from weightspace.components import plugins
 from weightspace.terminal import printable
 
@@ -232,7 +233,8 @@ def _process_settings() -> dict[str, Any]:
 
 def _parser() -> ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = ArgumentParser(prog="weightspace", description=__doc__, epilog=EXAMPLES, formatter_class=plain)
+    texts: dict[str, Any] = {"description": __doc__, "epilog": EXAMPLES, "formatter_class": plain}
+    parser = ArgumentParser(prog="weightspace", version=__version__, **texts)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, line in TRAINING.items():
         commands.add_subcommand(name, ArgumentParser(), help=line)
@@ -257,7 +259,7 @@ def _train(argv: list[str]) -> int:
     from weightspace.training.divergence import Diverged
 
     try:
-        run(argv, prog="weightspace", hint=_hint)
+        run(recipes.with_paths(argv), prog="weightspace", hint=_hint)
     except Diverged as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1

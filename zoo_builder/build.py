@@ -59,10 +59,11 @@ def build(
     builders of the same plan; the last builder at work merges them once all are there.
     """
     plan = make_plan(read_recipe(recipe, seed, device))
+    _refuse_imported(plan, "No recipe makes imported models; make their zoo with `zoo-builder import`.")
     check_memory(plan)
     out = Path(out)
     identity = build_identity(plan, device, chosen_method(device, method))
-    _refuse_other_files(out)
+    refuse_other_files(out)
     finished = _finished(out, identity)
     if finished is not None and not (out / store.STAGING).exists():
         logger.info("%s is finished already, nothing to do.", out)
@@ -95,6 +96,7 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     out = Path(out)
     manifest = store.open_zoo(out).manifest
     plan = recorded_plan(out, manifest)
+    _refuse_imported(plan, f"{out} cannot be repaired: its models were trained elsewhere. Import them again.")
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
     refuse_differences(identity, here, f"{out} cannot be repaired here")
@@ -112,6 +114,11 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
         if not _damaged_shards(store.verify(out), len(plan.shards)):
             _finish(out, plan, identity)
     return store.verify(out)
+
+
+def _refuse_imported(plan: Plan, message: str) -> None:
+    if not all(cohort.learner.makes_params for cohort in plan.cohorts):
+        raise ValueError(message)
 
 
 def recorded_plan(zoo: Path, manifest: Mapping[str, Any]) -> Plan:
@@ -191,7 +198,8 @@ def _unfinished(out: Path, plan: Plan, made: int) -> Built:
     return Built(out, plan.num_models, rows, len(plan.shards), made, absent, None)
 
 
-def _refuse_other_files(out: Path) -> None:
+def refuse_other_files(out: Path) -> None:
+    """Raise ValueError where a folder for a zoo is a file, or holds what no builder made."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder for the zoo.")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from weightspace import __version__, recipes
 from weightspace.components import plugins
 from weightspace.terminal import printable
+from zoo_builder import bring_command
 from zoo_builder.bench import command as bench_command
 from zoo_builder.catalogue import KINDS, listing, listing_text
 from zoo_builder.studies import command as study_command
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 (done), 1 (a check found something), 2 (bad input), 130 (interrupted)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list, "study": _study}
-    commands["bench"] = _bench
+    commands |= {"bench": _bench, "import": _import}
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
@@ -63,8 +65,9 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="zoo-builder",
+        version=__version__,
         description="Builds, checks and describes zoos of recurrent networks.",
-        epilog=f"Example: zoo-builder build --config configs/zoo/quickstart-tiny.yaml --out zoo. {plugins.HELP}",
+        epilog=f"Example: zoo-builder build --config quickstart-tiny --out zoo. {plugins.HELP}",
     )
     commands = parser.add_subcommands(required=True)
     _add_build(commands)
@@ -77,6 +80,7 @@ def _parser() -> ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("verify", verify, help="check every byte of a zoo")
     _add_label(commands)
+    _add_import(commands)
     info = ArgumentParser(
         description="Counts models by family, task, split and status, and gives the range of each label.",
         epilog="Example: zoo-builder info zoo --json",
@@ -102,9 +106,9 @@ def _parser() -> ArgumentParser:
 def _add_build(commands: Any) -> None:
     build = ArgumentParser(
         description="Builds the zoo of a recipe, or goes on with a build that was stopped.",
-        epilog="Example: zoo-builder build --config configs/zoo/quickstart.yaml --out zoo --workers 2",
+        epilog="Example: zoo-builder build --config quickstart --out zoo --workers 2",
     )
-    build.add_argument("--config", type=str, required=True, help="the recipe, a YAML file")
+    build.add_argument("--config", type=str, required=True, help="the recipe: a YAML file, or a name of `list recipes`")
     build.add_argument("--out", type=str, required=True, help="the zoo's folder")
     build.add_argument("--seed", type=int, help="replaces the recipe's seed")
     build.add_argument("--workers", type=int, help="number of processes (one per core unless given; one on CUDA)")
@@ -133,6 +137,12 @@ def _add_label(commands: Any) -> None:
     )
     label.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("label", label, help="add labels to a finished zoo")
+
+
+def _add_import(commands: Any) -> None:
+    bring = ArgumentParser(description=bring_command.DESCRIPTION, epilog=bring_command.EPILOG)
+    bring_command.add_options(bring)
+    commands.add_subcommand("import", bring, help="make a zoo of networks trained elsewhere")
 
 
 def _add_bench(commands: Any) -> None:
@@ -171,7 +181,7 @@ def _build(options: Namespace) -> int:
     from zoo_builder.build import build
 
     built = build(
-        options.config,
+        recipes.named(options.config, "zoo"),
         options.out,
         seed=options.seed,
         workers=options.workers,
@@ -206,7 +216,7 @@ def _dry_run(options: Namespace, share: Share | None) -> int:
     from zoo_builder.workers.processes import chosen_workers
 
     refuse_missing_device(options.device)
-    plan = make_plan(read_recipe(options.config, options.seed, options.device))
+    plan = make_plan(read_recipe(recipes.named(options.config, "zoo"), options.seed, options.device))
     workers = chosen_workers(options.workers, options.device)
     workers *= share.count if share else 1
     method = ROLLOUTS[chosen_method(options.device, options.method)]
@@ -239,6 +249,13 @@ def _label(options: Namespace) -> int:
     done = relabel(options.folder, options.labels, options.workers, other_version=options.other_version)
     fields = {**dataclasses.asdict(done), "path": str(done.path)}
     text = f"{done.path}: {done.rows:,} rows, {len(done.columns)} columns measured: {', '.join(done.columns)}"
+    _print(fields, text, options.json)
+    return 0
+
+
+def _import(options: Namespace) -> int:
+    _refuse_without_locks()
+    fields, text = bring_command.brought(options)
     _print(fields, text, options.json)
     return 0
 

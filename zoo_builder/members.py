@@ -27,6 +27,8 @@ class Members:
     """Each model's own value of a varying field of the learner, (models,), float64."""
     params: Params | None = None
     """Params (models, ...) from which models learn on, None for fresh ones."""
+    recorded: Tensor | None = None
+    """Input sequences (models, sequences, time, input) that drive models without a task; None for noise."""
 
     def part(self, first: int, last: int) -> Members:
         """The models `first` to `last` - 1."""
@@ -34,7 +36,8 @@ class Members:
             None if columns is None else {name: column[first:last] for name, column in columns.items()}
             for columns in (self.values, self.settings, self.params)
         )
-        return Members(self.seed, self.ids[first:last], values or {}, settings or {}, params)
+        recorded = None if self.recorded is None else self.recorded[first:last]
+        return Members(self.seed, self.ids[first:last], values or {}, settings or {}, params, recorded)
 
     def parts(self, size: int) -> Iterator[Members]:
         """The same models, at most `size` at a time."""
@@ -48,14 +51,18 @@ class Members:
             for columns in (self.values, self.settings)
         )
         params = None if self.params is None else {name: torch.cat([t] * times) for name, t in self.params.items()}
-        return Members(self.seed, list(self.ids) * times, values, settings, params)
+        recorded = None if self.recorded is None else torch.cat([self.recorded] * times)
+        return Members(self.seed, list(self.ids) * times, values, settings, params, recorded)
 
     def padded(self) -> Members:
         """The models with the last one repeated, up to a multiple of MULTIPLE."""
         ids = [*self.ids, *[self.ids[-1]] * (-len(self.ids) % MULTIPLE)]
         values, settings = (padded_columns(columns, len(ids)) for columns in (self.values, self.settings))
         params = None if self.params is None else padded_columns(self.params, len(ids))
-        return Members(self.seed, ids, values, settings, params)
+        recorded = self.recorded
+        if recorded is not None:
+            recorded = padded_columns({"recorded": recorded}, len(ids))["recorded"]
+        return Members(self.seed, ids, values, settings, params, recorded)
 
 
 def padded_columns(columns: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -83,12 +83,17 @@ def stage_shard(
     method: Method = "stacked",
 ) -> None:
     """Measure the labels `names` of a finished shard's models and write its new table to staging."""
-    stack, table = store.open_zoo(zoo).shard(shard.index)
+    opened = store.open_zoo(zoo)
+    stack, table = opened.shard(shard.index)
     refuse_other_models(plan, shard, stack.family, table)
     count, num_snapshots, size = len(shard.model_ids), len(plan.snapshots), chunk_size(device)
     params = {name: tensor.unflatten(0, (count, num_snapshots)) for name, tensor in stack.params.items()}
+    everyone = shard.cohort.members(plan.seed, shard.model_ids)
+    if shard.cohort.task is None and opened.shards[shard.index].has_rollouts:
+        recorded = opened.rollouts(stack.rows.tolist()[::num_snapshots])[0]
+        everyone = dataclasses.replace(everyone, recorded=recorded)
     pieces = []
-    for number, members in enumerate(shard.cohort.members(plan.seed, shard.model_ids).parts(size)):
+    for number, members in enumerate(everyone.parts(size)):
         some = {name: tensor[number * size : (number + 1) * size] for name, tensor in params.items()}
         measured = measure_labels(plan, shard.cohort, names, members, some, device, method)
         columns = measured_columns(plan, names)

@@ -127,11 +127,36 @@ def test_rows_are_found_in_any_order_and_number(zoo):
     assert torch.equal(opened.stack([3, 0, 3]).params["weight_hh.0"], whole[[3, 0, 3]])
     assert torch.equal(opened.stack(range(6, 9)).params["weight_hh.0"], whole[6:9])
     stacks = list(opened.stacks([9, 1, 4, 7], max_models=1))
-    assert [stack.rows.tolist() for stack in stacks] == [[1], [4], [7], [9]]
+    assert [stack.rows.tolist() for stack in stacks] == [[9], [1], [4], [7]]
+    assert [stack.rows.tolist() for stack in opened.stacks([9, 7, 1, 4, 8])] == [[9, 7], [1, 4], [8]]
     assert torch.equal(torch.cat([s.params["weight_hh.0"] for s in opened.stacks(max_models=2)]), whole)
     x, outputs = opened.rollouts([6, 5])
     assert torch.equal(x, content(seed=1).rollouts["x"][[1, 0]])
     assert torch.equal(outputs, content(seed=1).rollouts["outputs"][[1, 0]])
+
+
+def test_a_zoo_is_a_sequence_of_models_that_columns_choose_from(zoo):
+    opened = open_zoo(zoo)
+    assert len(opened) == 10
+    assert repr(opened) == f"Zoo({str(zoo)!r}: {opened.manifest['num_models']} models in 10 rows: 10 Elman)"
+    whole = torch.cat([content(seed=i).params["weight_hh.0"] for i in range(2)])
+    assert torch.equal(torch.stack([params["weight_hh.0"] for _, params in opened]), whole)
+    family, params = opened[-1]
+    family.spec.check(params, stacked=False)
+    assert torch.equal(params["weight_hh.0"], whole[9])
+    with pytest.raises(IndexError):
+        opened[10]
+    chosen = opened[[7, 2, 9]]
+    assert chosen.rows == [7, 2, 9]
+    assert chosen.table["row"].to_pylist() == [2, 2, 4]
+    assert torch.equal(torch.cat([stack.params["weight_hh.0"] for stack in chosen.stacks()]), whole[[7, 2, 9]])
+    assert list(chosen[1:].rows) == [2, 9]
+    names = opened.table["model_id"].to_pylist()
+    assert opened.filter(model_id=names[3]).rows == [i for i, name in enumerate(names) if name == names[3]]
+    assert opened.filter(row=[4, 0], shard=1).rows == [5, 9]
+    assert opened.filter(row=lambda row: row > 2).filter(shard=0).rows == [3, 4]
+    with pytest.raises(ValueError, match="No column of the zoo is called 'taks'"):
+        opened.filter(taks="Copy")
 
 
 def test_rows_of_two_shards_or_beyond_the_end_are_refused(zoo):

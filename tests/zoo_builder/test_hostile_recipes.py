@@ -72,7 +72,7 @@ def dry_run(monkeypatch, capsys):
 
     def run(recipe):
         data[0] = recipe
-        status = cli.main(["build", "--config", "x", "--out", "x", "--dry_run", "--json", "--method", "torch"])
+        status = cli.main(["build", "--config", "x.yaml", "--out", "x", "--dry_run", "--json", "--method", "torch"])
         printed = capsys.readouterr()
         if status == 0:
             assert json.loads(printed.out)["models"] > 0

@@ -72,7 +72,14 @@ def kind_of(name: Any, owner: str) -> type[Layered]:
 
 def read_sidecar(file: Path, path: Path) -> Sidecar:
     """Read the sidecar `file` of the state dict `path`; ValueError names the option that is wrong, and the choices."""
-    options = _read(file, path)
+    return sidecar_of(read_options(file, path), file, path)
+
+
+def sidecar_of(options: Mapping[str, Any], file: Path, path: Path) -> Sidecar:
+    """The sidecar with these options; ValueError, naming `file`, for one that is wrong."""
+    options = dict(options)
+    if "class" not in options:
+        raise ValueError(f"{file} does not say the `class` of {path.name}; expected something such as {EXAMPLE}.")
     name = options.pop("class")
     kind = kind_of(name, str(path))
     hints = {**_types(Layout), **_types(Ignored), **_types(kind)}
@@ -98,7 +105,8 @@ def read_sidecar(file: Path, path: Path) -> Sidecar:
     return Sidecar(kind, fields, is_cell, layout)
 
 
-def _read(file: Path, path: Path) -> dict[str, Any]:
+def read_options(file: Path, path: Path) -> dict[str, Any]:
+    """The options of the sidecar `file` as they stand there; ValueError unless they are JSON of a mapping."""
     if not file.is_file():
         raise ValueError(f"{path} lacks {file.name}, which says what it holds, such as {EXAMPLE}.")
     if file.stat().st_size > MAX_BYTES:
@@ -109,7 +117,7 @@ def _read(file: Path, path: Path) -> dict[str, Any]:
         raise ValueError(f"{file} gives {_short(str(error))} more than once; give it once.") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{file} is not JSON; it says what {path.name} holds, such as {EXAMPLE}.") from None
-    if not isinstance(content, dict) or "class" not in content:
+    if not isinstance(content, dict):
         raise ValueError(f"{file} does not say the `class` of {path.name}; expected something such as {EXAMPLE}.")
     return content
 

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -93,8 +93,30 @@ def _checked(path: Path) -> Path:
     return path
 
 
+def of_tensors(path: Path, sidecar: Sidecar, tensors: Mapping[str, Tensor]) -> tuple[Layered, Params]:
+    """The family and params of tensors in memory, which are those of `path`, as `read` gives those of a file."""
+    return _read(path, sidecar, _InMemory(tensors))
+
+
+class _InMemory(dict[str, Tensor]):
+    """Tensors with the methods of a safetensors file."""
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self[name]
+
+    def get_slice(self, name: str) -> _Slice:
+        return _Slice(self[name])
+
+
+class _Slice(NamedTuple):
+    tensor: Tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.shape)
+
+
 def _read(path: Path, sidecar: Sidecar, file: Any) -> tuple[Layered, Params]:
-    keys = _without_wrappers(path, file.keys())
+    keys = _names_without_wrappers(path, file.keys())
     family = _family(path, sidecar, [file.get_slice(key).get_shape() for key in keys.values()])
     layout = sidecar.layout
     with torch.device("meta"):
@@ -112,7 +134,12 @@ def _read(path: Path, sidecar: Sidecar, file: Any) -> tuple[Layered, Params]:
     return family, family.params_of({layer: weights[name] for name, layer in names.items()}, head)
 
 
-def _without_wrappers(path: Path, names: Collection[str]) -> dict[str, str]:
+def without_wrappers(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `path` by names without the modules that torch wraps around others."""
+    return {bare: tensors[name] for bare, name in _names_without_wrappers(path, tensors).items()}
+
+
+def _names_without_wrappers(path: Path, names: Collection[str]) -> dict[str, str]:
     """Names without wrappers -> names in a state dict."""
     names_of: dict[str, str] = {}
     for name in names:

@@ -94,6 +94,12 @@ class Supervised(Objective):
         loss = (weights * per_target).sum() / weights.sum().clamp(min=1e-12)
         return loss, self._metrics((predicted.detach() - wanted).square().sum(0), known.sum(0))
 
+    def predict(self, embedding: Tensor) -> Tensor:
+        """Labels (models, target) in their units from embeddings (models, embedding_dim)."""
+        plain = self.head(embedding).unflatten(-1, (2, -1))[:, 0]
+        labels: Tensor = plain * self.scale[0] + self.mean[0]
+        return labels
+
     def _metrics(self, squares: Tensor, counts: Tensor) -> Metrics:
         """1 - mean squared error in units of the training variance, from sums (2, target)."""
         scores = (1 - squares / counts.clamp(min=1)).unbind()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import methods
-from weightspace.rollout.captured import Captured
+from weightspace.rollout.captured import Captured, mapped
 from weightspace.rollout.methods import Method, RolloutMethod
 from weightspace.rollout.results import Rollout
 from weightspace.rollout.streams import Streams, generator
@@ -29,9 +32,15 @@ def rollout(
 ) -> Rollout:
     """Run stacked params (models, ...) on inputs (models, time, batch, input); every method gives the same answer.
 
+    Params of one model may come without the models axis: inputs are then (time, batch, input), and results lack it, too.
     `start` (models, batch, start) is the task's input to the initial state. Every noise that the spec declares needs
     `noise[name]` (models, time, batch, axis). `state` (models, batch, axis) continues an earlier rollout.
     """
+    if params and all(t.dim() == len(family.spec.shape(k)) for k, t in params.items() if k in family.spec.tensors):
+        params, x, start, noise, state = mapped((params, x, start, noise, state), lambda tensor: tensor[None])
+        stacked = rollout(family, params, x, start, method=method, noise=noise, state=state)
+        alone: Rollout = mapped(stacked, lambda tensor: tensor[0])
+        return alone
     if x.dim() != 4 or x.shape[-1] != family.input_size:
         raise ValueError(
             f"Inputs have shape {tuple(x.shape)}; {type(family).__name__} expects "
@@ -49,3 +58,13 @@ def rollout(
     if runner.why_not(family, x) is not None:
         runner = methods.named("stacked")
     return runner.run(family, params, x, start, noise or {}, state)
+
+
+class _Package(ModuleType):
+    """This package, which can be called: of `weightspace.rollout` Python knows one thing, the package."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Rollout:
+        return rollout(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -33,7 +33,7 @@ from weightspace.store.label_columns import LabelColumn
 from weightspace.store.layout import FORMAT, SHARDS, canonical, content_version, digest, file_entry, pretty
 from weightspace.store.lock import locked
 from weightspace.store.manifest import DamagedManifest
-from weightspace.store.reader import Stack, Zoo, open_zoo
+from weightspace.store.reader import Model, Selection, Stack, Zoo, open_zoo
 from weightspace.store.retabled import publish_tables, stage_table, staged_tables, unfinished_labelling
 from weightspace.store.shards import SHARD_FILES, absent_shards, good_shards, made_by_builder, remove_shard
 from weightspace.store.splits import (
@@ -67,9 +67,11 @@ __all__ = [
     "Fault",
     "InputKind",
     "LabelColumn",
+    "Model",
     "NotWritten",
     "NothingHeldOutError",
     "OutputKind",
+    "Selection",
     "ShardContent",
     "SplitName",
     "Stack",

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
 from weightspace.store.layout import MANIFEST, TABLE, Damaged
@@ -23,6 +27,13 @@ from weightspace.store.manifest import read_manifest
 from weightspace.store.shard_files import ShardFiles, finite, promised
 from weightspace.store.table import read_table
 from weightspace.store.task_io import TaskIO
+
+
+class Model(NamedTuple):
+    """One model: its family, and its params without a models axis."""
+
+    family: Family
+    params: Params
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,11 @@ class Stack:
         return replace(self, params=params, rows=self.rows.to(device))
 
     @property
+    def models(self) -> list[Model]:
+        """The models one by one."""
+        return [Model(self.family, {k: v[i] for k, v in self.params.items()}) for i in range(len(self))]
+
+    @property
     def effective(self) -> tuple[WeightSpec, Params]:
         """Declaration and stacked effective params (models, ...): those that the functions use."""
         if type(self.family).effective is Family.effective:
@@ -63,6 +79,34 @@ class Zoo:
         self.path, self.manifest = path, manifest
         self.shards = [ShardFiles(path, entry, manifest["labels"]) for entry in manifest["shards"]]
         self._ends = list(accumulate(shard["rows"] for shard in manifest["shards"]))
+
+    def __repr__(self) -> str:
+        families = Counter(shard["family"]["class"] for shard in self.manifest["shards"] for _ in range(shard["rows"]))
+        counts = ", ".join(f"{count:,} {name}" for name, count in sorted(families.items()))
+        return f"Zoo({str(self.path)!r}: {self.manifest['num_models']:,} models in {self.num_rows:,} rows: {counts})"
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> Model: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int]) -> Selection: ...
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Model | Selection:
+        """The model of one row, negative ones from the end; or a selection of several."""
+        return Selection(self, range(self.num_rows))[index]
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(Selection(self, range(self.num_rows)))
+
+    def filter(self, **wanted: Any) -> Selection:
+        """The rows whose columns have these values: one, a list of several, or a condition such as `lambda v: v > 1`.
+
+        Rows whose column is null are in none of a condition. ValueError where the table has no such column.
+        """
+        return Selection(self, range(self.num_rows)).filter(**wanted)
 
     @property
     def fingerprint(self) -> str:
@@ -97,13 +141,13 @@ class Zoo:
         return self.shards[self.shard_of(row)].family
 
     def stacks(self, rows: Sequence[int] | None = None, max_models: int = 256) -> Iterator[Stack]:
-        """Stacks of at most `max_models`, each of one shard, rows ascending (all rows unless given)."""
+        """Stacks of at most `max_models`, each of one shard, rows in the order asked (all rows unless given)."""
         if rows is None:
             for end, shard in zip(self._ends, self.manifest["shards"], strict=True):
                 for first in range(end - shard["rows"], end, max_models):
                     yield self.stack(range(first, min(first + max_models, end)))
             return
-        for group in _by_shard(sorted(int(row) for row in rows), self._ends):
+        for group in _by_shard([int(row) for row in rows], self._ends):
             for first in range(0, len(group), max_models):
                 yield self.stack(group[first : first + max_models])
 
@@ -162,6 +206,60 @@ class Zoo:
         index = shards.pop()
         start = self.shard_rows(index).start
         return index, [int(row) - start for row in rows]
+
+
+class Selection:
+    """Rows of a zoo in an order of choice: a view, which reads weights when they are asked for."""
+
+    def __init__(self, zoo: Zoo, rows: Sequence[int]) -> None:
+        self.zoo, self.rows = zoo, rows
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self):,} of {self.zoo!r})"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Model: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int]) -> Selection: ...
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Model | Selection:
+        """The model at one place, negative ones from the end; or a selection of several."""
+        if isinstance(index, slice):
+            return Selection(self.zoo, self.rows[index])
+        if hasattr(index, "__len__"):
+            return Selection(self.zoo, [self.rows[i] for i in cast(Sequence[int], index)])
+        # IndexError at the end, which also ends `for` loops.
+        return self.zoo.stack([self.rows[operator.index(index)]]).models[0]
+
+    def __iter__(self) -> Iterator[Model]:
+        for stack in self.stacks():
+            yield from stack.models
+
+    @property
+    def table(self) -> pa.Table:
+        """The rows' part of models.parquet, in their order."""
+        return self.zoo.table.take(pa.array(list(self.rows), pa.int64()))
+
+    def stacks(self, max_models: int = 256) -> Iterator[Stack]:
+        """Stacks of at most `max_models`, each of one shard, in the order of the rows."""
+        return self.zoo.stacks(self.rows, max_models)
+
+    def filter(self, **wanted: Any) -> Selection:
+        """The rows whose columns have these values, as `Zoo.filter`."""
+        kept = np.ones(len(self), dtype=bool)
+        for name, value in wanted.items():
+            refuse_unknown_name("column of the zoo", name, self.zoo.table.column_names)
+            choices = value if isinstance(value, list | tuple | set) else [value]
+            cells = self.table[name].to_pylist()
+            if callable(value):
+                kept &= [cell is not None and bool(value(cell)) for cell in cells]
+            else:
+                kept &= [cell in choices for cell in cells]
+        return Selection(self.zoo, [row for row, keep in zip(self.rows, kept, strict=True) if keep])
 
 
 def _by_shard(rows: list[int], ends: list[int]) -> Iterator[list[int]]:

@@ -73,9 +73,14 @@ class ShardFiles:
         """Raw params (models, ...) of the rows of these indices in the shard."""
         return self._read(PARAMS, indices)
 
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether inputs and outputs are stored with the models."""
+        return ROLLOUTS in self.entry["files"]
+
     def rollouts(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs (models, sequences, time, input) and outputs (models, sequences, time, output) of these rows."""
-        if ROLLOUTS not in self.entry["files"]:
+        if not self.has_rollouts:
             raise ValueError(f"Shard {self.entry['name']} of {self.zoo} was built without `rollouts`.")
         stored = self._read(ROLLOUTS, indices)
         return stored["x"], stored["outputs"]

@@ -49,9 +49,9 @@ JACOBIAN_STEPS = 12
 """First steps of the window along which whole Jacobians are taken."""
 
 _DRIVEN = (
-    f"{TRAJECTORIES} trajectories driven by held-out sequences of the model's own task (standard normal inputs where "
-    f"there is no task), one sequence after another with the state carried on, after {WARM_UP + TANGENT_WARM_UP} "
-    "warm-up steps"
+    f"{TRAJECTORIES} trajectories driven by held-out sequences of the model's own task (without a task: by inputs that "
+    "the zoo stores, or standard normal ones), one sequence after another with the state carried on, after "
+    f"{WARM_UP + TANGENT_WARM_UP} warm-up steps"
 )
 DRIVE = f"{WINDOW} steps of {_DRIVEN}"
 JACOBIANS = (

@@ -29,6 +29,11 @@ NoisyBatch = tuple[Batch, dict[str, Tensor]]
 """Sequences of a task, and the noise of their steps (models, time, batch, axis)."""
 
 
+def _pieces(num_steps: int, length: int) -> int:
+    """Sequences of a length that a trajectory of `num_steps` runs through, which may begin inside its first one."""
+    return -(-num_steps // length) + 1
+
+
 class Inputs:
     """Inputs of a stack of models, drawn when first asked for from the streams "labels/..." of each model."""
 
@@ -73,21 +78,31 @@ class Inputs:
     def drive(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Inputs (models, time, trajectory, input), starts (models, trajectory, start) and noise of all steps."""
         streams, num_steps = self.streams("driven"), self.num_steps
-        if self.task is None:
-            x = streams.normal(num_steps, TRAJECTORIES, self.family.input_size)
-            start = x.new_zeros(len(self.members.ids), TRAJECTORIES, 0)
+        recorded = self.members.recorded
+        if self.task is not None:
+            batch = self.task.sample(
+                self.members.values, streams, _pieces(num_steps, self.task.num_steps) * TRAJECTORIES, "test"
+            )
+            x, start = self._one_after_another(batch.x), batch.start[:, :TRAJECTORIES]
         else:
-            length = self.task.num_steps
-            pieces = -(-num_steps // length) + 1
-            batch = self.task.sample(self.members.values, streams, pieces * TRAJECTORIES, "test")
-            number = torch.arange(TRAJECTORIES, device=self.device)
-            # Trajectory l begins at the share l / TRAJECTORIES of its first sequence and goes on with its second one.
-            moment = number * length // TRAJECTORIES + torch.arange(num_steps, device=self.device)[:, None]
-            sequence = moment // length * TRAJECTORIES + number
-            index = moment % length * (pieces * TRAJECTORIES) + sequence
-            x = batch.x.flatten(1, 2).index_select(1, index.flatten()).unflatten(1, (num_steps, TRAJECTORIES))
-            start = batch.start[:, :TRAJECTORIES]
+            if recorded is None:
+                x = streams.normal(num_steps, TRAJECTORIES, self.family.input_size)
+            else:
+                count = _pieces(num_steps, recorded.shape[2]) * TRAJECTORIES
+                chosen = torch.arange(count, device=self.device) % recorded.shape[1]
+                x = self._one_after_another(recorded.to(self.device)[:, chosen].transpose(1, 2))
+            start = x.new_zeros(len(self.members.ids), TRAJECTORIES, 0)
         return x, start, draw_noise(self.family.spec, streams, num_steps, TRAJECTORIES)
+
+    def _one_after_another(self, x: Tensor) -> Tensor:
+        """Inputs (models, time, trajectory, input) of all steps from sequences (models, time, sequence, input)."""
+        length, num_sequences = x.shape[1:3]
+        number = torch.arange(TRAJECTORIES, device=self.device)
+        # Trajectory l begins at the share l / TRAJECTORIES of its first sequence and goes on with its second one.
+        moment = number * length // TRAJECTORIES + torch.arange(self.num_steps, device=self.device)[:, None]
+        index = moment % length * num_sequences + moment // length * TRAJECTORIES + number
+        chosen: Tensor = x.flatten(1, 2).index_select(1, index.flatten()).unflatten(1, (self.num_steps, TRAJECTORIES))
+        return chosen
 
     @cached_property
     def directions(self) -> Tensor:

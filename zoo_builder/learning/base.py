@@ -63,6 +63,8 @@ class Learner(ABC):
     groups: ClassVar[Mapping[str, type]] = {}
     """Fields that are groups of options, each a frozen dataclass, or None where the group is not used."""
     needs_task: ClassVar[bool] = True
+    makes_params: ClassVar[bool] = True
+    """Whether it finds params, which a build can then repeat; others come from files."""
 
     def __post_init__(self) -> None:
         refuse_below_least(self)

@@ -11,7 +11,6 @@ from typing import Any
 from weightspace import families
 from weightspace.families import Family
 from weightspace.rollout import Streams
-from weightspace.rollout.streams import derive_key
 from zoo_builder import labels, learning, tasks
 from zoo_builder.learning import Learner
 from zoo_builder.members import Members
@@ -19,6 +18,7 @@ from zoo_builder.planning.bounds import check_counts, check_family
 from zoo_builder.planning.entries import crossed, refuse_missing, spread_entry
 from zoo_builder.planning.pairing import Pairing, cohort_name
 from zoo_builder.planning.recipe import learning_entries
+from zoo_builder.planning.splitting import splits_of
 from zoo_builder.planning.spread import Spread
 from zoo_builder.tasks import Task
 
@@ -34,6 +34,8 @@ class Cohort(Pairing):
     """`train`, `val` or `test` of each model."""
     split_size: str
     fold_family: int
+    imported: tuple[str, ...] = ()
+    """Names of models that come from elsewhere; models that are made here are numbered."""
 
     @property
     def model_ids(self) -> list[str]:
@@ -42,6 +44,8 @@ class Cohort(Pairing):
 
     def ids(self, first: int, last: int) -> list[str]:
         """Names of the models `first` to `last` - 1."""
+        if self.imported:
+            return list(self.imported[first:last])
         return [f"{self.name}-{index:04d}" for index in range(first, last)]
 
     def members(self, seed: int, model_ids: Sequence[str]) -> Members:
@@ -112,7 +116,13 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise ValueError(f"The recipe gives the cohort '{name}' twice; remove one of its entries.")
-    splits = _splits(recipe, sorted(names))
+    imported = [tuple(models) for models in recipe.get("models", [()] * len(names))]
+    size = recipe["models_per_cohort"]
+    ids = {
+        name: list(models) or [f"{name}-{index:04d}" for index in range(size)]
+        for name, models in sorted(zip(names, imported, strict=True))
+    }
+    splits = splits_of(recipe, ids)
     classes = sorted({type(pairing.family).__name__ for pairing in pairings})
     sizes = {hidden_size(pairing.family) for pairing in pairings}
     largest = max(sizes) if len(sizes) > 1 and recipe["splits"]["out_of_distribution"]["largest_size"] else None
@@ -123,8 +133,9 @@ def make_plan(recipe: Mapping[str, Any]) -> Plan:
             splits=splits[name],
             split_size="out" if hidden_size(pairing.family) == largest else "in",
             fold_family=classes.index(type(pairing.family).__name__) % NUM_FOLDS,
+            imported=models,
         )
-        for name, pairing in zip(names, pairings, strict=True)
+        for name, pairing, models in zip(names, pairings, imported, strict=True)
     ]
     plan = Plan(recipe=recipe, cohorts=tuple(sorted(cohorts, key=lambda cohort: cohort.name)))
     _check_snapshots(plan)
@@ -145,6 +156,8 @@ def _pairings(recipe: Mapping[str, Any]) -> list[Pairing]:
         for entry in recipe["families"]
         for family in _families(entry, task)
     ]
+    if "models" in recipe and len(pairings) != len(recipe["models"]):
+        raise ValueError("`models` names the models of each entry of `families`, which must be one family each.")
     for pairing in pairings:
         check_family(pairing.family)
         pairing.learner.check(pairing.family, pairing.task)
@@ -155,6 +168,11 @@ def _learners(recipe: Mapping[str, Any]) -> Iterator[tuple[Learner, dict[str, Sp
     for entry in learning_entries(recipe):
         learner, spreads = spread_entry(entry, learning.load, learning.available())
         name = type(learner).__name__
+        if learner.makes_params == ("models" in recipe):
+            raise ValueError(
+                "Recipes of imported models have `models` and the learner Imported, others have neither; make a zoo "
+                "of models from elsewhere with `zoo-builder import`."
+            )
         if learner.needs_task and not recipe["tasks"]:
             raise ValueError(f"{name} needs a task; add `tasks` to the recipe.")
         if not learner.needs_task and (recipe["tasks"] or recipe["rollouts"] is not None):
@@ -188,29 +206,6 @@ def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
             kind = families.available()[name]
             refuse_missing(name, kind, fields, "families")
         yield families.load(name, fields)
-
-
-def _splits(recipe: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The split of every model by cohort: exact numbers overall, as even over cohorts as they divide."""
-    size, seed = recipe["models_per_cohort"], recipe["seed"]
-    total = size * len(names)
-    counts: dict[str, dict[str, int]] = {}
-    for split in ("test", "val"):
-        share = recipe["splits"][split]
-        number = share if isinstance(share, int) else round(share * total)
-        with_one_more = sorted(names, key=lambda name: derive_key(seed, name, f"plan/{split}"))[: number % len(names)]
-        counts[split] = {name: number // len(names) + (name in with_one_more) for name in names}
-    result = {}
-    for name in names:
-        test, val = counts["test"][name], counts["val"][name]
-        if test + val >= size:
-            raise ValueError(f"`splits` leave no training models in a cohort of {size}: {test} test and {val} val.")
-        order = sorted(range(size), key=lambda i: derive_key(seed, f"{name}-{i:04d}", "plan/split"))
-        rank = {model: position for position, model in enumerate(order)}
-        result[name] = tuple(
-            "test" if rank[i] < test else "val" if rank[i] < test + val else "train" for i in range(size)
-        )
-    return result
 
 
 def _check_snapshots(plan: Plan) -> None:

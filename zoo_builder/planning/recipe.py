@@ -20,6 +20,8 @@ DEFAULTS: dict[str, Any] = {
     "rollouts": None,
     "splits": {},
 }
+OPTIONAL = ("models",)
+"""Keys without a default, as recipes had no such key before and keep their digests. `models` names imported models."""
 REQUIRED = ("families", "learning", "snapshots", "models_per_cohort")
 SPLITS: dict[str, Any] = {"test": 0.2, "val": 0.1, "out_of_distribution": {}}
 OUT_OF_DISTRIBUTION: dict[str, Any] = {"task_share": 0.15, "largest_size": True}
@@ -34,7 +36,7 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None,
     data = source if isinstance(source, Mapping) else read_yaml(Path(source))
     refuse_odd({"seed": seed}, "--seed")
     refuse_odd(data, "The recipe")
-    known = [*REQUIRED, *DEFAULTS]
+    known = [*REQUIRED, *DEFAULTS, *OPTIONAL]
     refuse_unknown_keys("The recipe", data, known)
     missing = [key for key in REQUIRED if key not in data]
     if missing:
@@ -50,6 +52,8 @@ def read_recipe(source: str | Path | Mapping[str, Any], seed: int | None = None,
         recipe["rollouts"] = _filled("rollouts", recipe["rollouts"], {"sequences": 8})
     _check_numbers(recipe)
     _check_lists(recipe)
+    if "models" in recipe:
+        _check_models(recipe["models"], len(recipe["families"]))
     if len(learning_entries(recipe)) == 1:
         # A list of one is the same recipe as its only entry.
         (recipe["learning"],) = learning_entries(recipe)
@@ -134,6 +138,16 @@ def _check_lists(recipe: Mapping[str, Any]) -> None:
         raise ValueError(f"`title` must be text, found {shown(recipe['title'])}.")
     if not isinstance(recipe["labels"], list) or not all(isinstance(label, str) for label in recipe["labels"]):
         raise ValueError(f"`labels` must be a list of names, found {shown(recipe['labels'])}.")
+
+
+def _check_models(models: Any, num_families: int) -> None:
+    is_lists = isinstance(models, list) and all(isinstance(names, list) and names for names in models)
+    if not is_lists or len(models) != num_families:
+        raise ValueError("`models` must be a list of the names of its models for each entry of `families`.")
+    names = [name for names in models for name in names]
+    odd = next((name for name in names if not isinstance(name, str) or not name), None)
+    if odd is not None or len(set(names)) < len(names):
+        raise ValueError("`models` must be names that differ.")
 
 
 def _check_entry(where: str, entry: Any) -> None:
