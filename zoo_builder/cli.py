@@ -21,9 +21,8 @@ from jsonargparse import ArgumentParser, Namespace
 from weightspace import __version__, recipes
 from weightspace.components import plugins
 from weightspace.terminal import printable
-from zoo_builder import bring_command
+from zoo_builder import bring_command, list_command
 from zoo_builder.bench import command as bench_command
-from zoo_builder.catalogue import KINDS, listing, listing_text
 from zoo_builder.studies import command as study_command
 
 if TYPE_CHECKING:
@@ -88,15 +87,8 @@ def _parser() -> ArgumentParser:
     info.add_argument("folder", type=str, help="the zoo's folder")
     info.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("info", info, help="what a zoo holds")
-    listing = ArgumentParser(
-        description="Lists what recipes, configs and commands can name, with a definition and a citation each. With "
-        "NAME: its fields with type, default and range, a label's columns with unit and meaning, or a recipe's text.",
-        epilog="Example: zoo-builder list tasks Copy",
-    )
-    listing.add_argument("kind", choices=list(KINDS), help="what to list")
-    listing.add_argument("name", nargs="?", type=str, help="one of them, in detail")
-    listing.add_argument("--schema", action="store_true", help="of recipes: their JSON Schema, for editors of YAML")
-    listing.add_argument("--json", action="store_true", help="print one JSON document")
+    listing = ArgumentParser(description=list_command.DESCRIPTION, epilog=list_command.EPILOG)
+    list_command.add_options(listing)
     commands.add_subcommand("list", listing, help="what there is to build with")
     _add_study(commands)
     _add_bench(commands)
@@ -269,16 +261,8 @@ def _info(options: Namespace) -> int:
 
 
 def _list(options: Namespace) -> int:
-    if options.schema:
-        if options.kind != "recipes" or options.name is not None:
-            raise ValueError("`--schema` is of recipes as a whole: zoo-builder list recipes --schema.")
-        # Spreads need torch, which takes seconds.
-        from zoo_builder.schema import recipe_schema
-
-        _print(recipe_schema(), "", as_json=True)
-        return 0
-    rows = listing(options.kind, options.name)
-    _print(rows, listing_text(rows), options.json)
+    rows, text = list_command.listed(options)
+    _print(rows, text, options.json or options.schema)
     return 0
 
 
