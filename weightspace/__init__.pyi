@@ -1,5 +1,5 @@
-from weightspace import families as families
 from weightspace import checks
+from weightspace import families as families
 from weightspace.face import embed as embed
 from weightspace.face import from_torch as from_torch
 from weightspace.face import load_encoder as load_encoder

@@ -48,7 +48,8 @@ EXAMPLES = (
 )
 
 
-def embed(
+# Not called `embed`: the parser would look for a shorter path of the function, and find the face's, which loads torch.
+def write_embeddings(
     *,
     out: Path,
     checkpoint: str | None = None,
@@ -176,7 +177,7 @@ def export(*, zoo: Path, out: Path, push: str | None = None, license: str = "apa
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    "embed": embed,
+    "embed": write_embeddings,
     "pretrained": pretrained,
     "check": check,
     "export": export,

@@ -17,7 +17,6 @@ from weightspace.store import Model, Selection, Stack, Zoo, open_zoo
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
-    from torch_geometric.data import Data
 
     from weightspace.encoders.base import Encoder
 
@@ -131,8 +130,8 @@ def measure(
     return pd.concat(frames) if frames else pd.DataFrame(index=pd.Index([], name="model"))
 
 
-def to_data(models: Models) -> Data | list[Data]:
-    """The graphs of models as torch_geometric Data; of one without an axis the graph alone.
+def to_data(models: Models) -> Any:
+    """The graphs of models, a list of torch_geometric Data; of one without an axis its Data alone.
 
     They are those of `weightspace.graph.to_data`: a node for each unit, an edge for each connection.
     """

@@ -217,3 +217,26 @@ def test_help_explains_the_option(capsys):
         with contextlib.suppress(SystemExit):
             main(*command, "--help")
         assert "--allow_import PKG" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_installed_plug_in_needs_no_option(tmp_path, monkeypatch):
+    """An entry point of a distribution names the package, as pip leaves it beside the code."""
+    (tmp_path / "pondnets").mkdir()
+    (tmp_path / "pondnets" / "__init__.py").write_text("")
+    (tmp_path / "pondnets" / "parts.py").write_text(PARTS.replace("Jordan", "Pond"))
+    (tmp_path / "pondnets-1.0.dist-info").mkdir()
+    described = tmp_path / "pondnets-1.0.dist-info"
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: pondnets\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(f"[{plugins.GROUP}]\npondnets = pondnets\n")
+    monkeypatch.setattr(plugins, "_allowed", {})
+    assert "Pond" not in families.available()
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.installed.cache_clear()
+    try:
+        assert plugins.allowed() == ("pondnets",)
+        assert plugins.covers("pondnets.parts.Pond")
+        assert families.load("Pond", {"input_size": 1, "hidden_size": 2, "output_size": 1}).hidden_size == 2
+    finally:
+        monkeypatch.undo()
+        plugins.installed.cache_clear()
+    assert plugins.allowed() == ()

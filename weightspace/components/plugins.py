@@ -1,17 +1,24 @@
-"""User packages enabled by `--allow_import`: files may then name their classes, but no file can enable a package."""
+"""User packages whose classes files may name: those installed as plug-ins, and those enabled by `--allow_import`.
+
+A distribution is a plug-in by an entry point of the group `weightspace.packages` that names its package. No file of a
+zoo, recipe or checkpoint can enable a package.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 OPTION = "--allow_import"
+GROUP = "weightspace.packages"
 HELP = (
     f"{OPTION} PKG (repeatable, on every command) lets configs, recipes, zoos and checkpoints name classes of PKG, a "
     "package of your own that Python finds; its code runs."
@@ -32,13 +39,19 @@ def allow(*packages: str) -> None:
 
 
 def allowed() -> tuple[str, ...]:
-    """The enabled packages, in the order in which they were enabled."""
-    return tuple(_allowed)
+    """The packages of installed plug-ins, then those enabled by the option, in their order."""
+    return tuple(dict.fromkeys([*installed(), *_allowed]))
+
+
+@cache
+def installed() -> tuple[str, ...]:
+    """Packages of plug-ins that are installed, sorted by name: whoever installs one trusts its code."""
+    return tuple(sorted({point.module for point in importlib.metadata.entry_points(group=GROUP)}))
 
 
 def covers(path: str) -> bool:
     """Whether a dotted path is in an enabled package."""
-    return any(path == package or path.startswith(f"{package}.") for package in _allowed)
+    return any(path == package or path.startswith(f"{package}.") for package in allowed())
 
 
 def take_option(argv: Sequence[str]) -> list[str]:
@@ -61,7 +74,7 @@ def way_out(path: str) -> str:
 def modules() -> list[ModuleType]:
     """The enabled packages and the modules directly in them, imported."""
     imported = []
-    for name in _allowed:
+    for name in allowed():
         package = importlib.import_module(name)
         imported += [package, *modules_in(package)]
     return imported

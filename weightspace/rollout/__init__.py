@@ -32,7 +32,7 @@ def rollout(
 ) -> Rollout:
     """Run stacked params (models, ...) on inputs (models, time, batch, input); every method gives the same answer.
 
-    Params of one model may come without the models axis: inputs are then (time, batch, input), and results lack it, too.
+    Params of one model may come without the models axis: inputs are then (time, batch, input), as are results.
     `start` (models, batch, start) is the task's input to the initial state. Every noise that the spec declares needs
     `noise[name]` (models, time, batch, axis). `state` (models, batch, axis) continues an earlier rollout.
     """
