@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from weightspace.cli import main
+from weightspace.exchange.files import read_inputs
 from weightspace.exchange.readings import Words, read_models, readings_of
 from weightspace.face import embed
 from weightspace.families.elman import Elman
@@ -298,6 +299,32 @@ def test_arrays_of_python_objects_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="cannot be read as npz"):
         read_models(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"P" * 99])
+def test_damaged_archives_end_in_one_line(damage, tmp_path):
+    np.savez(tmp_path / "a.npz", kernel=np.ones((3, 4)))
+    (tmp_path / "a.npz").write_bytes(damage((tmp_path / "a.npz").read_bytes()))
+    with pytest.raises(ValueError, match="cannot be read as npz") as error:
+        read_models(tmp_path / "a.npz")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": 1}', '{"a": "b", "c": "b"}'])
+def test_key_maps_that_are_none_are_refused(text, tmp_path):
+    (tmp_path / "keys.json").write_text(text)
+    with pytest.raises(ValueError, match=r"key map .*keys\.json"):
+        Words.of(keys=tmp_path / "keys.json")
+
+
+NO_INPUTS = [{"x": np.ones((3, 4))}, {"a": np.ones(3), "b": np.ones(3)}, {"x": np.full((1, 2, 3), np.nan)}]
+
+
+@pytest.mark.parametrize("arrays", NO_INPUTS)
+def test_inputs_that_are_none_are_refused(arrays, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"The inputs .*x\.npz"):
+        read_inputs(tmp_path / "x.npz")
 
 
 def test_the_command_embeds_every_model_of_files_without_sidecars(tmp_path):
