@@ -66,7 +66,7 @@ def write_embeddings(
             on the Hub, or the name of a packaged encoder (by default one trained without labels).
         out: File to write (safetensors: `embedding` in the row order of models.parquet, or in that of file names).
         zoo: Zoo folder.
-        state_dicts: Folder of NAME.safetensors, each with a NAME.json that names its torch.nn layer.
+        state_dicts: Folder of NAME.safetensors or .npz; NAME.json says what the tensors of a layer do not.
         batch_size: Models at a time.
         device: cpu or cuda.
         name: Name of the embeddings in tables, ENCODER-OBJECTIVE by default.

@@ -144,7 +144,8 @@ def measure_labels(
     num_snapshots = len(plan.snapshots)
     if not names:
         return [{} for _ in range(num_snapshots)]
-    padded, count = members.padded(), len(members.ids)
+    padded = labels.padded(cohort.family, cohort.task, members, device, method)
+    count = len(members.ids)
     snapshots = [padded_params(params, snapshot, len(padded.ids), device) for snapshot in range(num_snapshots)]
     stacked = {name: torch.cat([params[name] for params in snapshots]) for name in params}
     measured = labels.measure(names, cohort.family, stacked, cohort.task, padded, method)

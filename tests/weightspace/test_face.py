@@ -168,9 +168,9 @@ def test_labels_are_measured_on_noise_or_on_inputs_of_ones_own():
     frame = ws.measure([module, (family, params)], ["Dynamics"], inputs=x)
     members = Members(0, ["0"], recorded=x[None])
     stacked = {name: tensor[None] for name, tensor in params.items()}
-    wanted = labels.measure(["Dynamics"], family, stacked, None, members)
+    wanted = labels.measure(["Dynamics"], family, stacked, None, members, "native")
     assert list(frame.index) == ["0", "1"]
-    np.testing.assert_allclose(frame["spectral_radius"], wanted["spectral_radius"].expand(2), rtol=1e-9)
+    np.testing.assert_allclose(frame["spectral_radius"], wanted["spectral_radius"].expand(2), rtol=1e-5)
     assert ws.measure(module, "Dynamics")["spectral_radius"].iloc[0] != frame["spectral_radius"].iloc[0]
     with pytest.raises(ValueError, match=r"expected \(sequences, time, input\) with the 3 inputs of the GRU"):
         ws.measure(module, "Dynamics", inputs=np.zeros((4, 2)))
@@ -217,3 +217,32 @@ def test_the_transformer_passes_the_checks_of_scikit_learn_that_need_no_rows_of_
 
 def test_checks_of_families_are_part_of_the_face():
     ws.check_family(ws.families.load("GRU", {"input_size": 2, "hidden_size": 3, "output_size": 1}))
+
+
+SCRIPT = """
+import torch, weightspace as ws
+
+lstm, head = torch.nn.LSTM(3, 16), torch.nn.Linear(16, 2)     # your network, trained
+model = ws.from_torch(lstm, head)
+point = ws.embed(model)                                       # by the encoder that comes with the package
+print(ws.measure(model, ["Rank", "Dynamics"]).T)              # dimension of its states, Lyapunov exponent
+print(ws.predict(model, "first/run/supervised"))              # labels as an encoder reads them off the weights
+zoo = ws.open_zoo("first/zoo")
+nearest = (ws.embed(zoo) - point).norm(dim=1).argsort()[:3].tolist()
+print(zoo[nearest].table.select(["model_id", "task", "score"]).to_pandas())
+"""
+
+
+def test_ten_lines_look_into_a_network_of_ones_own(zoo, checkpoint, capsys):
+    """The script of the README, here on a zoo and an encoder of the tests."""
+    assert len([line for line in SCRIPT.splitlines() if line]) <= 10
+    text = SCRIPT.replace("first/run/supervised", str(checkpoint)).replace("first/zoo", str(zoo))
+    scope = {}
+    exec(text, scope)
+    opened = ws.open_zoo(zoo)
+    distances = (ws.embed(opened) - scope["point"]).norm(dim=1)
+    assert scope["nearest"][0] == int(distances.argmin())
+    printed = capsys.readouterr().out
+    assert "state_effective_rank" in printed
+    assert "trace" in printed
+    assert opened.table["model_id"][scope["nearest"][0]].as_py() in printed

@@ -5,11 +5,15 @@ import re
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
+from weightspace.cli import main
+from weightspace.exchange.files import read_inputs
 from weightspace.exchange.readings import Words, read_models, readings_of
+from weightspace.face import embed
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.families.lstm import LSTM
@@ -27,6 +31,7 @@ def outputs(model, x):
 
 
 def saved(tensors, path):
+    path.parent.mkdir(exist_ok=True)
     safetensors.torch.save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, path)
     return path
 
@@ -294,3 +299,41 @@ def test_arrays_of_python_objects_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="cannot be read as npz"):
         read_models(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"P" * 99])
+def test_damaged_archives_end_in_one_line(damage, tmp_path):
+    np.savez(tmp_path / "a.npz", kernel=np.ones((3, 4)))
+    (tmp_path / "a.npz").write_bytes(damage((tmp_path / "a.npz").read_bytes()))
+    with pytest.raises(ValueError, match="cannot be read as npz") as error:
+        read_models(tmp_path / "a.npz")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": 1}', '{"a": "b", "c": "b"}'])
+def test_key_maps_that_are_none_are_refused(text, tmp_path):
+    (tmp_path / "keys.json").write_text(text)
+    with pytest.raises(ValueError, match=r"key map .*keys\.json"):
+        Words.of(keys=tmp_path / "keys.json")
+
+
+NO_INPUTS = [{"x": np.ones((3, 4))}, {"a": np.ones(3), "b": np.ones(3)}, {"x": np.full((1, 2, 3), np.nan)}]
+
+
+@pytest.mark.parametrize("arrays", NO_INPUTS)
+def test_inputs_that_are_none_are_refused(arrays, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=r"The inputs .*x\.npz"):
+        read_inputs(tmp_path / "x.npz")
+
+
+def test_the_command_embeds_every_model_of_files_without_sidecars(tmp_path):
+    saved(nn.GRU(3, 6, bidirectional=True).state_dict(), tmp_path / "models" / "b.safetensors")
+    saved(Speech().state_dict(), tmp_path / "models" / "a.safetensors")
+    assert main(["embed", "--state_dicts", str(tmp_path / "models"), "--out", str(tmp_path / "e.safetensors")]) == 0
+    with safetensors.safe_open(tmp_path / "e.safetensors", framework="pt") as file:
+        embedding, record = file.get_tensor("embedding"), json.loads(file.metadata()["weightspace"])
+    models = list(readings_of(tmp_path / "models"))
+    assert record["state_dicts"] == ["a.decoder", "a.encoder", "b.forward", "b.backward"]
+    wanted = torch.stack([embed((model.family, model.params)) for model in models])
+    torch.testing.assert_close(embedding, wanted, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from weightspace.data.datamodule import ZooDataModule
 from weightspace.data.memory import pairs_of, room_for, usable_device
 from weightspace.data.sampling import batch_limits
 from weightspace.encoders.base import Encoder
-from weightspace.exchange import state_dicts
+from weightspace.exchange.readings import Reading, as_float32, readings_of
 from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
@@ -79,32 +79,33 @@ def embed_state_dicts(
     device: str = "cpu",
     name: str | None = None,
 ) -> Path:
-    """Write the embeddings (files, embedding_dim) float32 of a folder of state dicts, in the order of their names.
+    """Write the embeddings (models, embedding_dim) float32 of a folder of state dicts, in the order of their names.
 
+    A file may hold several models, and need no sidecar: `exchange.readings` says how models are read and named.
     `checkpoint` is one, or names a saved encoder (see `opened`). The metadata lists the names under `state_dicts`; its
     `zoo` is null. Encoders read float32, so weights of another dtype are rounded to it.
     """
     batch_limits(batch_size, 1, np.ones(0))
     encoder = opened(checkpoint).to(usable_device(device)).eval()
-    paths = state_dicts.listed(folder)
-    embeddings = torch.full((len(paths), encoder.embedding_dim), torch.nan)
-    for stack in _stacks_of(paths, batch_size):
-        embeddings[stack.rows] = embed_stacks(encoder, [stack.to(device)]).float().cpu()
-    names = [path.stem for path in paths]
-    write_embeddings(Path(out), embeddings, {**_record(encoder, name), "zoo": None, "state_dicts": names})
+    read: list[str] = []
+    parts = []
+    for stack in _stacks_of(readings_of(folder), batch_size, read):
+        parts.append((stack.rows, embed_stacks(encoder, [stack.to(device)]).float().cpu()))
+    embeddings = torch.full((len(read), encoder.embedding_dim), torch.nan)
+    for rows, part in parts:
+        embeddings[rows] = part
+    write_embeddings(Path(out), embeddings, {**_record(encoder, name), "zoo": None, "state_dicts": read})
     return Path(out)
 
 
-def _stacks_of(paths: Sequence[Path], max_models: int) -> Iterator[Stack]:
-    """Stacks of at most `max_models` state dicts of one family and size; their rows are indices of paths."""
+def _stacks_of(readings: Iterable[Reading], max_models: int, names: list[str]) -> Iterator[Stack]:
+    """Stacks of at most `max_models` models of one family and size; their rows are indices of `names`, which is filled.
+    """
     incomplete: dict[Family, list[tuple[int, Params]]] = {}
-    for row, path in enumerate(tqdm(paths, desc="embed", unit="model", disable=not sys.stderr.isatty())):
-        family, stored = state_dicts.read(path)
-        params = {key: tensor.float() for key, tensor in stored.items()}
-        for key, tensor in params.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"'{key}' of {path} is not finite in float32; remove the file, or repair it.")
-        incomplete.setdefault(family, []).append((row, params))
+    for row, reading in enumerate(tqdm(readings, desc="embed", unit="model", disable=not sys.stderr.isatty())):
+        names.append(reading.name)
+        family = reading.family
+        incomplete.setdefault(family, []).append((row, as_float32(reading)))
         if len(incomplete[family]) == batch_limits(max_models, 1, np.array([pairs_of(family)]))[1][0]:
             yield _stack_of(family, incomplete.pop(family))
     yield from (_stack_of(family, models) for family, models in incomplete.items())

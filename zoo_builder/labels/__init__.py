@@ -18,7 +18,7 @@ from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import JACOBIAN_STEPS, TRAJECTORIES, Driven
 from zoo_builder.labels.inputs import SEQUENCES_TOGETHER
-from zoo_builder.members import Members
+from zoo_builder.members import MULTIPLE, Members
 from zoo_builder.tasks import Task
 
 __all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
@@ -26,7 +26,9 @@ __all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "me
 MODELS_TOGETHER: dict[Method, int] = {"native": 64, "stacked": 32, "sequential": 32}
 """Models measured at once on the CPU: enough to hide the cost of a call, few enough for its caches."""
 CPU_BYTES, CUDA_BYTES = 2**28, 4 * 2**30
-"""Most bytes of the Jacobians of a chunk, or on CUDA of the states of its rollout."""
+"""Bytes of the Jacobians of a chunk that are fast on the CPU, and most on CUDA, there of its rollout's states, too."""
+MOST_CPU_BYTES = 2**30
+"""Most bytes of the Jacobians of a chunk of several models on the CPU: those of one large model may be more."""
 
 
 def available() -> dict[str, type[Label]]:
@@ -102,6 +104,12 @@ def measure(
     return {name: column.flatten() for name, column in measured.items()}
 
 
+def padded(family: Family, task: Task | None, members: Members, device: str, method: Method) -> Members:
+    """The members as they are measured: padded, but for models so large that a chunk has fewer than padding needs."""
+    size = _chunk_size(family, task, torch.device(device), method, len(members.ids))
+    return members.padded() if size.models >= MULTIPLE or device != "cpu" else members
+
+
 def _side_by_side(params: Params) -> Params:
     """Params (snapshots, models, ...) as (snapshots * models, ...)."""
     return {name: tensor.flatten(0, 1) for name, tensor in params.items()}
@@ -121,7 +129,7 @@ def _chunk_size(
     size = family.spec.state_size
     jacobians = JACOBIAN_STEPS * TRAJECTORIES * size**2
     if device.type == "cpu":
-        models = MODELS_TOGETHER[method]
+        models = min(MODELS_TOGETHER[method], max(MOST_CPU_BYTES // (8 * jacobians), 1))
         return _ChunkSize(models, max(CPU_BYTES // (8 * jacobians * models), 1) if method == "native" else 1)
     states = 0 if task is None else SEQUENCES_TOGETHER * task.num_steps * size
     fitting = max(CUDA_BYTES // (8 * max(jacobians, states)), 2)
