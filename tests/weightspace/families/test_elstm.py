@@ -50,7 +50,8 @@ def test_cells_feel_only_themselves_by_the_papers_factor_and_no_step_reads_h():
     state = {name: x.new_zeros(1, 1, 5) for name in ("c", "h")}
     found = jacobians(FAMILY, stacked, x, state, {})[0, :, 0].numpy()
     cells = found[:, :5, :5]
-    np.testing.assert_allclose(np.diagonal(cells, axis1=1, axis2=2), reference(params, x[0, :, 0].numpy())[1], rtol=1e-12)
+    decays = np.diagonal(cells, axis1=1, axis2=2)
+    np.testing.assert_allclose(decays, reference(params, x[0, :, 0].numpy())[1], rtol=1e-12)
     assert (cells[:, ~np.eye(5, dtype=bool)] == 0).all()
     assert (found[:, :, 5:] == 0).all()
     # The gate mixes cells within a step.
