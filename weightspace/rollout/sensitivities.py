@@ -101,14 +101,32 @@ class Sensitivity:
         self, params: Params, state: State, x: Tensor, noise: Mapping[str, Tensor]
     ) -> tuple[Sensitivities, Tensor]:
         """D and L of a step from states (models, batch, axis) on inputs (models, batch, input)."""
-        by_sequence = torch.func.vmap(partial(_within_units, self._family, self.memory), in_dims=(None, 0, 0, 0))
-        added, blocks = torch.func.vmap(by_sequence)(params, state, x, noise)
-        return added, torch.stack([blocks[name] for name in self.memory.states], dim=3)
+        return _derivatives(self._family, self.memory, params, state, x, noise)
 
     def _along_units(self, values: Tensor, name: str) -> Tensor:
         """Values (..., unit) with an axis for each axis of a tensor, all but that of its units of size 1."""
         axes = self._family.spec.tensors[name].axes
         return values.reshape(*values.shape[:-1], *(values.shape[-1] if axis == self._axis else 1 for axis in axes))
+
+
+def unit_jacobians(
+    family: Family, params: Params, state: State, x: Tensor, noise: Mapping[str, Tensor]
+) -> Tensor:
+    """Jacobians of each unit's memory over a step of a diagonal family, (models, point, to state, from state, unit).
+
+    States are (models, point, axis), inputs (models, point, input). All other entries of the Jacobian between states
+    that a step reads are 0, and so are the columns of those that none reads.
+    """
+    return _derivatives(family, Memory(memory_of(family).states, ()), params, state, x, noise)[1]
+
+
+def _derivatives(
+    family: Family, memory: Memory, params: Params, state: State, x: Tensor, noise: Mapping[str, Tensor]
+) -> tuple[Sensitivities, Tensor]:
+    """D of the tensors of `memory`, and L."""
+    by_sequence = torch.func.vmap(partial(_within_units, family, memory), in_dims=(None, 0, 0, 0))
+    added, blocks = torch.func.vmap(by_sequence)(params, state, x, noise)
+    return added, torch.stack([blocks[name] for name in memory.states], dim=3)
 
 
 def _within_units(
