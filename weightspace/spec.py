@@ -61,6 +61,7 @@ class WeightSpec:
     """Name of each state -> its axis, or its axes (channels, sites): it is stored flat, the last axis fastest."""
     gauges: Mapping[str, Gauge] = field(default_factory=dict)
     recurrence: Literal["dense", "diagonal"] = "dense"
+    """"diagonal": of the states that a step reads, each unit's after it depend only on its own before it."""
     noise: Mapping[str, str] = field(default_factory=dict)
     """Name of each noise input -> the node axis it is drawn for."""
     unrepresented: Mapping[str, str] = field(default_factory=dict)

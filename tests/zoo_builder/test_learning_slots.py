@@ -15,13 +15,13 @@ from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.descent import Descent
 from zoo_builder.learning.exams import Exams
 from zoo_builder.learning.planted import Planted
+from zoo_builder.learning.truncated_bptt import TruncatedBPTT
 from zoo_builder.members import Members
 from zoo_builder.tasks.adding import Adding
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 
 sys.path.append(str(Path(__file__).parent / "packages"))
 from trial_learners.pruning import Masked, Pruning
-from trial_learners.truncated import TruncatedBPTT
 
 IDS = ["a", "b", "c", "d"]
 TASK = Adding(num_steps=7)

@@ -27,7 +27,7 @@ RECIPE = {
     "rollouts": {"sequences": 2},
 }
 BPTT = RECIPE["learning"]
-TRUNCATED = {"class": "TruncatedBPTT", "num_updates": 4, "batch_size": 3, "window": 2}
+WINDOWED = {"class": "WindowedBPTT", "num_updates": 4, "batch_size": 3, "window": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +63,15 @@ def test_cohorts_are_named_by_their_learner_where_there_are_several():
     # Names, and with them all random streams, are those of earlier versions.
     assert alone == ["elman-hidden3-delayed_recall-4a3fe1", "gru-hidden2-delayed_recall-5f01f1"]
     plugins.allow("trial_learners")
-    both = plan_of(BPTT, TRUNCATED)
+    both = plan_of(BPTT, WINDOWED)
     assert [name.rpartition("-")[0] for name in names(both)] == [
         "elman-hidden3-delayed_recall-bptt",
-        "elman-hidden3-delayed_recall-truncated_bptt",
+        "elman-hidden3-delayed_recall-windowed_bptt",
         "gru-hidden2-delayed_recall-bptt",
-        "gru-hidden2-delayed_recall-truncated_bptt",
+        "gru-hidden2-delayed_recall-windowed_bptt",
     ]
-    assert names(plan_of(TRUNCATED, BPTT)) == names(both)
-    assert [type(cohort.learner).__name__ for cohort in both.cohorts] == ["BPTT", "TruncatedBPTT"] * 2
+    assert names(plan_of(WINDOWED, BPTT)) == names(both)
+    assert [type(cohort.learner).__name__ for cohort in both.cohorts] == ["BPTT", "WindowedBPTT"] * 2
     assert [set(cohort.learning_spreads) for cohort in both.cohorts] == [{"learning_rate"}, set()] * 2
     assert {cohort.fold_family for cohort in both.cohorts} == {0, 1}
 
@@ -102,7 +102,7 @@ def test_a_learner_that_stands_twice_is_refused():
         ([BPTT, "BPTT"], r"`learning\[1\]` must be an entry with a `class`, found 'BPTT'"),
         ([BPTT, {**BPTT, "num_updates": 3}], "Snapshot 4 comes after the last of 3 updates of BPTT"),
         ([BPTT, {"class": "Planted"}], "Planted learns no task; remove `tasks`"),
-        ({"class": "TruncatedBPTT"}, "No learner is called 'TruncatedBPTT'"),
+        ({"class": "WindowedBPTT"}, "No learner is called 'WindowedBPTT'"),
     ],
 )
 def test_lists_of_learners_that_make_no_sense_are_refused(learning, message, tmp_path, capsys):
@@ -117,20 +117,20 @@ def test_a_family_that_a_learner_cannot_take_is_refused_by_a_dry_run(tmp_path, c
     error = capsys.readouterr().err
     assert error.startswith("zoo-builder: Planted cannot train GRU: a planted mode needs one recurrent tensor")
     assert error.count("\n") == 1
-    recipe = {**RECIPE, "learning": [BPTT, {**TRUNCATED, "window": 6}]}
+    recipe = {**RECIPE, "learning": [BPTT, {**WINDOWED, "window": 6}]}
     assert dry_run(recipe, tmp_path, "--allow_import", "trial_learners") == 2
-    expected = "TruncatedBPTT cannot train Elman on DelayedRecall: `window` (=6) must be below the task's 6 steps."
+    expected = "WindowedBPTT cannot train Elman on DelayedRecall: `window` (=6) must be below the task's 6 steps."
     assert expected in capsys.readouterr().err
 
 
 def test_the_numbers_of_learners_count_against_the_size_of_a_zoo():
     with pytest.raises(ValueError, match="makes 1,200,000 models in 4 cohort"):
-        plan_of(BPTT, TRUNCATED, models_per_cohort=300_000)
+        plan_of(BPTT, WINDOWED, models_per_cohort=300_000)
 
 
 def test_a_learner_of_the_users_own_builds_a_zoo_beside_bptt(tmp_path, capsys):
     path, out = tmp_path / "recipe.yaml", tmp_path / "zoo"
-    path.write_text(yaml.safe_dump({**RECIPE, "learning": [BPTT, TRUNCATED]}))
+    path.write_text(yaml.safe_dump({**RECIPE, "learning": [BPTT, WINDOWED]}))
     command = ["build", "--config", str(path), "--out", str(out), "--workers", "1", "--json"]
     # Workers that trace no family start in half the time.
     command += ["--method", "torch"]
@@ -141,8 +141,8 @@ def test_a_learner_of_the_users_own_builds_a_zoo_beside_bptt(tmp_path, capsys):
     rows = zoo.table.select(["model_id", "learning_config", "score", "step"]).to_pylist()
     for row in rows:
         config = json.loads(row["learning_config"])
-        assert ("truncated_bptt" in row["model_id"]) == (config["class"] == "TruncatedBPTT")
-        assert config.get("window") == (2 if config["class"] == "TruncatedBPTT" else None)
+        assert ("windowed_bptt" in row["model_id"]) == (config["class"] == "WindowedBPTT")
+        assert config.get("window") == (2 if config["class"] == "WindowedBPTT" else None)
         assert row["score"] is not None
     assert sum(json.loads(row["learning_config"])["class"] == "BPTT" for row in rows) == 16
     assert list(zoo.manifest["generator"]["packages"]) == ["trial_learners"]

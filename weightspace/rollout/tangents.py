@@ -97,7 +97,7 @@ def jacobians(
     step, by_time = torch.func.vmap(family.step), []
     for t in range(x.shape[1]):
         noise_now = {name: value[:, t] for name, value in noise.items()}
-        by_time.append(_jacobians_at(family, params, x[:, t], flatten(family, state), noise_now))
+        by_time.append(jacobians_at(family, params, x[:, t], flatten(family, state), noise_now))
         state = step(params, state, x[:, t], noise_now)
     return torch.stack(by_time, dim=1)
 
@@ -134,8 +134,8 @@ def _push(
     return tangents
 
 
-def _jacobians_at(family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-    """Jacobians (models, point, to state, from state) at states (models, point, state)."""
+def jacobians_at(family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+    """Jacobians of a step (models, point, to state, from state) at states (models, point, state), all side by side."""
     basis = torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)[:, None].expand(-1, *state.shape[1:])
     # A contiguous copy: forward mode would allocate a tangent for the whole storage behind a view.
     state = state.contiguous()

@@ -17,8 +17,8 @@ from weightspace.spec import Params, State
 class RolloutMethod(ABC):
     """A method that runs a family over time. Subclasses are frozen dataclasses whose fields are their options.
 
-    A file in `rollout/methods/` is enough: `rollout(..., method=...)` takes the name of its class in lower case, or an
-    instance.
+    A file in `rollout/methods/` is enough: `rollout(..., method=...)` takes the name of its class in lower case, words
+    joined by underscores, or an instance.
     """
 
     def why_not(self, family: Family, x: Tensor) -> str | None:

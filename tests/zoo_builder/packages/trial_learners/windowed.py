@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time."""
+"""Truncated backpropagation through time, as a user may write it."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from zoo_builder.learning.descent import Descent
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedBPTT(Descent):
+class WindowedBPTT(Descent):
     """Gradients that go back over `window` steps at most (Williams and Peng, Neural Computation 1990)."""
 
     window: int = 2
