@@ -104,11 +104,13 @@ def test_a_family_without_biases_becomes_modules_without_and_comes_back_with_zer
     params = family.spec.random_params(generator(0, "m", "init"))
     x = torch.randn(7, 3, family.input_size, dtype=torch.float64, generator=generator(0, "m", "x"))
     module, readout = family.to_torch(params)
-    assert not module.bias and readout.bias is None
+    assert not module.bias
+    assert readout.bias is None
     expected = outputs_of_torch(module, readout, x).detach()
     torch.testing.assert_close(outputs_of(family, params, x), expected, rtol=0, atol=1e-12)
     again, same = type(family).from_torch(module, readout)
-    assert again.has_bias and all(not value.any() for name, value in same.items() if name not in params)
+    assert again.has_bias
+    assert not any(value.any() for name, value in same.items() if name not in params)
     assert all(torch.equal(same[name], params[name]) for name in params)
     torch.testing.assert_close(outputs_of(again, same, x), expected, rtol=0, atol=1e-12)
 
