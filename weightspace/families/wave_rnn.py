@@ -89,11 +89,6 @@ class WaveRNN(Family):
     def readout(self, params: Params, state: State) -> Tensor:
         return linear(state["h"], params["weight_ho"].flatten(1), params["bias_o"])
 
-    @property
-    def numbers_per_step(self) -> int:
-        # The convolution is a product with a full matrix.
-        return self.spec.state_size**2 + self.spec.numbers_per_step
-
     @classmethod
     def examples(cls) -> Sequence[Family]:
         return [
