@@ -105,7 +105,8 @@ def test_states_on_channels_and_sites_move_in_blocks():
     element = family.spec.identity()
     element.permutations["channel"] = torch.tensor([2, 0, 1])
     element.gauges["scale@channel"] = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)
-    moved = family.spec.act_on_state(element, {"h": torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8, 9]], dtype=torch.float64)})["h"]
+    state = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9]], dtype=torch.float64)
+    moved = family.spec.act_on_state(element, {"h": state})["h"]
     assert moved.tolist() == [[7, 8, 9, 1, 2, 3, 2, 2.5, 3]]
     assert (family.spec.state_shape("h"), family.spec.state_size) == ((3, 3), 9)
 

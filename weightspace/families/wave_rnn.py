@@ -58,7 +58,7 @@ class WaveRNN(Family):
             states={"h": ("channel", "site")},
             gauges={"scale": scale},
             unrepresented={
-                "shift": "V and W with all sites one further round the ring compute the same: sites keep an order here.",
+                "shift": "V and W with all sites moved round the ring compute the same: sites keep their order here.",
                 "mirror": "So do V and W with the sites in reverse and K with its taps in reverse.",
             },
         )
