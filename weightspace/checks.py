@@ -197,11 +197,31 @@ def _inputs(family: Family, models: int) -> tuple[Tensor, dict[str, Tensor]]:
     return x.expand(models, -1, -1, -1), {k: v.expand(models, -1, -1, -1) for k, v in noise.items()}
 
 
-def _function_changes(family: Family, params: Params, moved: Sequence[Params]) -> list[float]:
-    """How far the outputs under each of the moved params are from those under `params`."""
-    together = _joined([params, *moved])
-    x, noise = _inputs(family, next(iter(together.values())).shape[0])
-    return _relative(rollout(family, together, x, noise=noise).outputs, len(moved) + 1)
+def _start(family: Family, models: int) -> Tensor:
+    """Starts (models, batch 4, start) of the size that the family reads, the same for every model."""
+    start = torch.randn(1, 4, family.reads_start, generator=generator(0, "check", "start"), dtype=torch.float64)
+    return start.expand(models, -1, -1)
+
+
+def _function_changes(
+    family: Family, params: Params, moved: Sequence[Params], along: Sequence[GroupElement | None] = ()
+) -> list[float]:
+    """How far the outputs under each of the moved params are from those under `params`.
+
+    Noise is drawn for units: it moves with them where the element of a move is in `along`.
+    """
+    together, models = _joined([params, *moved]), next(iter(params.values())).shape[0]
+    x, noise = _inputs(family, models)
+    noises = [noise, *(noise if move is None else _moved_noise(family.spec, move, noise) for move in along)]
+    noises += [noise] * (1 + len(moved) - len(noises))
+    start, count = _start(family, models), len(moved) + 1
+    x, start = x.repeat(count, 1, 1, 1), start.repeat(count, 1, 1)
+    return _relative(rollout(family, together, x, start, noise=_joined(noises)).outputs, count)
+
+
+def _moved_noise(spec: WeightSpec, elements: GroupElement, noise: Params) -> Params:
+    moved = torch.func.vmap(lambda p, g, values: spec.act_on_noise(GroupElement(p, g), values))
+    return dict(moved(elements.permutations, elements.gauges, noise)) if noise else noise
 
 
 @torch.no_grad()
@@ -235,7 +255,8 @@ def _declared_moves(family: Family) -> Iterator[Row]:
     moves["all together"] = element
     moved = {move: spec.act_stacked(element, params) for move, element in moves.items()}
     moved |= dict(_signs_of_even(spec, params))
-    for move, error in zip(moved, _function_changes(family, params, list(moved.values())), strict=True):
+    along = list(moves.values())
+    for move, error in zip(moved, _function_changes(family, params, list(moved.values()), along), strict=True):
         yield _row(move, True, torch.float64, error, FUNCTION_TOLERANCE)
 
 
@@ -269,8 +290,9 @@ def _roll(name: str, dim: int, params: Params) -> Params:
 def _rollouts(family: Family) -> Iterator[Row]:
     """Every rollout method against the sequential one, which calls the family's `step` once per time step."""
     params = _random_stack(family, torch.float64).params
-    x, noise = _inputs(family, next(iter(params.values())).shape[0])
-    for move, error in disagreements(family, params, x, noise):
+    models = next(iter(params.values())).shape[0]
+    x, noise = _inputs(family, models)
+    for move, error in disagreements(family, params, x, noise, _start(family, models)):
         yield _row(move, True, torch.float64, error, ROLLOUT_TOLERANCE)
 
 

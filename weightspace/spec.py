@@ -233,6 +233,11 @@ class WeightSpec:
         shapes = {name: {axis: self.axes[axis].size for axis in self.state_axes(name)} for name in state}
         return {name: act_on_state(self.gauges, element, name, shapes[name], value) for name, value in state.items()}
 
+    def act_on_noise(self, element: GroupElement, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Noise (..., axis) of one model moved along with its params; gauges charge it as they do a state."""
+        axes = {name: {axis: self.axes[axis].size} for name, axis in self.noise.items()}
+        return {name: act_on_state(self.gauges, element, name, axes[name], value) for name, value in noise.items()}
+
     def to_json(self) -> str:
         """The declaration as one line of JSON, equal specs giving equal text."""
         return self._json

@@ -69,7 +69,7 @@ def as_torch(family: Family, module: torch.nn.RNNBase, params: dict) -> None:
                 params[f"weight_ih.{layer}"].reshape(-1, params[f"weight_ih.{layer}"].shape[-1])
             )
             getattr(module, f"weight_hh_l{layer}").copy_(params[f"weight_hh.{layer}"].reshape(-1, family.hidden_size))
-            getattr(module, f"bias_ih_l{layer}").copy_(params[f"bias.{layer}"].flatten())
+            getattr(module, f"bias_ih_l{layer}").copy_(params.get(f"bias.{layer}", torch.zeros(1)).flatten())
             bias_hh = getattr(module, f"bias_hh_l{layer}").zero_()
             if isinstance(family, GRU):
                 bias_hh[2 * family.hidden_size :] = params[f"bias_hn.{layer}"]
@@ -86,7 +86,7 @@ def test_outputs_and_gradients_equal_those_of_torch_nn(family):
     as_torch(family, module, params)
     x = torch.randn(9, 4, family.input_size, dtype=torch.float64, generator=generator(0, "m", "x"))
     hidden, _ = module(x)
-    expected = hidden @ params["weight_ho"].T + params["bias_o"] if family.has_readout else hidden
+    expected = hidden @ params["weight_ho"].T + params.get("bias_o", 0) if family.has_readout else hidden
     expected.square().sum().backward()
     leaves = {k: v[None].clone().requires_grad_() for k, v in params.items()}
     outputs = rollout(family, leaves, x[None]).outputs[0]

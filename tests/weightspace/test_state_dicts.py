@@ -26,7 +26,8 @@ from weightspace.store import open_zoo
 from weightspace.training.embed import embed, embed_state_dicts
 from weightspace.training.module import EmbeddingModule, fit
 
-EXAMPLES = [e for kind in families.available().values() if issubclass(kind, Layered) for e in kind.examples()]
+CONVERTIBLE = [kind for kind in families.available().values() if issubclass(kind, Layered)]
+EXAMPLES = [example for kind in CONVERTIBLE for example in kind.examples() if example.has_bias]
 MIXED = (
     Elman(input_size=1, hidden_size=4, output_size=1),
     Elman(input_size=1, hidden_size=6, output_size=1, nonlinearity="relu"),

@@ -92,7 +92,9 @@ def sidecar_of(options: Mapping[str, Any], file: Path, path: Path) -> Sidecar:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     layout = Layout(**{key: options[key] for key in _types(Layout) if key in options})
-    fields = {"num_layers": 1, **{key: options[key] for key in _types(kind) if key in options}}
+    # A missing `bias` is one of zeros: the family has it, the file does not.
+    of_family = _types(kind).keys() - _types(Layout).keys()
+    fields = {"num_layers": 1, **{key: value for key, value in options.items() if key in of_family}}
     fields["has_readout"] = layout.readout is not None
     if layout.readout is None:
         fields.setdefault("output_size", options.get("hidden_size"))

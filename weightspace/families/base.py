@@ -56,6 +56,11 @@ class Family(ABC):
     def declare(self) -> WeightSpec:
         """The weight space of this family at this size; read it as `family.spec`."""
 
+    @property
+    def reads_start(self) -> int:
+        """Size of the task's start that the initial state reads, 0 where there is none: then models start alike."""
+        return 0
+
     @cached_property
     def spec(self) -> WeightSpec:
         """The declared weight space of the stored (raw) params."""

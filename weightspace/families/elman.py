@@ -18,10 +18,12 @@ class Elman(Layered):
     """Stacked Elman layers with a linear read-out (Elman, Finding structure in time, Cognitive Science 1990).
 
     h_l' = f(W_ih_l x_l + W_hh_l h_l + b_l), x_0 the input and x_l = h_{l-1}' above; y = W_ho h_L + b_o; f tanh or relu.
-    The two biases of torch.nn.RNN act only through their sum, `bias`.
+    The two biases of torch.nn.RNN act only through their sum, `bias.l`. Without `bias` neither layers nor read-out
+    have any: the origin is then a fixed point, at which the Jacobian of a tanh layer is W_hh.
     """
 
     nonlinearity: Literal["tanh", "relu"] = "tanh"
+    bias: bool = True
 
     torch_class: ClassVar = nn.RNN
     torch_cell: ClassVar = nn.RNNCell
@@ -34,6 +36,15 @@ class Elman(Layered):
     @property
     def unit(self) -> str:
         return self.nonlinearity
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields; `bias` only where it is false, so that tables of networks with biases stay the same bytes."""
+        return {name: value for name, value in super().config.items() if name != "bias" or not value}
 
     @property
     def gauge_kind(self) -> Literal["sign", "positive"]:
@@ -49,7 +60,7 @@ class Elman(Layered):
     def step(self, params: Params, state: State, x: Tensor, noise: Noise) -> State:
         new: State = {}
         for layer in range(self.num_layers):
-            drive = linear(x, params[f"weight_ih.{layer}"], params[f"bias.{layer}"])
+            drive = linear(x, params[f"weight_ih.{layer}"], params.get(f"bias.{layer}"))
             drive = drive + linear(state[f"h.{layer}"], params[f"weight_hh.{layer}"])
             x = torch.tanh(drive) if self.nonlinearity == "tanh" else torch.relu(drive)
             new[f"h.{layer}"] = x
@@ -60,6 +71,7 @@ class Elman(Layered):
         return [
             cls(input_size=3, hidden_size=5, output_size=2),
             cls(input_size=2, hidden_size=4, output_size=3, nonlinearity="relu"),
+            cls(input_size=2, hidden_size=4, output_size=3, num_layers=2, bias=False),
             cls(input_size=2, hidden_size=4, output_size=2, num_layers=2),
             cls(input_size=2, hidden_size=3, output_size=1, num_layers=2, nonlinearity="relu"),
             cls(input_size=1, hidden_size=4, output_size=4, num_layers=2, has_readout=False),

@@ -68,6 +68,11 @@ class Layered(Family):
         """The rescaling of a unit that leaves the function unchanged."""
         return "sign"
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether layers and read-out add biases."""
+        return True
+
     def declare(self) -> WeightSpec:
         axes = {"input": Axis(size=self.input_size, kind="input")}
         if self.has_readout:
@@ -88,16 +93,17 @@ class Layered(Family):
                 gauges[f"{'sign' if self.gauge_kind == 'sign' else 'scale'}.{layer}"] = self._gauge(layer)
         if self.has_readout:
             tensors["weight_ho"] = TensorSpec(axes=("output", f"hidden.{self.num_layers - 1}"))
-            tensors["bias_o"] = TensorSpec(axes=("output",))
+            tensors |= {"bias_o": TensorSpec(axes=("output",))} if self.has_bias else {}
         return WeightSpec(axes=axes, tensors=tensors, states=states, gauges=gauges)
 
     def _layer_tensors(self, layer: int) -> dict[str, TensorSpec]:
         lead = ("gate",) if self.gates else ()
         hidden, below = f"hidden.{layer}", f"hidden.{layer - 1}" if layer else "input"
+        bias = {f"bias.{layer}": TensorSpec(axes=(*lead, hidden), row_roles=self.roles)} if self.has_bias else {}
         return {
             f"weight_ih.{layer}": TensorSpec(axes=(*lead, hidden, below), row_roles=self.roles),
             f"weight_hh.{layer}": TensorSpec(axes=(*lead, hidden, hidden), row_roles=self.roles),
-            f"bias.{layer}": TensorSpec(axes=(*lead, hidden), row_roles=self.roles),
+            **bias,
         }
 
     def _gauge(self, layer: int) -> Gauge:
@@ -105,8 +111,9 @@ class Layered(Family):
         charges: dict[str, tuple[Charge, ...]] = {
             f"weight_ih.{layer}": (*lead, self.target_charge, 0),
             f"weight_hh.{layer}": (*lead, self.target_charge, -1),
-            f"bias.{layer}": (*lead, self.target_charge),
         }
+        if self.has_bias:
+            charges[f"bias.{layer}"] = (*lead, self.target_charge)
         if layer == self.num_layers - 1:
             charges["weight_ho"] = (0, -1)
         else:
@@ -119,7 +126,7 @@ class Layered(Family):
 
     def readout(self, params: Params, state: State) -> Tensor:
         top = state[f"h.{self.num_layers - 1}"]
-        return linear(top, params["weight_ho"], params["bias_o"]) if self.has_readout else top
+        return linear(top, params["weight_ho"], params.get("bias_o")) if self.has_readout else top
 
     @classmethod
     def from_torch(cls, module: nn.RNNBase | nn.RNNCellBase, readout: nn.Linear | None = None) -> tuple[Self, Params]:
@@ -169,16 +176,19 @@ class Layered(Family):
     def to_torch(self, params: Mapping[str, Tensor]) -> tuple[nn.RNNBase, nn.Linear | None]:
         """The torch.nn layer and read-out (None without one) of the same function, in the dtype of `params`."""
         self.spec.check(params, stacked=False)
-        module, readout = self.torch_modules(device=params["bias.0"].device, dtype=params["bias.0"].dtype)
+        factory = {"device": params["weight_hh.0"].device, "dtype": params["weight_hh.0"].dtype}
+        module, readout = self.torch_modules(bias=self.has_bias, readout_bias=self.has_bias, **factory)
         with torch.no_grad():
             for layer in range(self.num_layers):
                 for name in ("weight_ih", "weight_hh"):
                     getattr(module, f"{name}_l{layer}").copy_(params[f"{name}.{layer}"].flatten(0, -2))
-                getattr(module, f"bias_ih_l{layer}").copy_(params[f"bias.{layer}"].flatten())
-                getattr(module, f"bias_hh_l{layer}").copy_(self._recurrent_bias(params, layer).flatten())
+                if self.has_bias:
+                    getattr(module, f"bias_ih_l{layer}").copy_(params[f"bias.{layer}"].flatten())
+                    getattr(module, f"bias_hh_l{layer}").copy_(self._recurrent_bias(params, layer).flatten())
             if readout is not None:
                 readout.weight.copy_(params["weight_ho"])
-                readout.bias.copy_(params["bias_o"])
+                if self.has_bias:
+                    readout.bias.copy_(params["bias_o"])
         return module, readout
 
     def torch_modules(

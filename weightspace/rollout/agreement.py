@@ -19,21 +19,22 @@ _warn = functools.cache(logging.getLogger(__name__).warning)
 
 
 def disagreements(
-    family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor]
+    family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], start: Tensor | None = None
 ) -> Iterator[tuple[str, float]]:
     """(name, largest difference over the largest number) of each comparison; see `rollout` for shapes.
 
     A family that cannot be run natively has a row with the reason and difference 0; without a compiler, one warning.
     """
-    expected = _values_and_gradients(family, params, x, noise, "sequential")
+    start = x.new_zeros(len(x), x.shape[2], 0) if start is None else start
+    expected = _values_and_gradients(family, params, x, noise, start, "sequential")
     reason = native.why_not(family, x.dtype)
     methods: tuple[Method, ...] = ("stacked",) if reason else ("stacked", "native")
     for method in methods:
-        pairs = zip(_values_and_gradients(family, params, x, noise, method), expected, strict=True)
+        pairs = zip(_values_and_gradients(family, params, x, noise, start, method), expected, strict=True)
         for suffix, (values, reference) in zip(("", " gradient"), pairs, strict=True):
             yield f"{method}{suffix} equals sequential", farthest(values, reference)
     if reason is None:
-        yield "native tangents equal forward mode", _of_tangents(family, params, x, noise)
+        yield "native tangents equal forward mode", _of_tangents(family, params, x, noise, start)
     elif (unavailable := native.why_not_here()) is None:
         yield f"native rollout, left to torch: {reason}", 0.0
     else:
@@ -50,21 +51,21 @@ def farthest(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _values_and_gradients(
-    family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], method: Method
+    family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], start: Tensor, method: Method
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Outputs and states, and the gradients of the sum of their squares with respect to params, noise and inputs."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (*params.values(), *noise.values(), x)]
     names = iter(leaves)
     params, noise = ({name: next(names) for name in part} for part in (params, noise))
-    run = rollout(family, params, next(names), noise=noise, method=method)
+    run = rollout(family, params, next(names), start, noise=noise, method=method)
     values = [run.outputs, *run.states.values()]
     total = torch.stack([value.square().sum() for value in values]).sum()
     gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     return [value.detach() for value in values], gradients
 
 
-def _of_tangents(family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor]) -> float:
-    state = torch.func.vmap(family.initial_state)(params, x.new_zeros(len(x), x.shape[2], 0))
+def _of_tangents(family: Family, params: Params, x: Tensor, noise: Mapping[str, Tensor], start: Tensor) -> float:
+    state = torch.func.vmap(family.initial_state)(params, start)
     source = generator(0, "agreement", "tangents")
     moved = {name: torch.randn(v.shape, generator=source, dtype=torch.float64).to(v) for name, v in state.items()}
     (_, tangents), (_, expected) = (

@@ -7,15 +7,15 @@ import torch
 from tests.trial_members.decays import Decays
 from tests.trial_members.delays import Delays
 from tests.trial_members.liquid import Liquid
-from tests.trial_members.wave import Wave
 from weightspace.encoders import Encoder
 from weightspace.families import Family
 from weightspace.families.second_order import SecondOrder
+from weightspace.families.wave_rnn import WaveRNN
 from weightspace.rollout import generator
 from weightspace.spec import GroupElement
 from weightspace.store import Stack
 
-TRIALS = [example for kind in (SecondOrder, Liquid, Wave, Delays, Decays) for example in kind.examples()]
+TRIALS = [example for kind in (SecondOrder, Liquid, WaveRNN, Delays, Decays) for example in kind.examples()]
 
 
 def stack_of(family: Family, models: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> Stack:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.trial_members.wave import Wave
 from tests.weightspace.encoders.models import fitted, stack_of
 from weightspace.encoders.flat import Flat
 from weightspace.encoders.graph_level import declared_of
@@ -11,6 +10,7 @@ from weightspace.encoders.places import Places
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
+from weightspace.families.wave_rnn import WaveRNN
 from weightspace.graph import CHANNELS, EDGE_TYPES, dense_graphs
 
 FAMILIES = [
@@ -62,7 +62,7 @@ def test_weights_have_unit_root_mean_square_by_type_after_standardisation():
 
 def test_units_of_all_axes_have_places_of_their_own():
     most = {"input": 3, "output": 3, "factor": 12, "hidden": 5, "layers": 2, "pairs": 60}
-    for family in (*FAMILIES, Wave(input_size=1, hidden_size=3, output_size=2, sites=5)):
+    for family in (*FAMILIES, WaveRNN(input_size=1, hidden_size=3, output_size=2, sites=5)):
         places = Places(most).of(family.spec)
         assert len(set(places.tolist())) == len(places)
         assert int(places.max()) < Places(most).sources
@@ -76,7 +76,7 @@ def test_units_of_all_axes_have_places_of_their_own():
         (Elman(input_size=1, hidden_size=3, output_size=17), r"has 17 outputs, .*`max_outputs` 17 or more"),
         (CPRNN(input_size=1, hidden_size=3, output_size=1, rank=9), r"has 9 factors, .*`max_factors` 9 or more"),
         (Elman(input_size=1, hidden_size=3, output_size=1, num_layers=3), r"has 3 layers, .*`max_layers` 3 or more"),
-        (Wave(input_size=1, hidden_size=9, output_size=1, sites=5), r"has 72 pairs of units .*`max_pairs` 72"),
+        (WaveRNN(input_size=1, hidden_size=9, output_size=1, sites=5), r"has 77 pairs of units .*`max_pairs` 77"),
     ],
     ids=str,
 )

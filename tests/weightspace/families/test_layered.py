@@ -12,7 +12,9 @@ from weightspace.families.lstm import LSTM
 from weightspace.rollout import generator, rollout
 
 KINDS = [kind for kind in families.available().values() if issubclass(kind, Layered)]
-EXAMPLES = [example for kind in KINDS for example in kind.examples()]
+ALL = [example for kind in KINDS for example in kind.examples()]
+EXAMPLES = [example for example in ALL if example.has_bias]
+BIAS_FREE = [example for example in ALL if not example.has_bias]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
@@ -95,3 +97,35 @@ def test_params_of_another_size_are_refused():
     params = Elman(input_size=1, hidden_size=3, output_size=1).init(generator(0, "m", "init"))
     with pytest.raises(ValueError, match=r"Axis 'hidden\.0'"):
         Elman(input_size=1, hidden_size=4, output_size=1).to_torch(params)
+
+
+@pytest.mark.parametrize("family", BIAS_FREE, ids=str)
+def test_a_family_without_biases_becomes_modules_without_and_comes_back_with_zeros(family):
+    params = family.spec.random_params(generator(0, "m", "init"))
+    x = torch.randn(7, 3, family.input_size, dtype=torch.float64, generator=generator(0, "m", "x"))
+    module, readout = family.to_torch(params)
+    assert not module.bias
+    assert readout.bias is None
+    expected = outputs_of_torch(module, readout, x).detach()
+    torch.testing.assert_close(outputs_of(family, params, x), expected, rtol=0, atol=1e-12)
+    again, same = type(family).from_torch(module, readout)
+    assert again.has_bias
+    assert not any(value.any() for name, value in same.items() if name not in params)
+    assert all(torch.equal(same[name], params[name]) for name in params)
+    torch.testing.assert_close(outputs_of(again, same, x), expected, rtol=0, atol=1e-12)
+
+
+def test_without_biases_the_origin_is_a_fixed_point_with_the_jacobian_w_hh():
+    family = Elman(input_size=2, hidden_size=5, output_size=1, bias=False)
+    params = family.spec.random_params(generator(0, "m", "init"))
+    stay = {"h.0": torch.zeros(1, 5, dtype=torch.float64)}
+    nothing = torch.zeros(1, 2, dtype=torch.float64)
+    assert not family.step(params, stay, nothing, {})["h.0"].any()
+    jacobian = torch.func.jacrev(lambda h: family.step(params, {"h.0": h}, nothing, {})["h.0"])(stay["h.0"])
+    torch.testing.assert_close(jacobian[0, :, 0], params["weight_hh.0"], rtol=1e-12, atol=1e-12)
+
+
+def test_the_option_without_biases_leaves_no_trace_where_it_is_not_taken():
+    family = Elman(input_size=2, hidden_size=5, output_size=1)
+    assert "bias" not in family.config
+    assert Elman(input_size=2, hidden_size=5, output_size=1, bias=False).config["bias"] is False
