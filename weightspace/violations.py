@@ -69,3 +69,16 @@ def act_alone(spec: WeightSpec, name: str, gauge: Gauge, params: Params) -> Para
     factor = torch.ones(models, size, dtype=torch.float64)
     factor[:, 0] = {"sign": -1.0, "positive": 2.0, "nonzero": -2.0}[gauge.kind]
     return replace(spec, gauges={name: gauge}).act_stacked(GroupElement({}, {f"{name}@{gauge.axis}": factor}), params)
+
+
+def lone_permutations(spec: WeightSpec) -> Iterator[tuple[str, Move]]:
+    """Permute one occurrence of a permutable axis in one tensor, and nothing else."""
+    for name, tensor in spec.tensors.items():
+        for dim, axis in enumerate(tensor.axes):
+            if axis in spec.permutable and spec.axes[axis].size > 1:
+                yield f"permute {axis} only on axis {dim} of {name}", partial(rolled, name, dim)
+
+
+def rolled(name: str, dim: int, params: Params) -> Params:
+    """Stacked params with one axis of one tensor turned by one."""
+    return {**params, name: params[name].roll(1, dims=dim + 1)}
