@@ -50,8 +50,8 @@ def test_each_command_is_one_line(marker):
     assert len(block.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("room", [families, tasks, learning, labels, encoders, objectives], ids=lambda m: m.__name__)
-def test_everything_there_is_is_named(room):
+@pytest.mark.parametrize("room", [families, tasks], ids=lambda m: m.__name__)
+def test_every_family_and_task_is_named(room):
     (said,) = re.findall(r"## What there is\n(.*?)\n## ", README, re.DOTALL)
     assert [name for name in room.available() if not re.search(rf"\b{name}\b", said)] == []
 
@@ -80,5 +80,6 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     for page in ("catalogue", "recipes", "files", "api"):
         assert (tmp_path / "site" / f"{page}.html").stat().st_size > 5000
     catalogue = (tmp_path / "site" / "catalogue.html").read_text()
-    assert [name for name in [*families.available(), *labels.available()] if f">{name}<" not in catalogue] == []
+    rooms = (families, tasks, labels, learning, encoders, objectives)
+    assert [name for room in rooms for name in room.available() if f'id="{name.lower()}"' not in catalogue] == []
     shutil.rmtree(tmp_path / "site")

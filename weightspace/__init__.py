@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.4.1"
+__version__ = "0.5.0"
 
 _HOMES = {
     "check_encoder": ("weightspace.checks", "assert_encoder"),
