@@ -55,9 +55,18 @@ def _columns_on_examples(label: Label) -> set[str]:
 
 
 def columns(names: Iterable[str], specs: Iterable[WeightSpec]) -> dict[str, LabelColumn]:
-    """The columns of the labels `names` for families with these effective specs, by name, sorted."""
-    chosen = _loaded(tuple(names))
-    return dict(sorted((column.name, column) for spec in specs for label in chosen for column in label.columns(spec)))
+    """The columns of the labels `names` for families with these effective specs, by name, sorted.
+
+    ValueError where a name means one thing in one family and another in another.
+    """
+    found: dict[str, LabelColumn] = {}
+    for column in (column for spec in specs for label in _loaded(tuple(names)) for column in label.columns(spec)):
+        if found.setdefault(column.name, column) != column:
+            raise ValueError(
+                f"The label column '{column.name}' has two definitions: {found[column.name].definition} "
+                f"{column.definition} Give the tensors of one of the families other names."
+            )
+    return dict(sorted(found.items()))
 
 
 @lru_cache(maxsize=64)

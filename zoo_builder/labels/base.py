@@ -52,7 +52,7 @@ def rows_of_recurrent(spec: WeightSpec) -> dict[str, RowSpec]:
 
 def in_words(row: RowSpec) -> str:
     """The row of a recurrent matrix, as definitions name it."""
-    return f"row {row.index} of '{row.tensor}'" if row.name else f"'{row.tensor}'"
+    return f"row {row.name} of '{row.tensor}'" if row.name else f"'{row.tensor}'"
 
 
 def recurrent_matrices(driven: Driven) -> dict[str, Tensor]:
