@@ -61,7 +61,8 @@ class Gauge:
 
     `charges[tensor]` has one entry per axis of that tensor: 0 where the gauge does not act, an integer where it does,
     or a tuple of integers, one per row of the tensor's channel axis. Tensors not named have charge 0 throughout.
-    `state_charges[state]` is the integer charge of that state, or of a noise by its name. For signs only the parity of a charge matters.
+    `state_charges[state]` is the integer charge of that state, or of a noise, by its name. For signs only the parity of
+    a charge matters.
 
     Example, the signs of an LSTM: all rows i, f, g, o of `weight_hh` (gate, hidden, hidden) read h, which flips with
     its unit, and row g alone writes with that sign: charges (0, (0, 0, 1, 0), 1).

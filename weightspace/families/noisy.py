@@ -81,7 +81,8 @@ class Noisy(Family):
         )
 
     def init(self, generator: torch.Generator) -> Params:
-        return {name: uniform(self.spec.shape(name), self.spec.shape(name)[-1], generator) for name in self.spec.tensors}
+        shapes = {name: self.spec.shape(name) for name in self.spec.tensors}
+        return {name: uniform(shape, shape[-1], generator) for name, shape in shapes.items()}
 
     def initial_state(self, params: Params, start: Tensor) -> State:
         if self.start_size == 0 or start.shape[-1] == 0:
