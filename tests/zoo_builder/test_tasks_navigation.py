@@ -45,7 +45,7 @@ def test_turns_have_the_spread_of_the_paper_and_turning_heads_only_turn_one_way(
 def test_an_anchored_head_is_where_its_stationary_distribution_is():
     angles = HeadDirection(bias="anchored").walk(streams(), 4000)[0]
     # Of small steps this would be von Mises with concentration 2 pull / variance of turns.
-    expected = scipy.stats.vonmises(2 * 0.05 / 0.2304**2)
+    expected = scipy.stats.vonmises(2 * 0.15 / 0.2304**2)
     for t in (0, 25, 50):
         length = abs(np.exp(1j * angles[:, t].double().numpy()).mean())
         assert length == pytest.approx(abs(expected.expect(lambda a: np.cos(a), lb=-np.pi, ub=np.pi)), abs=0.02)

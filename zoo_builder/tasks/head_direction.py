@@ -16,10 +16,10 @@ from zoo_builder.tasks.navigation import STEP, TURN, Navigation
 
 WIDTH = math.pi / 6
 """Width sigma of a cell's tuning."""
-PULL = 0.05
+PULL = 0.15
 """Share of sin(angle - anchor) by which an anchored head turns back at each step."""
-APPROACH = 100
-"""Steps of an anchored walk before the first that counts: after five times 1 / PULL the start is forgotten."""
+APPROACH = 60
+"""Steps of an anchored walk before the first that counts: after several times 1 / PULL the start is forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class HeadDirection(Navigation):
 
     Turns are N(0, 11.52^2 rad/s) in steps of 0.02 s, a standard deviation of 0.23 rad, from a uniform direction on.
     "turning" heads turn by the absolute values, counter-clockwise alone. "anchored" ones are drawn back to direction 0
-    by 0.05 sin(angle) at each step and stay near it: a form of biased occupancy that the paper does not have for heads.
+    by 0.15 sin(angle) at each step and stay near it: a form of biased occupancy that the paper does not have for heads.
     Cell i answers by exp((cos(angle - mu_i) - 1) / sigma^2), with sigma = pi / 6 and mu_i evenly spaced. Krishna et al.
     (Sufficient conditions for offline reactivation in recurrent neural networks, ICLR 2024), whose code spaces cells so
     that the first and the last coincide, and decodes by the three most active ones; here cells are distinct, and all
