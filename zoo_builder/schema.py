@@ -11,7 +11,7 @@ from zoo_builder.planning.spread import KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES = {"int": "integer", "float": "number", "text": "string", "true or false": "boolean", "null": "null"}
-BY_TASK = ("input_size", "output_size")
+BY_TASK = ("input_size", "output_size", "start_size")
 """Fields of a family that its task decides."""
 Schema = dict[str, Any]
 

@@ -12,7 +12,8 @@ from weightspace.families import Family
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
-from weightspace.rollout import generator, rollout
+from weightspace.rollout import Streams, generator, rollout
+from weightspace.rollout.noise import draw_noise
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 
@@ -46,7 +47,9 @@ def test_gradients_of_trained_tensors_are_finite_and_reach_everything(family):
     draws = [family.init(generator(0, str(i), "init")) for i in range(8)]
     params = {k: torch.stack([d[k] for d in draws]).requires_grad_() for k in family.spec.tensors}
     x = torch.randn(8, 7, 3, family.input_size, generator=generator(0, "m", "x"))
-    loss = rollout(family, params, x).outputs.square().sum()
+    start = torch.randn(8, 3, family.reads_start, generator=generator(0, "m", "start"))
+    noise = draw_noise(family.spec, Streams(0, [str(i) for i in range(8)], "noise"), 7, 3)
+    loss = rollout(family, params, x, start, noise=noise).outputs.square().sum()
     for name, gradient in zip(params, torch.autograd.grad(loss, list(params.values())), strict=True):
         assert gradient.isfinite().all(), name
         assert gradient.abs().max() > 0, name
@@ -56,7 +59,8 @@ def test_gradients_of_trained_tensors_are_finite_and_reach_everything(family):
 def test_the_declaration_says_which_units_spike(family):
     params = {name: value[None] for name, value in family.init(generator(0, "m", "init")).items()}
     with Potentials() as seen:
-        rollout(family, params, torch.zeros(1, 2, 1, family.input_size))
+        noise = draw_noise(family.spec, Streams(0, ["m"], "noise"), 2, 1)
+        rollout(family, params, torch.zeros(1, 2, 1, family.input_size), noise=noise)
     spiking = [axis for axis in family.spec.axes.values() if axis.nonlinearity == "spike"]
     assert bool(seen.nearest) == bool(spiking)
 

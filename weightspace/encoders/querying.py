@@ -24,8 +24,9 @@ class Querying(Interviewer):
     reader sees numbers of the state that no declared symmetry changes: log norms, cosines with the step before and
     with other queries, how fast two rollouts that differ in one input meet again, the spectrum of the covariance. The
     last is an ingredient of `state_effective_rank`, the one before of memory. States that may be rescaled enter per
-    unit alone. Declared noise is 0, and so is what a task gives the initial state. Rollouts are in float64, and
-    gradients reach the queries through them. Models with more than `max_inputs` or `max_outputs` are refused.
+    unit alone. Declared noise is 0, and so is what a task gives the initial state, unless a family declares
+    that it reads a start: fixed waves over its entries are one. Rollouts are in float64, and gradients reach the
+    queries through them. Models with more than `max_inputs` or `max_outputs` are refused.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,7 +90,7 @@ def gathered(stack: Stack, inputs: Tensor, outputs: Tensor, states: State, kick:
 
 
 def continued(stack: Stack, inputs: Tensor, state: State | None, method: str) -> Rollout:
-    """A rollout in float64 with no noise, and nothing from the task but inputs (models, time, lane, input).
+    """A rollout in float64 with no noise, on inputs (models, time, lane, input) and the starts of `starts_of`.
 
     Both rollouts of a pair have the same rounding of weights, so that their distance is exact far below that of
     float32.
@@ -103,7 +104,7 @@ def continued(stack: Stack, inputs: Tensor, state: State | None, method: str) ->
         name: inputs.new_zeros(*inputs.shape[:3], family.spec.axes[axis].size)
         for name, axis in family.spec.noise.items()
     }
-    start = inputs.new_zeros(inputs.shape[0], inputs.shape[2], start_size(family))
+    start = starts_of(family, inputs.shape[2]).to(inputs).expand(inputs.shape[0], -1, -1)
     return rollout(family, params, inputs, start, method=method, noise=noise, state=state)
 
 
@@ -111,6 +112,19 @@ def paired(inputs: Tensor, second: Tensor, step: int) -> Tensor:
     """Inputs (models, time, lane, input) beside themselves with others (models, lane, input) at one step."""
     other = torch.cat([inputs[:, :step], second[:, None], inputs[:, step + 1 :]], dim=1)
     return torch.cat([inputs, other], dim=2)
+
+
+def starts_of(family: Family, lanes: int) -> Tensor:
+    """Starts (lane, start), float64, of lanes that come in pairs: 0, or what a family that reads starts is asked with.
+
+    The start of pair l is a wave over its entries, cos(pi (i + 1/2) (l + 1) / start): so every entry counts.
+    """
+    size = family.reads_start
+    if not size:
+        return torch.zeros(lanes, start_size(family), dtype=torch.float64)
+    pair = torch.arange(lanes, dtype=torch.float64) % (lanes // 2)
+    entry = torch.arange(size, dtype=torch.float64)
+    return torch.cos(math.pi * (entry + 0.5) * (pair[:, None] + 1) / size)
 
 
 @lru_cache(maxsize=1024)

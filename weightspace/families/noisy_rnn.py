@@ -33,6 +33,6 @@ class NoisyRNN(Noisy):
     def examples(cls) -> list[Self]:
         return [
             cls(input_size=2, hidden_size=5, output_size=3, start_size=3),
-            cls(input_size=1, hidden_size=4, output_size=2, alpha=0.2, noise=0.0, start_size=2),
+            cls(input_size=2, hidden_size=3, output_size=2, alpha=0.2, noise=0.0, start_size=2),
             cls(input_size=2, hidden_size=4, output_size=2, noise=0.3),
         ]

@@ -92,6 +92,6 @@ class WaveRNN(Family):
     @classmethod
     def examples(cls) -> Sequence[Family]:
         return [
-            cls(input_size=2, hidden_size=3, output_size=2, sites=4),
-            cls(input_size=1, hidden_size=2, output_size=3, sites=3),
+            cls(input_size=2, hidden_size=3, output_size=2, sites=3),
+            cls(input_size=1, hidden_size=2, output_size=2, sites=3),
         ]

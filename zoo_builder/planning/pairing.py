@@ -34,7 +34,7 @@ def cohort_name(pairing: Pairing, *, with_learner: bool) -> str:
     family, task, learner = pairing.family, pairing.task, pairing.learner
     parts = [_snake(type(family).__name__)]
     for key, value in _chosen(family).items():
-        if key not in ("input_size", "output_size"):
+        if key not in ("input_size", "output_size", "start_size"):
             short = key.removeprefix("num_").removesuffix("_size")
             parts.append(str(value) if isinstance(value, str) else f"{short}{value}")
     shared: dict[str, Any] = {"family": type(family).__name__, "config": _chosen(family)}

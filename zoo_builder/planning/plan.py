@@ -195,7 +195,8 @@ def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
     for fields in crossed(entry):
         name = fields.pop("class")
         if task is not None:
-            for size in ("input_size", "output_size"):
+            reads_start = "start_size" in getattr(families.available().get(name), "__dataclass_fields__", ())
+            for size in ("input_size", "output_size", *("start_size",) * reads_start):
                 needed = getattr(task, size)
                 if fields.setdefault(size, needed) != needed:
                     raise ValueError(

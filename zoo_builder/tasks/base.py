@@ -101,6 +101,11 @@ class Task(ABC):
         """Number of outputs at each step."""
 
     @property
+    def start_size(self) -> int:
+        """Size of what the task gives the initial state, 0 where it gives nothing."""
+        return 0
+
+    @property
     @abstractmethod
     def num_steps(self) -> int:
         """Length of a sequence."""
