@@ -75,7 +75,7 @@ def test_native_equals_sequential_forward_and_gradient(example, dtype):
         # Random matrices of this size are chaotic at full scale, and chaos magnifies rounding without bound.
         params = stack(family, 2, dtype, scale=0.5)
         x = torch.randn(2, time, batch, family.input_size, dtype=dtype, generator=draw)
-        sizes = {name: family.spec.axes[axis].size for name, axis in family.spec.states.items()}
+        sizes = {name: family.spec.size_of_state(name) for name in family.spec.states}
         initial = {k: torch.randn(2, batch, size, dtype=dtype, generator=draw) for k, size in sizes.items()}
         x, initial = decided(family, params, x, TOLERANCE[dtype], initial)
         shapes = [family.output_size, *sizes.values()]

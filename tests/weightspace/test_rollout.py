@@ -31,7 +31,7 @@ def test_stacked_equals_sequential_in_float32(family, time, batch):
     a, b = (rollout(family, params, x, method=method) for method in ("stacked", "sequential"))
     torch.testing.assert_close(a.outputs, b.outputs, rtol=2e-5, atol=2e-5)
     for name in a.states:
-        assert a.states[name].shape == (3, time, batch, family.spec.axes[family.spec.states[name]].size)
+        assert a.states[name].shape == (3, time, batch, family.spec.size_of_state(name))
         torch.testing.assert_close(a.states[name], b.states[name], rtol=2e-5, atol=2e-5)
 
 

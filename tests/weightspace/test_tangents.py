@@ -26,7 +26,7 @@ def drawn(example, hidden_size, time, batch):
     def normal(*shape):
         return torch.randn(2, *shape, dtype=torch.float64, generator=draw)
 
-    sizes = {name: family.spec.axes[axis].size for name, axis in family.spec.states.items()}
+    sizes = {name: family.spec.size_of_state(name) for name in family.spec.states}
     noise = {name: normal(time, batch, family.spec.axes[axis].size) for name, axis in family.spec.noise.items()}
     state, moved = ({name: normal(batch, size) for name, size in sizes.items()} for _ in range(2))
     return family, stack(family, 2, scale=0.5), normal(time, batch, family.input_size), noise, state, moved

@@ -71,8 +71,8 @@ class Elman(Layered):
         return [
             cls(input_size=3, hidden_size=5, output_size=2),
             cls(input_size=2, hidden_size=4, output_size=3, nonlinearity="relu"),
-            cls(input_size=2, hidden_size=4, output_size=3, num_layers=2, bias=False),
             cls(input_size=2, hidden_size=4, output_size=2, num_layers=2),
             cls(input_size=2, hidden_size=3, output_size=1, num_layers=2, nonlinearity="relu"),
             cls(input_size=1, hidden_size=4, output_size=4, num_layers=2, has_readout=False),
+            cls(input_size=2, hidden_size=4, output_size=3, num_layers=2, bias=False),
         ]

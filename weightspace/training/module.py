@@ -195,8 +195,8 @@ class EmbeddingModule(pl.LightningModule):
         matrices = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
         vectors = [p for p in self.parameters() if p.requires_grad and p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        # An encoder has a hundred small tensors: fused, a step is one call for all of them.
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate, fused=True)
+        # An encoder has a hundred small tensors, which `foreach` moves together; fused, mixed precision could not clip.
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate, foreach=True)
 
         def share(step: int) -> float:
             # A callback may have changed `learning_rate` since the optimizer was made.

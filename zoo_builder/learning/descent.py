@@ -120,8 +120,7 @@ class Descent(Learner):
         if family.reads_start != task.start_size:
             return (
                 f"{type(task).__name__} gives a start of size {task.start_size} to the first state, of which "
-                f"{type(family).__name__} reads {family.reads_start}; choose a family with a `start_size`, such as "
-                "NoisyRNN, for tasks that give one, and `start_size` 0 for those that do not."
+                f"{type(family).__name__} reads {family.reads_start}; choose a family that reads as much."
             )
         if self.exams is not None and self.exams.curriculum and task.difficulty is None:
             return (

@@ -118,7 +118,7 @@ class VariableBinding(Signs):
         level = self.whole_value("level", values, streams, 1, self.levels)
         shown = 2.0 * streams.integers(2, self.length, batch_size, self.num_values).to(torch.float32) - 1
         whole = [*shown.unbind(1)]
-        signs = self.law.sum(0).to(shown)
+        signs = self.law.sum(0).to(streams.device, shown.dtype)
         for _ in range(self.longest):
             last = whole[-self.length :]
             following = [last[step][..., source] for step, source in self.sources]
