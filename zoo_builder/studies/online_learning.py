@@ -45,7 +45,7 @@ class OnlineLearning(Study):
     (read second-hand) found that exact gradients vanish over 20 steps, and are no cure. The gradients of RTRL are those
     of BPTT, but their networks start from params and see data of their own. The gate of BPTT asks for the median: its
     least accuracy, asked for first, was 0.987 against a threshold of 0.99, and that of RTRL 0.997, by the luck of one
-    network in 16.
+    network in 16. With seed 1 in place of 0 the least accuracy of RTRL was 0.976: its gate holds for this seed.
     """
 
     hidden_size: int = 16
