@@ -35,11 +35,14 @@ class Memory(Label):
             LabelColumn(
                 name="memory_half_life",
                 unit="steps",
-                definition="ln 2 / memory_decay_rate; null where influence does not decay.",
+                definition="ln 2 / memory_decay_rate. Null where influence does not decay.",
                 source=source,
             ),
             LabelColumn(
-                name="memory_decay_fit", unit="R^2", definition=f"Share of variance explained by {line}.", source=source
+                name="memory_decay_fit",
+                unit="R^2",
+                definition=f"Share of variance explained by {line}. Null where norms are all alike.",
+                source=source,
             ),
         )
 
