@@ -435,8 +435,6 @@ static void add_gradients(const Job *job, const Memory *m) {
         }
 }
 
-#define EACH_VECTOR UNROLL(8) for (int v = 0; v < PER_ROW; v++)
-
 // The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
 INLINE void cross_entropy_of(const int64_t classes, REAL *tile, int64_t heads, const int64_t *target, REAL weight,
                              int64_t lanes, REAL *loss) {

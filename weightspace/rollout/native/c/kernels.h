@@ -45,42 +45,47 @@ typedef struct {
 
 // Rows from `first` on: out = bias + addends + sum of weight (ROWS, cols) times tile (cols, lane).
 INLINE void panel_product(const int ROWS, const Sum *s, int64_t first, const int64_t *done, Soon *wanted) {
+    // Copies, because the compiler must expect that a store changes what `s` points at.
+    const Addend *addend = s->addend, *last_addend = addend + s->num_addends;
+    const Term *term = s->term, *last_term = term + s->num_terms;
+    const REAL *bias = s->bias ? s->bias + first : 0;
+    REAL *out = s->out + first * LANES;
     Soon one = wanted[0], other = wanted[1];
     V sum[ROWS_AT_ONCE][PER_ROW];
     UNROLL(32)
     for (int r = 0; r < ROWS; r++)
-        UNROLL(8)
-        for (int v = 0; v < PER_ROW; v++) {
-            sum[r][v] = s->bias ? splat(s->bias[first + r]) : (V){0};
-        }
-    for (const Addend *a = s->addend; a < s->addend + s->num_addends; a++) {
+        EACH_VECTOR sum[r][v] = bias ? splat(bias[r]) : (V){0};
+    for (const Addend *a = addend; a < last_addend; a++) {
         const REAL *tile = a->tile + first * LANES, *factor = a->factor + first * a->stride;
-        UNROLL(32)
-        for (int r = 0; r < ROWS; r++) {
-            REAL by = a->scale * factor[r * a->stride];
-            UNROLL(8)
-            for (int v = 0; v < PER_ROW; v++) sum[r][v] += by * load(tile + r * LANES + v * WIDTH);
+        V scale = splat(a->scale), same = scale * splat(*factor);
+        if (a->stride) {
+            UNROLL(32)
+            for (int r = 0; r < ROWS; r++) {
+                V by = scale * splat(factor[r]);
+                EACH_VECTOR sum[r][v] += by * load(tile + r * LANES + v * WIDTH);
+            }
+        } else {
+            UNROLL(32)
+            for (int r = 0; r < ROWS; r++)
+                EACH_VECTOR sum[r][v] += same * load(tile + r * LANES + v * WIDTH);
         }
     }
-    for (int i = 0; i < s->num_terms; i++) {
-        const REAL *weight = s->term[i].packed + done[i], *tile = s->term[i].tile;
-        for (int64_t k = 0; k < s->term[i].cols; k++, weight += ROWS, tile += LANES) {
+    for (const Term *in = term; in < last_term; in++) {
+        const REAL *weight = in->packed + done[in - term], *tile = in->tile, *end = tile + in->cols * LANES;
+        for (; tile < end; weight += ROWS, tile += LANES) {
             fetch_a_line(&one);
             fetch_a_line(&other);
             V x[PER_ROW];
-            UNROLL(8)
-            for (int v = 0; v < PER_ROW; v++) x[v] = load(tile + v * WIDTH);
+            EACH_VECTOR x[v] = load(tile + v * WIDTH);
             UNROLL(32)
             for (int r = 0; r < ROWS; r++)
-                UNROLL(8)
-                for (int v = 0; v < PER_ROW; v++) sum[r][v] += weight[r] * x[v];
+                EACH_VECTOR sum[r][v] += weight[r] * x[v];
         }
     }
-    wanted[0] = one, wanted[1] = other;
     UNROLL(32)
     for (int r = 0; r < ROWS; r++)
-        UNROLL(8)
-        for (int v = 0; v < PER_ROW; v++) store(s->out + (first + r) * LANES + v * WIDTH, sum[r][v]);
+        EACH_VECTOR store(out + r * LANES + v * WIDTH, sum[r][v]);
+    wanted[0] = one, wanted[1] = other;
 }
 
 #define PANEL(n) \

@@ -37,6 +37,9 @@ typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef __typeof__((V){0} < (V){0}) M;  // integers as wide as REAL: what comparisons give
 enum { WIDTH = VECTOR_BYTES / sizeof(REAL), PER_ROW = LANES / WIDTH };
 
+// For each vector of a row, with its number v.
+#define EACH_VECTOR UNROLL(8) for (int v = 0; v < PER_ROW; v++)
+
 INLINE V load(const REAL *at) { return *(const V *)at; }
 INLINE void store(REAL *at, V value) { *(V *)at = value; }
 // The same, where a compiler that reads it from memory at each use would be slower.
