@@ -8,11 +8,10 @@ typedef struct {
     int64_t cols;
 } Term;
 
-// What a sum of products begins with: scale * factor[row * stride] * tile (row, lane), a stride of 0 for one factor.
+// What a sum of products begins with: factor[row * stride] * tile (row, lane), a stride of 0 for one factor.
 typedef struct {
     const REAL *tile, *factor;
     int64_t stride;
-    REAL scale;
 } Addend;
 
 // Memory from `next` to `last` that is needed soon. It is fetched by and by while products keep the processor busy.
@@ -25,7 +24,10 @@ INLINE void fetch_a_line(Soon *soon) {
     soon->next = soon->next < soon->last ? soon->next + 64 / sizeof(REAL) : soon->last;
 }
 
-enum { MAX_TERMS = 12, MAX_ADDENDS = 4, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
+enum {
+    MAX_TERMS = 12, MAX_ADDENDS = 4, MAX_PAIRS = 4,
+    ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW
+};
 
 // How many rows the i-th of the panels of a matrix has: as equal as can be, never above ROWS_AT_ONCE.
 INLINE int64_t num_panels(int64_t rows) { return (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; }
@@ -57,14 +59,12 @@ INLINE void panel_product(const int ROWS, const Sum *s, int64_t first, const int
         EACH_VECTOR sum[r][v] = bias ? splat(bias[r]) : (V){0};
     for (const Addend *a = addend; a < last_addend; a++) {
         const REAL *tile = a->tile + first * LANES, *factor = a->factor + first * a->stride;
-        V scale = splat(a->scale), same = scale * splat(*factor);
         if (a->stride) {
             UNROLL(32)
-            for (int r = 0; r < ROWS; r++) {
-                V by = scale * splat(factor[r]);
-                EACH_VECTOR sum[r][v] += by * load(tile + r * LANES + v * WIDTH);
-            }
+            for (int r = 0; r < ROWS; r++)
+                EACH_VECTOR sum[r][v] += factor[r] * load(tile + r * LANES + v * WIDTH);
         } else {
+            V same = splat(*factor);
             UNROLL(32)
             for (int r = 0; r < ROWS; r++)
                 EACH_VECTOR sum[r][v] += same * load(tile + r * LANES + v * WIDTH);
@@ -105,7 +105,7 @@ INLINE void combine(const int COUNT, const Sum *s) {
     for (int64_t r = 0; r < rows; r++) {
         V start = bias ? splat(bias[r]) : (V){0}, by[MAX_ADDENDS];
         UNROLL(4)
-        for (int i = 0; i < COUNT; i++) by[i] = splat(a[i].scale * a[i].factor[r * a[i].stride]);
+        for (int i = 0; i < COUNT; i++) by[i] = splat(a[i].factor[r * a[i].stride]);
         UNROLL(8)
         for (int v = 0; v < PER_ROW; v++) {
             V sum = start;
@@ -136,6 +136,25 @@ static void product(const Sum *s, Soon *wanted) {
         }
         for (int i = 0; i < s->num_terms; i++) done[i] += count * s->term[i].cols;
         first += count;
+    }
+}
+
+// One of the products of two tiles that are added to another, in the order in which they stand.
+typedef struct {
+    const REAL *a, *b;
+    REAL scale;
+} Pair;
+
+// out += the sum of COUNT products scale * a * b, element by element, in one pass.
+INLINE void add_products(const int COUNT, int64_t n, REAL *out, const Pair *pairs) {
+    Pair p[MAX_PAIRS];
+    UNROLL(4)
+    for (int i = 0; i < COUNT; i++) p[i] = pairs[i];
+    for (int64_t at = 0; at < n; at += WIDTH) {
+        V sum = load(out + at);
+        UNROLL(4)
+        for (int i = 0; i < COUNT; i++) sum += load(p[i].a + at) * p[i].scale * load(p[i].b + at);
+        store(out + at, sum);
     }
 }
 
