@@ -58,20 +58,13 @@ INLINE void panel_product(const int ROWS, const Sum *s, int64_t first, const int
     for (int r = 0; r < ROWS; r++)
         EACH_VECTOR sum[r][v] = bias ? splat(bias[r]) : (V){0};
     for (const Addend *a = addend; a < last_addend; a++) {
-        const REAL *tile = a->tile + first * LANES, *factor = a->factor + first * a->stride;
-        if (a->stride) {
-            UNROLL(32)
-            for (int r = 0; r < ROWS; r++)
-                EACH_VECTOR sum[r][v] += factor[r] * load(tile + r * LANES + v * WIDTH);
-        } else {
-            V same = splat(*factor);
-            UNROLL(32)
-            for (int r = 0; r < ROWS; r++)
-                EACH_VECTOR sum[r][v] += same * load(tile + r * LANES + v * WIDTH);
-        }
+        const REAL *tile = in_one_register(a->tile + first * LANES), *factor = a->factor + first * a->stride;
+        UNROLL(32)
+        for (int r = 0; r < ROWS; r++, factor += a->stride)
+            EACH_VECTOR sum[r][v] += *factor * load(tile + r * LANES + v * WIDTH);
     }
-    for (const Term *in = term; in < last_term; in++) {
-        const REAL *weight = in->packed + done[in - term], *tile = in->tile, *end = tile + in->cols * LANES;
+    for (const Term *in = term; in < last_term; in++, done++) {
+        const REAL *weight = in->packed + *done, *tile = in->tile, *end = tile + in->cols * LANES;
         for (; tile < end; weight += ROWS, tile += LANES) {
             fetch_a_line(&one);
             fetch_a_line(&other);

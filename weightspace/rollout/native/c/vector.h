@@ -53,6 +53,11 @@ INLINE V in_register(V value) {
 #endif
     return value;
 }
+// An address, where a compiler that keeps one for each row would run out of registers.
+INLINE const REAL *in_one_register(const REAL *address) {
+    __asm__("" : "+r"(address));
+    return address;
+}
 INLINE V splat(REAL value) { return value - (V){0}; }
 INLINE V pick(M which, V yes, V no) { return (V)((which & (M)yes) | (~which & (M)no)); }
 INLINE V larger(V a, V b) { return pick(a > b, a, b); }

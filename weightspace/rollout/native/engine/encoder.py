@@ -127,7 +127,7 @@ class Encoder:
             return Instruction(OPCODES.index("sum_into"), vector.rows, sums, a, a, a)
         first = len(self.addends)
         for operation in operations:
-            assert operation.b is not None and operation.vector == vector
+            assert operation.b is not None
             self.addends.append(AddendSpec(self.layout.at(operation.a), self._constants(operation.scale), -1))
             self.addends.append(AddendSpec(self.layout.at(operation.b), ONE, -1))
         count, opcode = len(self.addends) - first, OPCODES.index("sum_product_into")

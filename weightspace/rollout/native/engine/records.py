@@ -63,7 +63,10 @@ class TermSpec(NamedTuple):
 
 
 class AddendSpec(NamedTuple):
-    """A tile times a vector in `vectors` or, where `vector` is -1, times a constant; half a pair of sum_product_into."""
+    """A tile times a vector in `vectors` or, where `vector` is -1, times a constant.
+
+    In a sum of products of two tiles, the two of a product follow one another.
+    """
 
     tile: Place
     constant: int
