@@ -17,19 +17,33 @@ static void note(double error, double *worst) {
 
 static double product_error(int64_t rows, int64_t cols) {
     REAL *weight = room(rows * cols), *packed = room(rows * cols), *x = room(cols * LANES), *out = room(rows * LANES);
-    REAL *bias = room(rows), *first = room(rows * LANES), *second = room(rows * LANES), *factor = room(rows), one = 1;
+    REAL *bias = room(rows), *first = room(rows * LANES), *second = room(rows * LANES), *factor = room(rows), same = -3;
     Soon wanted[2] = {soon(x, cols), soon(x, cols)};
     double worst = 0;
     pack(packed, rows, cols, (Block){0, rows, 0, cols}, weight, cols, 1);
     Term term = {packed, x, cols};
-    Addend addends[2] = {{first, &one, 0, -3}, {second, factor, 1, 2}};
+    Addend addends[2] = {{first, &same, 0}, {second, factor, 1}};
     product(&(Sum){rows, 1, 2, &term, addends, bias, out}, wanted);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t l = 0; l < LANES; l++) {
-            double sum = bias[r] - 3 * (double)first[r * LANES + l] + 2 * (double)factor[r] * second[r * LANES + l];
+            double sum = bias[r] - 3 * (double)first[r * LANES + l] + (double)factor[r] * second[r * LANES + l];
             for (int64_t k = 0; k < cols; k++) sum += (double)weight[r * cols + k] * x[k * LANES + l];
             note(fabs(sum - out[r * LANES + l]) / sqrt(cols), &worst);
         }
+    return worst;
+}
+
+static double pairs_error(int64_t rows) {
+    int64_t n = rows * LANES;
+    REAL *a = room(n), *b = room(n), *c = room(n), *before = room(n), *out = room(n);
+    double worst = 0;
+    memcpy(out, before, n * sizeof(REAL));
+    Pair pairs[3] = {{a, b, 1}, {b, c, -1}, {c, c, 3}};
+    add_products(3, n, out, pairs);
+    for (int64_t i = 0; i < n; i++) {
+        double sum = before[i] + (double)a[i] * b[i] - (double)b[i] * c[i] + 3 * (double)c[i] * c[i];
+        note(fabs(sum - out[i]), &worst);
+    }
     return worst;
 }
 
@@ -71,6 +85,7 @@ static double map_error(int64_t opcode, double (*exact)(double)) {
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 int main(void) {
+    for (int64_t rows = 1; rows <= 40; rows += 13) printf("pairs %lld %g\n", (long long)rows, pairs_error(rows));
     for (int64_t rows = 1; rows <= 40; rows += rows < 10 ? 1 : 5)
         for (int64_t cols = 1; cols <= 33; cols += 4)
             printf("product %lld %lld %g\n", (long long)rows, (long long)cols, product_error(rows, cols));

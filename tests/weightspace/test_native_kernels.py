@@ -18,7 +18,7 @@ WAYS = {
 }
 """How to compile and how to run what comes out."""
 FARTHEST = {"float": 1e-6, "double": 1e-14}
-KERNELS = {"product", "gradient", "sigmoid", "tanh", "exp"}
+KERNELS = {"product", "pairs", "gradient", "sigmoid", "tanh", "exp"}
 
 
 @pytest.mark.parametrize(

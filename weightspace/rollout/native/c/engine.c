@@ -29,12 +29,13 @@ typedef struct {
     int64_t opcode, rows, out[2], a[2], b[2], c[2], constant, first_term, num_terms, first_addend, num_addends;
 } Instruction;
 typedef struct { int64_t matrix, cols, tile[2]; } TermSpec;
-typedef struct { int64_t tile[2], constant, vector; } AddendSpec;  // vector -1: the constant alone
+// A constant, or (-1: none) a vector, times a tile. Of SUM_PRODUCT_INTO two are the factors of a product.
+typedef struct { int64_t tile[2], constant, vector; } AddendSpec;
 // One block of rows of a matrix or vector: where it lies in the tensors of a model (tensor -1: zeros).
 typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows; } Piece;
 // `packed` and `gradient` say where it lies there (gradient -1: not wanted); `sums`, of a vector whose gradient is summed
-// up tile by tile, where in SUMS (-1: not so).
-typedef struct { int64_t rows, cols, first_piece, num_pieces, packed, transposed, gradient, sums; } Matrix;
+// up tile by tile, where in SUMS (-1: not so). `scale`: the constant by which a vector is multiplied.
+typedef struct { int64_t rows, cols, first_piece, num_pieces, packed, transposed, gradient, sums, scale; } Matrix;
 // matrix -1 - n: the gradient of the bias n. Jobs with the same dy follow one another and have as many rows; at the last
 // `silent_steps` dy is zero for certain and x, by which it would be multiplied, perhaps infinite.
 typedef struct { int64_t matrix, x[2], dy[2], silent_steps; } WeightJob;
@@ -194,9 +195,6 @@ static void apply(int64_t opcode, int64_t rows, REAL *out, const REAL *a, const 
         case SUM_INTO:
             for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i));
             break;
-        case SUM_PRODUCT_INTO:
-            for (int64_t i = 0; i < n; i += WIDTH) store(out + i, load(out + i) + load(a + i) * k0 * load(b + i));
-            break;
     }
 }
 
@@ -219,27 +217,45 @@ static void move_numbers(const Job *job, const Instruction *op, REAL *out, const
 }
 
 static void run_product(const Job *job, Memory *m, const Instruction *op) {
-    static const REAL unit = 1;
     Term term[MAX_TERMS];
     Addend addend[MAX_ADDENDS];
+    REAL constant[MAX_ADDENDS];
     const TermSpec *terms = job->terms + op->first_term;
     const AddendSpec *addends = job->addends + op->first_addend;
     for (int i = 0; i < op->num_terms; i++)
         term[i] = (Term){m->packed + job->matrices[terms[i].matrix].packed, at(m, terms[i].tile), terms[i].cols};
     for (int i = 0; i < op->num_addends; i++) {
         int64_t vector = addends[i].vector;
-        const REAL *factor = vector < 0 ? &unit : m->base[VECTORS] + vector;
-        addend[i] = (Addend){at(m, addends[i].tile), factor, vector >= 0, (REAL)job->constants[addends[i].constant]};
+        constant[i] = (REAL)job->constants[addends[i].constant];
+        addend[i] = (Addend){at(m, addends[i].tile), vector < 0 ? constant + i : m->base[VECTORS] + vector, vector >= 0};
     }
     const REAL *bias = op->b[0] < 0 ? 0 : at(m, op->b);
     Sum sum = {op->rows, (int)op->num_terms, (int)op->num_addends, term, addend, bias, at(m, op->out)};
     product(&sum, m->soon);
 }
 
+static void run_sum_of_products(const Job *job, Memory *m, const Instruction *op) {
+    Pair pair[MAX_PAIRS];
+    const AddendSpec *factor = job->addends + op->first_addend;
+    for (int i = 0; i < op->num_addends / 2; i++, factor += 2)
+        pair[i] = (Pair){at(m, factor[0].tile), at(m, factor[1].tile), (REAL)job->constants[factor[0].constant]};
+    int64_t n = op->rows * LANES;
+    switch (op->num_addends / 2) {
+        case 1: add_products(1, n, at(m, op->out), pair); return;
+        case 2: add_products(2, n, at(m, op->out), pair); return;
+        case 3: add_products(3, n, at(m, op->out), pair); return;
+        case 4: add_products(4, n, at(m, op->out), pair); return;
+    }
+}
+
 static void run(const Job *job, Memory *m, const Instruction *list, int64_t count) {
     for (const Instruction *op = list; op < list + count; op++) {
         if (op->opcode >= GATHER) {
             move_numbers(job, op, at(m, op->out), at(m, op->a));
+            continue;
+        }
+        if (op->opcode == SUM_PRODUCT_INTO) {
+            run_sum_of_products(job, m, op);
             continue;
         }
         if (op->opcode != PRODUCT) {
@@ -369,10 +385,11 @@ static void pack_model(const Job *job, Memory *m, int64_t model) {
     for (int64_t i = 0; i < job->num_matrices; i++) pack_matrix(job, m, job->matrices + i);
     for (int64_t i = 0; i < job->num_vectors; i++) {
         const Matrix *vector = job->vectors + i;
+        REAL scale = (REAL)job->constants[vector->scale];
         for (const Piece *p = job->pieces + vector->first_piece; p < job->pieces + vector->first_piece + vector->num_pieces; p++)
             for (int64_t r = 0; r < p->rows; r++)
                 m->base[VECTORS][vector->packed + p->first_row + r] =
-                    p->tensor < 0 ? 0 : piece_of(m, p)[r * p->row_stride];
+                    p->tensor < 0 ? 0 : piece_of(m, p)[r * p->row_stride] * scale;
     }
 }
 
@@ -434,8 +451,6 @@ static void add_gradients(const Job *job, const Memory *m) {
             }
         }
 }
-
-#define EACH_VECTOR UNROLL(8) for (int v = 0; v < PER_ROW; v++)
 
 // The losses of one step on outputs (output, lane), added lane by lane; their tile becomes its gradient.
 INLINE void cross_entropy_of(const int64_t classes, REAL *tile, int64_t heads, const int64_t *target, REAL weight,
@@ -737,7 +752,7 @@ void run_models(const Job *job, int64_t *next, int64_t low, int64_t high, REAL *
 }
 
 // What Python must agree on.
-void constants(int64_t out[7]) {
+void constants(int64_t out[8]) {
     out[0] = LANES, out[1] = NUM_SPACES, out[2] = LOAD + 1, out[3] = MAX_TERMS, out[4] = MAX_ADDENDS;
-    out[5] = sizeof(Job), out[6] = VECTOR_BYTES;
+    out[5] = MAX_PAIRS, out[6] = sizeof(Job), out[7] = VECTOR_BYTES;
 }

@@ -8,11 +8,10 @@ typedef struct {
     int64_t cols;
 } Term;
 
-// What a sum of products begins with: scale * factor[row * stride] * tile (row, lane), a stride of 0 for one factor.
+// What a sum of products begins with: factor[row * stride] * tile (row, lane), a stride of 0 for one factor.
 typedef struct {
     const REAL *tile, *factor;
     int64_t stride;
-    REAL scale;
 } Addend;
 
 // Memory from `next` to `last` that is needed soon. It is fetched by and by while products keep the processor busy.
@@ -25,7 +24,10 @@ INLINE void fetch_a_line(Soon *soon) {
     soon->next = soon->next < soon->last ? soon->next + 64 / sizeof(REAL) : soon->last;
 }
 
-enum { MAX_TERMS = 12, MAX_ADDENDS = 4, ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW };
+enum {
+    MAX_TERMS = 12, MAX_ADDENDS = 4, MAX_PAIRS = 4,
+    ROWS_AT_ONCE = ACCUMULATORS / PER_ROW < 1 ? 1 : ACCUMULATORS / PER_ROW
+};
 
 // How many rows the i-th of the panels of a matrix has: as equal as can be, never above ROWS_AT_ONCE.
 INLINE int64_t num_panels(int64_t rows) { return (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; }
@@ -45,42 +47,38 @@ typedef struct {
 
 // Rows from `first` on: out = bias + addends + sum of weight (ROWS, cols) times tile (cols, lane).
 INLINE void panel_product(const int ROWS, const Sum *s, int64_t first, const int64_t *done, Soon *wanted) {
+    // Copies, because the compiler must expect that a store changes what `s` points at.
+    const Addend *addend = s->addend, *last_addend = addend + s->num_addends;
+    const Term *term = s->term, *last_term = term + s->num_terms;
+    const REAL *bias = s->bias ? s->bias + first : 0;
+    REAL *out = s->out + first * LANES;
     Soon one = wanted[0], other = wanted[1];
     V sum[ROWS_AT_ONCE][PER_ROW];
     UNROLL(32)
     for (int r = 0; r < ROWS; r++)
-        UNROLL(8)
-        for (int v = 0; v < PER_ROW; v++) {
-            sum[r][v] = s->bias ? splat(s->bias[first + r]) : (V){0};
-        }
-    for (const Addend *a = s->addend; a < s->addend + s->num_addends; a++) {
-        const REAL *tile = a->tile + first * LANES, *factor = a->factor + first * a->stride;
+        EACH_VECTOR sum[r][v] = bias ? splat(bias[r]) : (V){0};
+    for (const Addend *a = addend; a < last_addend; a++) {
+        const REAL *tile = in_one_register(a->tile + first * LANES), *factor = a->factor + first * a->stride;
         UNROLL(32)
-        for (int r = 0; r < ROWS; r++) {
-            REAL by = a->scale * factor[r * a->stride];
-            UNROLL(8)
-            for (int v = 0; v < PER_ROW; v++) sum[r][v] += by * load(tile + r * LANES + v * WIDTH);
-        }
+        for (int r = 0; r < ROWS; r++, factor += a->stride)
+            EACH_VECTOR sum[r][v] += *factor * load(tile + r * LANES + v * WIDTH);
     }
-    for (int i = 0; i < s->num_terms; i++) {
-        const REAL *weight = s->term[i].packed + done[i], *tile = s->term[i].tile;
-        for (int64_t k = 0; k < s->term[i].cols; k++, weight += ROWS, tile += LANES) {
+    for (const Term *in = term; in < last_term; in++, done++) {
+        const REAL *weight = in->packed + *done, *tile = in->tile, *end = tile + in->cols * LANES;
+        for (; tile < end; weight += ROWS, tile += LANES) {
             fetch_a_line(&one);
             fetch_a_line(&other);
             V x[PER_ROW];
-            UNROLL(8)
-            for (int v = 0; v < PER_ROW; v++) x[v] = load(tile + v * WIDTH);
+            EACH_VECTOR x[v] = load(tile + v * WIDTH);
             UNROLL(32)
             for (int r = 0; r < ROWS; r++)
-                UNROLL(8)
-                for (int v = 0; v < PER_ROW; v++) sum[r][v] += weight[r] * x[v];
+                EACH_VECTOR sum[r][v] += weight[r] * x[v];
         }
     }
-    wanted[0] = one, wanted[1] = other;
     UNROLL(32)
     for (int r = 0; r < ROWS; r++)
-        UNROLL(8)
-        for (int v = 0; v < PER_ROW; v++) store(s->out + (first + r) * LANES + v * WIDTH, sum[r][v]);
+        EACH_VECTOR store(out + r * LANES + v * WIDTH, sum[r][v]);
+    wanted[0] = one, wanted[1] = other;
 }
 
 #define PANEL(n) \
@@ -100,7 +98,7 @@ INLINE void combine(const int COUNT, const Sum *s) {
     for (int64_t r = 0; r < rows; r++) {
         V start = bias ? splat(bias[r]) : (V){0}, by[MAX_ADDENDS];
         UNROLL(4)
-        for (int i = 0; i < COUNT; i++) by[i] = splat(a[i].scale * a[i].factor[r * a[i].stride]);
+        for (int i = 0; i < COUNT; i++) by[i] = splat(a[i].factor[r * a[i].stride]);
         UNROLL(8)
         for (int v = 0; v < PER_ROW; v++) {
             V sum = start;
@@ -131,6 +129,25 @@ static void product(const Sum *s, Soon *wanted) {
         }
         for (int i = 0; i < s->num_terms; i++) done[i] += count * s->term[i].cols;
         first += count;
+    }
+}
+
+// One of the products of two tiles that are added to another, in the order in which they stand.
+typedef struct {
+    const REAL *a, *b;
+    REAL scale;
+} Pair;
+
+// out += the sum of COUNT products scale * a * b, element by element, in one pass.
+INLINE void add_products(const int COUNT, int64_t n, REAL *out, const Pair *pairs) {
+    Pair p[MAX_PAIRS];
+    UNROLL(4)
+    for (int i = 0; i < COUNT; i++) p[i] = pairs[i];
+    for (int64_t at = 0; at < n; at += WIDTH) {
+        V sum = load(out + at);
+        UNROLL(4)
+        for (int i = 0; i < COUNT; i++) sum += load(p[i].a + at) * p[i].scale * load(p[i].b + at);
+        store(out + at, sum);
     }
 }
 

@@ -37,6 +37,9 @@ typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef __typeof__((V){0} < (V){0}) M;  // integers as wide as REAL: what comparisons give
 enum { WIDTH = VECTOR_BYTES / sizeof(REAL), PER_ROW = LANES / WIDTH };
 
+// For each vector of a row, with its number v.
+#define EACH_VECTOR UNROLL(8) for (int v = 0; v < PER_ROW; v++)
+
 INLINE V load(const REAL *at) { return *(const V *)at; }
 INLINE void store(REAL *at, V value) { *(V *)at = value; }
 // The same, where a compiler that reads it from memory at each use would be slower.
@@ -49,6 +52,11 @@ INLINE V in_register(V value) {
     __asm__("" : "+w"(value));
 #endif
     return value;
+}
+// An address, where a compiler that keeps one for each row would run out of registers.
+INLINE const REAL *in_one_register(const REAL *address) {
+    __asm__("" : "+r"(address));
+    return address;
 }
 INLINE V splat(REAL value) { return value - (V){0}; }
 INLINE V pick(M which, V yes, V no) { return (V)((which & (M)yes) | (~which & (M)no)); }

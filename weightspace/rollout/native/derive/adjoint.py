@@ -122,6 +122,7 @@ def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bo
     first_step = _alive(back.step, set(at_first), tensors)
     last_steps = tuple(_alive(operations, set(needed), tensors) for operations in back.last_steps)
     step = _alive(back.step, needed, tensors)
+    first_step, step, *lasts = map(_gathered, (first_step, step, *last_steps))
     readout = _alive(back.readout, needed, tensors)
     read = {ref.value for operation in (*readout, *step) for ref in operation.reads}
     read |= {weight.x.value for weight in (*readout_weights, *step_weights) if weight.x is not None}
@@ -130,7 +131,7 @@ def pruned(back: Adjoint, tensors: Collection[int], *, inputs: bool, initial: bo
         readout=readout,
         step=step,
         first_step=first_step,
-        last_steps=last_steps,
+        last_steps=tuple(lasts),
         inputs=back.inputs if inputs else {},
         readout_weights=readout_weights,
         step_weights=step_weights,
@@ -153,3 +154,25 @@ def _alive(
             kept.insert(0, operation)
             needed |= {ref.value for ref in operation.reads}
     return tuple(kept)
+
+
+def _gathered(operations: Sequence[BackwardOperation]) -> tuple[BackwardOperation, ...]:
+    """Operations with the sums into one vector side by side and in their order: one pass adds them up."""
+    last = {operation.vector: operation for operation in operations if isinstance(operation, SumInto)}
+    waiting: dict[Matrix, list[SumInto]] = {}
+    kept: list[BackwardOperation] = []
+    for operation in operations:
+        if isinstance(operation, SumInto):
+            waiting.setdefault(operation.vector, []).append(operation)
+            due = [operation.vector] if operation is last[operation.vector] else []
+        else:
+            # Sums read a value before it is overwritten.
+            due = [vector for vector, sums in waiting.items() if _read(sums, operation.out.value)]
+        kept += [each for vector in due for each in waiting.pop(vector)]
+        if not isinstance(operation, SumInto):
+            kept.append(operation)
+    return tuple(kept)
+
+
+def _read(sums: Sequence[SumInto], value: int) -> bool:
+    return any(ref.value == value for each in sums for ref in each.reads)

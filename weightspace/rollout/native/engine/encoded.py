@@ -28,6 +28,7 @@ from weightspace.rollout.native.engine.layout import Layout, laid_out
 from weightspace.rollout.native.engine.misfits import Sizes, refuse_misfits
 from weightspace.rollout.native.engine.records import (
     MAX_ADDENDS,
+    MAX_PAIRS,
     MAX_TERMS,
     OPCODES,
     SPACES,
@@ -286,7 +287,7 @@ def _numbers(numbers: Iterable[int]) -> np.ndarray:
 
 
 def _check(lib: ctypes.CDLL, lanes: int) -> None:
-    constants = (INT * 7)()
+    constants = (INT * 8)()
     lib.constants(constants)
-    expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, MAX_ADDENDS, ctypes.sizeof(Job))
-    assert tuple(constants[:6]) == expected, (tuple(constants), expected)
+    expected = (lanes, len(SPACES), len(OPCODES), MAX_TERMS, MAX_ADDENDS, MAX_PAIRS, ctypes.sizeof(Job))
+    assert tuple(constants[:7]) == expected, (tuple(constants), expected)

@@ -10,8 +10,10 @@ import numpy as np
 from weightspace.rollout.native.engine.layout import Layout
 from weightspace.rollout.native.engine.records import (
     MAX_ADDENDS,
+    MAX_PAIRS,
     MAX_TERMS,
     NOWHERE,
+    ONE,
     OPCODES,
     SPACES,
     AddendSpec,
@@ -51,7 +53,24 @@ def _of_few_terms(operation: BackwardOperation) -> list[BackwardOperation]:
 
 def num_instructions(operations: Iterable[BackwardOperation]) -> int:
     """Number of instructions of C that these operations become."""
-    return sum(len(_of_few_terms(operation)) for operation in operations)
+    return len(_passes(operations))
+
+
+def _passes(operations: Iterable[BackwardOperation]) -> list[list[BackwardOperation]]:
+    """Operations by the instructions that they become: products that are added to one sum in turn are one pass."""
+    passes: list[list[BackwardOperation]] = []
+    for part in (part for operation in operations for part in _of_few_terms(operation)):
+        if passes and len(passes[-1]) < MAX_PAIRS and _adds_to_the_same(passes[-1][-1], part):
+            passes[-1].append(part)
+        else:
+            passes.append([part])
+    return passes
+
+
+def _adds_to_the_same(one: BackwardOperation, other: BackwardOperation) -> bool:
+    if not isinstance(one, SumInto) or not isinstance(other, SumInto):
+        return False
+    return one.vector == other.vector and one.b is not None and other.b is not None
 
 
 class Encoder:
@@ -62,21 +81,21 @@ class Encoder:
         self.terms: list[TermSpec] = []
         self.addends: list[AddendSpec] = []
         self.constants: list[float] = [0.0, 0.0, 1.0, 0.0]
+        assert self.constants[ONE] == 1
         self.pieces: list[PieceSpec] = []
         self.matrices: dict[tuple[Matrix, bool], MatrixSpec] = {}
-        self.vectors: dict[Matrix, MatrixSpec] = {}
+        self.vectors: dict[tuple[Matrix, float], MatrixSpec] = {}
         self.packed_size = self.vector_size = self.gradient_size = 0
 
     def instructions(self, operations: Iterable[BackwardOperation]) -> Numbers:
         """Operations as rows of numbers."""
-        parts = (part for operation in operations for part in _of_few_terms(operation))
-        return table([self._instruction(part) for part in parts], Instruction)
+        return table([self._instruction(*together) for together in _passes(operations)], Instruction)
 
-    def _instruction(self, operation: BackwardOperation) -> Instruction:
+    def _instruction(self, operation: BackwardOperation, *further: BackwardOperation) -> Instruction:
         if isinstance(operation, Product):
             return self._product(operation)
         if isinstance(operation, SumInto):
-            return self._sum_into(operation)
+            return self._sum_into(operation, *(each for each in further if isinstance(each, SumInto)))
         return self._map(operation)
 
     def _product(self, operation: Product) -> Instruction:
@@ -85,7 +104,7 @@ class Encoder:
             cols = matrix.rows if operation.transposed else matrix.cols
             self.terms.append(TermSpec(self.matrix(matrix, operation.transposed), cols, self.layout.at(tile)))
         for addend in operation.addends:
-            vector = -1 if addend.vector is None else self._vector_at(addend.vector).row
+            vector = -1 if addend.vector is None else self._vector_at(addend.vector, addend.scale).row
             self.addends.append(AddendSpec(self.layout.at(addend.tile), self._constants(addend.scale), vector))
         bias = NOWHERE if operation.bias is None else self._vector_at(operation.bias)
         return Instruction(
@@ -101,14 +120,18 @@ class Encoder:
             num_addends=len(operation.addends),
         )
 
-    def _sum_into(self, operation: SumInto) -> Instruction:
-        sums = Place(SPACES.index("sums"), self._summed(operation.vector))
-        a = self.layout.at(operation.a)
-        if operation.b is None:
-            return Instruction(OPCODES.index("sum_into"), operation.a.rows, sums, a, a, a)
-        scale = self._constants(operation.scale)
-        opcode = OPCODES.index("sum_product_into")
-        return Instruction(opcode, operation.a.rows, sums, a, self.layout.at(operation.b), a, scale)
+    def _sum_into(self, *operations: SumInto) -> Instruction:
+        vector, a = operations[0].vector, self.layout.at(operations[0].a)
+        sums = Place(SPACES.index("sums"), self._summed(vector))
+        if operations[0].b is None:
+            return Instruction(OPCODES.index("sum_into"), vector.rows, sums, a, a, a)
+        first = len(self.addends)
+        for operation in operations:
+            assert operation.b is not None
+            self.addends.append(AddendSpec(self.layout.at(operation.a), self._constants(operation.scale), -1))
+            self.addends.append(AddendSpec(self.layout.at(operation.b), ONE, -1))
+        count, opcode = len(self.addends) - first, OPCODES.index("sum_product_into")
+        return Instruction(opcode, vector.rows, sums, a, a, a, first_addend=first, num_addends=count)
 
     def _map(self, operation: Map) -> Instruction:
         reads = [self._vector_at(arg) if isinstance(arg, Matrix) else self.layout.at(arg) for arg in operation.args]
@@ -121,7 +144,7 @@ class Encoder:
     def _constants(self, *numbers: float) -> int:
         """Index of one or two numbers among all constants."""
         if numbers == (1.0,):
-            return 2
+            return ONE
         self.constants += [*numbers, 0.0][:2]
         return len(self.constants) - 2
 
@@ -135,25 +158,29 @@ class Encoder:
             self.packed_size += size
         return list(self.matrices).index(key)
 
-    def vector(self, vector: Matrix) -> int:
-        """The number of a vector."""
-        if vector not in self.vectors:
-            self.vectors[vector] = MatrixSpec(vector.rows, 1, *self._pieces(vector), self.vector_size, 0)
+    def vector(self, vector: Matrix, scale: float = 1.0) -> int:
+        """The number of a vector, packed times a scale."""
+        key = (vector, scale)
+        if key not in self.vectors:
+            place = (self.vector_size, 0)
+            spec = MatrixSpec(vector.rows, 1, *self._pieces(vector), *place, scale=self._constants(scale))
+            self.vectors[key] = spec
             self.vector_size += vector.rows
-        return list(self.vectors).index(vector)
+        return list(self.vectors).index(key)
 
-    def _vector_at(self, vector: Matrix) -> Place:
-        self.vector(vector)
-        return Place(SPACES.index("vectors"), self.vectors[vector].packed)
+    def _vector_at(self, vector: Matrix, scale: float = 1.0) -> Place:
+        self.vector(vector, scale)
+        return Place(SPACES.index("vectors"), self.vectors[vector, scale].packed)
 
     def _summed(self, vector: Matrix) -> int:
         """The first row of `sums` for a vector whose gradient is summed tile by tile."""
         self.vector(vector)
-        if self.vectors[vector].sums < 0:
-            self.vectors[vector] = self.vectors[vector]._replace(sums=self.layout.sizes["sums"])
+        key = (vector, 1.0)
+        if self.vectors[key].sums < 0:
+            self.vectors[key] = self.vectors[key]._replace(sums=self.layout.sizes["sums"])
             self.layout.sizes["sums"] += vector.rows
-        self.vectors[vector] = self._with_gradient(self.vectors[vector])
-        return self.vectors[vector].sums
+        self.vectors[key] = self._with_gradient(self.vectors[key])
+        return self.vectors[key].sums
 
     def _with_gradient(self, spec: MatrixSpec) -> MatrixSpec:
         """Record with an address for the gradient."""
@@ -206,7 +233,8 @@ class Encoder:
             dy = self.layout.at(weight.dy)
             if weight.x is None:
                 jobs.append(WeightJob(-1 - self.vector(weight.matrix), NOWHERE, dy, weight.silent_steps))
-                self.vectors[weight.matrix] = self._with_gradient(self.vectors[weight.matrix])
+                key = (weight.matrix, 1.0)
+                self.vectors[key] = self._with_gradient(self.vectors[key])
             else:
                 x = self.layout.at(weight.x)
                 jobs.append(WeightJob(self.matrix(weight.matrix, False), x, dy, weight.silent_steps))

@@ -20,8 +20,10 @@ SPACES = (
     "params",
 )  # fmt: skip
 """Memory spaces, in the order of the enum in engine.c."""
-MAX_TERMS, MAX_ADDENDS = 12, 4
-"""Largest numbers of terms and addends of one product in C."""
+MAX_TERMS, MAX_ADDENDS, MAX_PAIRS = 12, 4, 4
+"""Largest numbers in C of terms and addends of one product, and of pairs of tiles whose products one pass adds up."""
+ONE = 2
+"""Index of the number 1 among the constants."""
 
 Numbers = np.ndarray
 
@@ -61,7 +63,10 @@ class TermSpec(NamedTuple):
 
 
 class AddendSpec(NamedTuple):
-    """A tile times a constant and, unless `vector` is -1, times a vector in `vectors`."""
+    """A tile times a vector in `vectors` or, where `vector` is -1, times a constant.
+
+    In a sum of products of two tiles, the two of a product follow one another.
+    """
 
     tile: Place
     constant: int
@@ -80,7 +85,10 @@ class PieceSpec(NamedTuple):
 
 
 class MatrixSpec(NamedTuple):
-    """A matrix or vector, packed, and where its gradient is (-1: not wanted; `sums`: not summed tile by tile)."""
+    """A matrix or vector, packed, and where its gradient is (-1: not wanted; `sums`: not summed tile by tile).
+
+    A vector is multiplied by the constant number `scale` when it is packed.
+    """
 
     rows: int
     cols: int
@@ -90,6 +98,7 @@ class MatrixSpec(NamedTuple):
     transposed: int
     gradient: int = -1
     sums: int = -1
+    scale: int = ONE
 
 
 class WeightJob(NamedTuple):
