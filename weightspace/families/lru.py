@@ -127,7 +127,8 @@ class LRU(Family):
 
     def readout(self, params: Params, state: State) -> Tensor:
         real, imaginary = params["weight_ho"].unbind(0)
-        return linear(state["h_re"], real, params["bias_o"]) - linear(state["h_im"], imaginary)
+        # One sum of two products, as the sign is taken once for all steps.
+        return linear(state["h_re"], real, params["bias_o"]) + linear(state["h_im"], -imaginary)
 
     @classmethod
     def examples(cls) -> Sequence[Family]:

@@ -8,7 +8,8 @@
 //                   holds the initial states. Without gradients two steps take turns.
 //   INPUT           per time step, inputs and noise. INPUT_GRADIENT: their gradients, of one step.
 //   RING            per step, of the last `ring_steps`, gradients that products need for their weights: these are taken
-//                   for a whole ring at once (`weight_jobs`), so that sums stay in registers.
+//                   for a whole ring at once (`weight_jobs`), so that sums stay in registers. Its first rows are the
+//                   CARRY of states whose gradients are such factors; NEXT_RING is the step before.
 //   CARRY           gradients of the states after a step; NEXT_CARRY those before it, the CARRY of the step before.
 //   VECTORS         biases and other vectors of params, a number (no row) each; SUMS their gradients, lane by lane,
 //                   where they are summed tile by tile.
@@ -20,16 +21,16 @@ enum Opcode {
     PRODUCT, COPY, ZERO, ADD, SUB, MUL, DIV, FMA, AFFINE, SIGMOID, TANH, RELU, LEAKY_RELU, EXP, LOG, SQRT, SIN, COS,
     SOFTPLUS, ABS, MAXIMUM, MINIMUM, SIGMOID_GRAD, TANH_GRAD, RELU_GRAD, LEAKY_RELU_GRAD, SPIKE, SPIKE_GRAD, ABS_GRAD,
     SOFTPLUS_GRAD, GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
-    SUM_PRODUCT_INTO, RECIPROCAL, CLAMP_MIN, CLAMP_MIN_GRAD, GATHER, SCATTER, LOAD
+    SUM_PRODUCT_INTO, SUM_CROSSED_INTO, RECIPROCAL, CLAMP_MIN, CLAMP_MIN_GRAD, GATHER, SCATTER, LOAD
 };
-enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, PARAMS, NUM_SPACES };
+enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, NEXT_RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, PARAMS, NUM_SPACES };
 enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
 
 typedef struct {
     int64_t opcode, rows, out[2], a[2], b[2], c[2], constant, first_term, num_terms, first_addend, num_addends;
 } Instruction;
 typedef struct { int64_t matrix, cols, tile[2]; } TermSpec;
-// A constant, or (-1: none) a vector, times a tile. Of SUM_PRODUCT_INTO two are the factors of a product.
+// A constant, or (-1: none) a vector, times a tile. Of sums of products two are the factors of a product.
 typedef struct { int64_t tile[2], constant, vector; } AddendSpec;
 // One block of rows of a matrix or vector: where it lies in the tensors of a model (tensor -1: zeros).
 typedef struct { int64_t tensor, offset, row_stride, col_stride, first_row, rows; } Piece;
@@ -55,7 +56,8 @@ typedef struct {
     const Piece *pieces;
     const WeightJob *jobs;
     // Sizes, in rows (a row is LANES numbers) or, for packed weights and gradients, in numbers.
-    int64_t record_rows, input_rows, ring_rows, carry_rows, scratch_rows, sums_rows, output_rows, ring_steps;
+    int64_t record_rows, input_rows, ring_rows, carry_rows, scratch_rows, sums_rows, carried_in_ring;
+    int64_t output_rows, ring_steps;
     int64_t packed_size, vector_size, gradient_size;
     // What is computed from a model's params before its first step, `computed` further tensors after the `stored` ones: a
     // flat program on whole tensors, each a row of numbers (see flat.py). Without one, they are given as data.
@@ -68,7 +70,7 @@ typedef struct {
     // (-1: it has not), so that the sum over slices is the same in whatever parts they are run.
     const int64_t *tensor_size, *direct_at;
     int64_t num_states, num_inputs;
-    const int64_t *state_at, *state_rows, *carry_at, *input_at, *input_size;
+    const int64_t *state_at, *state_rows, (*carry_at)[2], (*next_carry_at)[2], *input_at, *input_size;
     int64_t output_at[2], output_gradient_at[2];
     // Data. Tensors lead with models and are dense after that; a stride is in numbers from model to model.
     int64_t models, time, batch, tensors;
@@ -240,6 +242,10 @@ static void run_sum_of_products(const Job *job, Memory *m, const Instruction *op
     for (int i = 0; i < op->num_addends / 2; i++, factor += 2)
         pair[i] = (Pair){at(m, factor[0].tile), at(m, factor[1].tile), (REAL)job->constants[factor[0].constant]};
     int64_t n = op->rows * LANES;
+    if (op->opcode == SUM_CROSSED_INTO) {
+        add_crossed(n, at(m, op->out), at(m, op->b), pair);
+        return;
+    }
     switch (op->num_addends / 2) {
         case 1: add_products(1, n, at(m, op->out), pair); return;
         case 2: add_products(2, n, at(m, op->out), pair); return;
@@ -254,7 +260,7 @@ static void run(const Job *job, Memory *m, const Instruction *list, int64_t coun
             move_numbers(job, op, at(m, op->out), at(m, op->a));
             continue;
         }
-        if (op->opcode == SUM_PRODUCT_INTO) {
+        if (op->opcode == SUM_PRODUCT_INTO || op->opcode == SUM_CROSSED_INTO) {
             run_sum_of_products(job, m, op);
             continue;
         }
@@ -278,7 +284,8 @@ static void at_step(Memory *m, const Job *job, int64_t t) {
     m->base[RECORD] = m->record + now * record;
     m->base[PREVIOUS] = m->record + before * record;
     m->base[INPUT] = m->inputs + t * job->input_rows * LANES;
-    m->base[RING] = m->ring + ring_place(job, t) * job->ring_rows * LANES;
+    m->base[NEXT_RING] = m->ring + ring_place(job, t) * job->ring_rows * LANES;
+    m->base[RING] = m->base[NEXT_RING] + job->ring_rows * LANES;
     m->base[CARRY] = m->carry + (t & 1) * job->carry_rows * LANES;
     m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
     m->soon[0] = soon(m->base[RECORD], job->record_rows);
@@ -552,7 +559,8 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
     REAL weight = is_given || scored < 0 ? 0 : m->weight[scored];
     if (is_given ? !job->output_gradient : weight == 0) {
         // What the read-out would have left for the gradients of weights is nothing, not what an earlier step left.
-        memset(m->base[RING], 0, job->ring_rows * LANES * sizeof(REAL));
+        memset(m->base[RING] + job->carried_in_ring * LANES, 0,
+               (job->ring_rows - job->carried_in_ring) * LANES * sizeof(REAL));
         return 0;
     }
     run(job, m, job->readout, job->num_readout);
@@ -626,13 +634,15 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
     memset(m->slice_gradient, 0, job->gradient_size * sizeof(REAL));
     memset(m->carry, 0, 2 * job->carry_rows * LANES * sizeof(REAL));
     memset(m->base[SUMS], 0, job->sums_rows * LANES * sizeof(REAL));
+    at_step(m, job, job->time - 1);
+    memset(m->base[RING], 0, job->carried_in_ring * LANES * sizeof(REAL));
     for (int64_t t = job->time - 1; t >= 0; t--) {
         at_step(m, job, t);
         m->soon[0] = soon(m->base[PREVIOUS], job->record_rows);
-        m->soon[1] = soon(m->ring + ring_place(job, t + job->ring_steps - 1) * job->ring_rows * LANES, job->ring_rows);
+        m->soon[1] = soon(m->ring + (ring_place(job, t + job->ring_steps - 1) + 1) * job->ring_rows * LANES, job->ring_rows);
         for (int64_t s = 0; job->state_gradient && s < job->num_states; s++)
             if (job->state_gradient[s])
-                add_to_tile(m->base[CARRY] + job->carry_at[s] * LANES,
+                add_to_tile(at(m, job->carry_at[s]),
                             job->state_gradient[s] + ((model * job->time + t) * job->batch + first) * job->state_rows[s],
                             job->state_rows[s], lanes);
         if (output_gradient(job, m, model, t, first, lanes, loss))
@@ -647,13 +657,16 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
         if (ring_place(job, t) == 0) {
             int64_t steps = job->time - t < job->ring_steps ? job->time - t : job->ring_steps;
             weight_jobs(job, m, t, steps);
+            // The step before this ring is the last one of the ring before it.
+            memcpy(m->ring + job->ring_steps * job->ring_rows * LANES, m->ring,
+                   job->carried_in_ring * LANES * sizeof(REAL));
         }
     }
     at_step(m, job, 0);
     for (int64_t s = 0; job->initial_gradient && s < job->num_states; s++)
         if (job->initial_gradient[s])
             from_tile(job->initial_gradient[s] + (model * job->batch + first) * job->state_rows[s],
-                      m->base[NEXT_CARRY] + job->carry_at[s] * LANES, job->state_rows[s], lanes);
+                      at(m, job->next_carry_at[s]), job->state_rows[s], lanes);
     double sum = 0;
     for (int64_t l = 0; l < LANES; l++) sum += (double)loss[l];
     return sum;
@@ -676,7 +689,7 @@ static Memory carved(const Job *job, REAL *workspace) {
     Memory m = {0};
     m.record = carve(&workspace, (job->want_gradients ? job->time + 1 : 2) * job->record_rows * LANES);
     m.inputs = carve(&workspace, job->time * job->input_rows * LANES);
-    m.ring = carve(&workspace, job->ring_steps * job->ring_rows * LANES);
+    m.ring = carve(&workspace, (job->ring_steps + 1) * job->ring_rows * LANES);
     m.carry = carve(&workspace, 2 * job->carry_rows * LANES);
     m.packed = carve(&workspace, job->packed_size);
     m.slice_gradient = carve(&workspace, job->gradient_size);

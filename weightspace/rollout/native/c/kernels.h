@@ -151,6 +151,17 @@ INLINE void add_products(const int COUNT, int64_t n, REAL *out, const Pair *pair
     }
 }
 
+// out += a b + c d and other += a d + c b, each product scaled, in one pass; the pairs are (a, b), (c, d), (a, d), (c, b).
+INLINE void add_crossed(int64_t n, REAL *out, REAL *other, const Pair *pairs) {
+    const Pair p[4] = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    for (int64_t at = 0; at < n; at += WIDTH) {
+        V a = load(p[0].a + at), b = load(p[0].b + at), c = load(p[1].a + at), d = load(p[1].b + at);
+        V sum = load(out + at) + a * p[0].scale * b, crossed = load(other + at) + a * p[2].scale * d;
+        store(out + at, sum + c * p[1].scale * d);
+        store(other + at, crossed + c * p[3].scale * b);
+    }
+}
+
 typedef struct { int64_t first_row, rows, first_col, cols; } Block;
 
 // A block of a matrix (rows, cols), which lies at `from` with two strides, in its place among all in panel order.

@@ -59,8 +59,7 @@ def adjoint(program: Program, builder: Builder) -> Adjoint:
     passed = {**program.states, **_read_by_readout(program)}
     carry, next_carry = ({name: builder.value(ref.rows) for name, ref in passed.items()} for _ in range(2))
     output = builder.value(program.output.rows)
-    kept = {ref.value for ref in carry.values()}
-    readout, step = (Backward(builder=builder, passing=kept) for _ in range(2))
+    readout, step = (Backward(builder=builder) for _ in range(2))
     readout.add(program.output, Addend(output))
     for name, ref in passed.items():
         readout.add(ref, Addend(carry[name]))

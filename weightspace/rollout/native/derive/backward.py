@@ -28,8 +28,6 @@ WITH_PRODUCTS = ("sigmoid", "tanh")
 class Backward(Derivation):
     """Collector of the shares of every value's gradient, which writes their sum once all readers are done."""
 
-    passing: set[int]
-    """Values that are overwritten before the gradients of weights are taken."""
     operations: list[BackwardOperation] = field(default_factory=list)
     weights: list[WeightGradient] = field(default_factory=list)
     shares: dict[int, list[tuple[Ref, Share | Term]]] = field(default_factory=dict)
@@ -61,8 +59,6 @@ class Backward(Derivation):
         if isinstance(operation, Map):
             self._through_map(operation, dy)
             return
-        if dy.value in self.passing and (operation.terms or operation.bias is not None):
-            dy = self.emit("copy", (dy,))
         for matrix, tile in operation.terms:
             self.add(tile, Term(matrix, dy))
             self.weights.append(WeightGradient(matrix, dy, tile))

@@ -196,12 +196,14 @@ class Engine:
         for space in ("record", "input", "ring", "carry", "scratch", "sums"):
             # Odd stride, to avoid conflicts of neighbouring steps in the cache.
             setattr(job, f"{space}_rows", layout.sizes[space] | 1)
+        job.carried_in_ring = layout.carried_in_ring
         states = list(program.states.items())
         inputs = [ref for name, ref in program.inputs.items() if not name.startswith("state.")]
         job.num_states, job.num_inputs = len(states), len(inputs)
         self._array("state_at", _numbers(layout.at(ref)[1] for _, ref in states))
         self._array("state_rows", _numbers(ref.rows for _, ref in states))
-        self._array("carry_at", _numbers(layout.at(back.carry[name])[1] if back else 0 for name, _ in states))
+        for name, carried in (("carry_at", back.carry), ("next_carry_at", back.next_carry)) if back else ():
+            self._array(name, _numbers(number for state, _ in states for number in layout.at(carried[state])))
         self._array("input_at", _numbers(layout.at(ref)[1] for ref in inputs))
         self._array("input_size", _numbers(ref.rows for ref in inputs))
         job.output_at[:] = layout.at(program.output)

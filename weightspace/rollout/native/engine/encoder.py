@@ -57,14 +57,32 @@ def num_instructions(operations: Iterable[BackwardOperation]) -> int:
 
 
 def _passes(operations: Iterable[BackwardOperation]) -> list[list[BackwardOperation]]:
-    """Operations by the instructions that they become: products that are added to one sum in turn are one pass."""
+    """Operations by the instructions that they become: products that are added to one sum in turn are one pass.
+
+    Two such sums of products of the same four tiles are one pass, too.
+    """
     passes: list[list[BackwardOperation]] = []
     for part in (part for operation in operations for part in _of_few_terms(operation)):
         if passes and len(passes[-1]) < MAX_PAIRS and _adds_to_the_same(passes[-1][-1], part):
             passes[-1].append(part)
         else:
             passes.append([part])
-    return passes
+    joined: list[list[BackwardOperation]] = []
+    for operations in passes:
+        if joined and _are_crossed(joined[-1], operations):
+            joined[-1] = [*joined[-1], *operations]
+        else:
+            joined.append(operations)
+    return joined
+
+
+def _are_crossed(one: Sequence[BackwardOperation], other: Sequence[BackwardOperation]) -> bool:
+    """Whether two sums are of products a b + c d and a d + c b, as for the parts of a complex number."""
+    sums = [operation for operation in (*one, *other) if isinstance(operation, SumInto)]
+    if not len(one) == len(other) == len(sums) // 2 == 2:
+        return False
+    (a, b), (c, d), *crossed = [(operation.a, operation.b) for operation in sums]
+    return sums[0].vector != sums[2].vector and crossed == [(a, d), (c, b)]
 
 
 def _adds_to_the_same(one: BackwardOperation, other: BackwardOperation) -> bool:
@@ -130,8 +148,10 @@ class Encoder:
             assert operation.b is not None
             self.addends.append(AddendSpec(self.layout.at(operation.a), self._constants(operation.scale), -1))
             self.addends.append(AddendSpec(self.layout.at(operation.b), ONE, -1))
-        count, opcode = len(self.addends) - first, OPCODES.index("sum_product_into")
-        return Instruction(opcode, vector.rows, sums, a, a, a, first_addend=first, num_addends=count)
+        count, last = len(self.addends) - first, operations[-1].vector
+        opcode = OPCODES.index("sum_product_into" if last == vector else "sum_crossed_into")
+        other = Place(SPACES.index("sums"), self._summed(last))
+        return Instruction(opcode, vector.rows, sums, a, other, a, first_addend=first, num_addends=count)
 
     def _map(self, operation: Map) -> Instruction:
         reads = [self._vector_at(arg) if isinstance(arg, Matrix) else self.layout.at(arg) for arg in operation.args]

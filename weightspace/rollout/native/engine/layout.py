@@ -20,6 +20,8 @@ class Layout:
 
     place: dict[int, SpaceRow] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPACES, 0))
+    carried_in_ring: int = 0
+    """First rows of the ring, which hold gradients of states."""
 
     def put(self, value: int, space: str, rows: int) -> None:
         """Assign the next free rows of a space to a value that has none."""
@@ -70,9 +72,12 @@ def _put_together(layout: Layout, groups: Mapping[int, Sequence[int]], rows: Map
 
 
 def _put_gradients(layout: Layout, program: Program, back: Adjoint, rows: Mapping[int, int]) -> None:
+    factors = {weight.dy.value for weight in back.step_weights}
     for name, ref in back.carry.items():
-        layout.put(ref.value, "carry", ref.rows)
-        layout.place[back.next_carry[name].value] = ("next_carry", layout.place[ref.value][1])
+        space = "ring" if ref.value in factors else "carry"
+        layout.put(ref.value, space, ref.rows)
+        layout.place[back.next_carry[name].value] = (f"next_{space}", layout.place[ref.value][1])
+    layout.carried_in_ring = layout.sizes["ring"]
     for name, ref in back.inputs.items():
         layout.place[ref.value] = ("input_gradient", layout.place[program.inputs[name].value][1])
     for weight in (*back.readout_weights, *back.step_weights):

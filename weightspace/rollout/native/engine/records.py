@@ -12,12 +12,12 @@ OPCODES = (
     "exp", "log", "sqrt", "sin", "cos", "softplus", "abs", "maximum", "minimum", "sigmoid_grad", "tanh_grad",
     "relu_grad", "leaky_relu_grad", "spike", "spike_grad", "abs_grad", "softplus_grad", "greater_grad",
     "sigmoid_grad_of_product", "tanh_grad_of_product", "add_vector", "mul_vector", "fma_vector", "sum_into",
-    "sum_product_into", "reciprocal", "clamp_min", "clamp_min_grad", "gather", "scatter", "load",
+    "sum_product_into", "sum_crossed_into", "reciprocal", "clamp_min", "clamp_min_grad", "gather", "scatter", "load",
 )  # fmt: skip
 """Operations, in the order of the enum in engine.c."""
 SPACES = (
-    "scratch", "record", "previous", "input", "ring", "carry", "next_carry", "input_gradient", "vectors", "sums",
-    "params",
+    "scratch", "record", "previous", "input", "ring", "next_ring", "carry", "next_carry", "input_gradient", "vectors",
+    "sums", "params",
 )  # fmt: skip
 """Memory spaces, in the order of the enum in engine.c."""
 MAX_TERMS, MAX_ADDENDS, MAX_PAIRS = 12, 4, 4
