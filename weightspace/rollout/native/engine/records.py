@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple, get_type_hints
 
@@ -123,6 +124,7 @@ def _flat(record: tuple[Any, ...]) -> list[int]:
     return [number for item in record for number in (_flat(item) if isinstance(item, tuple) else [item])]
 
 
+@functools.cache
 def _width(kind: type[tuple[Any, ...]]) -> int:
     """Number of fields of a record of this kind."""
     return sum(2 if field is Place else 1 for field in get_type_hints(kind).values())
