@@ -28,7 +28,7 @@ def done(small, tmp_path_factory):
     return out, run_study(small, out)
 
 
-def test_a_small_study_measures_every_gate_and_draws_four_panels(small, done):
+def test_a_small_study_measures_every_gate_and_draws_six_panels(small, done):
     out, result = done
     assert [gate["name"] for gate in result["gates"]] == [gate.name for gate in small.gates]
     zoo = open_zoo(out / "Timescales/parity")
@@ -39,7 +39,8 @@ def test_a_small_study_measures_every_gate_and_draws_four_panels(small, done):
         assert {curves[name].shape for name in ("level", "tau", "tau_net", "radius")} == {(models, 11)}
         assert (curves["tau"] >= 1).all()
     figure = small.draw(measured)
-    assert len(figure.axes) == 4
+    assert len(figure.axes) == 6
+    assert all(len(axes.lines) == 4 for axes in figure.axes[4:])
     assert {axes.get_ylabel() for axes in figure.axes} >= {"mean tau (steps)", "mean tau_net (steps)"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from weightspace.rollout.forward import last_outputs
 from zoo_builder.executor import ROLLOUTS
 from zoo_builder.labels.spectra import spectral_radius
 from zoo_builder.studies.base import Gate, Measured, Study
+from zoo_builder.studies.robustness import SIZES, robustness
 from zoo_builder.tasks.heads import CLASSES
 from zoo_builder.tasks.n_parity import NParity
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from weightspace.spec import Params
     from weightspace.store import Stack, Zoo
 
 ZOO = "parity"
@@ -31,6 +33,8 @@ CURRICULA = {"single": "one head: N alone", "many": "a head for each N: all N so
 COLOURS = {"single": "#c1440e", "many": "#1f5fa8"}
 SEQUENCES = 2048
 """Sequences on which the accuracy on every N is measured."""
+SEQUENCES_DISTURBED = 512
+"""Sequences on which the accuracy of disturbed networks is measured, each time."""
 ROWS_TOGETHER = 256
 """Networks whose eigenvalues are computed at once."""
 COLUMNS = {"step": "step", "level": "curriculum_level", "tau_net": "network_timescale_mean"}
@@ -129,20 +133,25 @@ class Timescales(Study):
     def draw(self, measured: Measured) -> Figure:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 8), layout="constrained")
-        (climb, tau), (net, kept) = figure.subplots(2, 2)
+        figure = Figure(figsize=(11, 11.5), layout="constrained")
+        (climb, tau), (net, kept), (noisy, removed) = figure.subplots(3, 2)
         for heads, curves in measured.curves.items():
             look = {"color": COLOURS[heads], "label": CURRICULA[heads]}
             _lines(climb, curves["step"][0], curves["level"], look)
             _by_level(tau, curves["level"], curves["tau"], look)
             _by_level(net, curves["level"], curves["tau_net"], look)
             _lines(kept, -torch.arange(curves["accuracy"].shape[1]), curves["accuracy"], look)
+            _disturbed(noisy, removed, curves, look)
         climb.set(title="How far the curriculum is climbed", xlabel="updates", ylabel="N that is learned")
         tau.set(title="Time constants of the neurons", xlabel="N that is learned", ylabel="mean tau (steps)")
         net.set(title="Time scales of the activity", xlabel="N that is learned", ylabel="mean tau_net (steps)")
         kept.set(title="Accuracy at the end", xlabel="N minus the N that is learned", ylabel="accuracy on N-parity")
+        asked = {"ylabel": "share of the accuracy above guessing that is kept", "ylim": (-0.05, 1.05)}
+        noisy.set(title="Perturbed after training", xlabel="size of the perturbation over that of the tensor", **asked)
+        noisy.set_xscale("log")
+        removed.set(title="Without one neuron", xlabel="rank of the neuron's tau", **asked)
         kept.axhline(0.5, color="gray", linestyle=":", label="guessing")
-        for axes in (climb, tau, net, kept):
+        for axes in (climb, tau, net, kept, noisy, removed):
             axes.legend(frameon=False, fontsize="small")
         figure.suptitle(f"Timescales: N-parity under two curricula, {self.hidden_size} leaky neurons")
         return figure
@@ -153,7 +162,8 @@ def curves_of(zoo: Zoo, heads: str) -> dict[str, Tensor]:
 
     `level` is the N that is learned, `tau` and `tau_net` are means over neurons (steps), tau_net by the label
     `NetworkTimescale`; `radius` is that of W_hh;
-    `accuracy` (models, distance) is of the last snapshot, on N = level, level - 1, ..., NaN below N = 2.
+    `accuracy` (models, distance) is of the last snapshot, on N = level, level - 1, ..., NaN below N = 2. Beside these
+    stand the curves of `robustness`, of the last snapshot, too, on N = level.
     """
     task = [json.loads(text)["heads"] for text in zoo.table["task_config"].to_pylist()]
     rows = [row for row, part in enumerate(task) if part == heads]
@@ -165,7 +175,14 @@ def curves_of(zoo: Zoo, heads: str) -> dict[str, Tensor]:
     curves = {name: values.reshape(shape) for name, values in (columns | joined).items()}
     last = zoo.stack(torch.tensor(rows).reshape(shape)[:, -1].tolist())
     level = curves["level"][:, -1]
-    return curves | {"accuracy": from_level_down(accuracies(zoo, last, level), level)}
+    curves["accuracy"] = from_level_down(accuracies(zoo, last, level), level)
+    streams = Streams(zoo.manifest["recipe"]["seed"], _ids(zoo, last), "timescales/robustness")
+
+    def ask(params: Params) -> Tensor:
+        accuracy = accuracies(zoo, replace(last, params=params), level, SEQUENCES_DISTURBED)
+        return from_level_down(accuracy, level)[:, 0]
+
+    return curves | robustness(last.family, last.params, ask, streams)
 
 
 def _of_stack(stack: Stack) -> dict[str, Tensor]:
@@ -173,7 +190,7 @@ def _of_stack(stack: Stack) -> dict[str, Tensor]:
     return {"tau": used["tau"].double().mean(1), "radius": spectral_radius(used["weight_hh"].double())}
 
 
-def accuracies(zoo: Zoo, stack: Stack, level: Tensor) -> Tensor:
+def accuracies(zoo: Zoo, stack: Stack, level: Tensor, sequences: int = SEQUENCES) -> Tensor:
     """Share of right answers (models, N) of networks at their levels (models,) on fair bits; NaN for N above these.
 
     With one head it is asked for every N, with many each for its own.
@@ -181,7 +198,7 @@ def accuracies(zoo: Zoo, stack: Stack, level: Tensor) -> Tensor:
     config = json.loads(zoo.table["task_config"][int(stack.rows[0])].as_py())
     asked = FairParity(max_n=config["max_n"], n=config["max_n"], heads="many")
     streams = Streams(zoo.manifest["recipe"]["seed"], _ids(zoo, stack), "timescales/accuracy")
-    batch = asked.sample({"n": level}, streams, SEQUENCES, "test")
+    batch = asked.sample({"n": level}, streams, sequences, "test")
     outputs = last_outputs(stack.family, stack.params, batch.x, batch.start, {}, 1, method=_method(zoo))
     answers = outputs[:, 0].unflatten(-1, (-1, CLASSES)).argmax(-1)
     target = batch.target[:, 0]
@@ -225,3 +242,16 @@ def _by_level(axes: Axes, level: Tensor, values: Tensor, look: Mapping[str, Any]
     axes.scatter(level.flatten(), values.flatten(), color=look["color"], alpha=0.12, s=10, linewidths=0)
     levels = level.unique()
     axes.plot(levels, [values[level == number].nanmean() for number in levels], linewidth=2.5, marker="o", **look)
+
+
+def _disturbed(noisy: Axes, removed: Axes, curves: Mapping[str, Tensor], look: Mapping[str, Any]) -> None:
+    """Kept accuracies with perturbed tensors by the size of the perturbation, and without single neurons by tau."""
+    undisturbed = curves["accuracy"][:, 0].nanmean() - 0.5
+    for name, line in (("weight_hh", "-"), ("tau", "--")):
+        label = f"{look['label']}, {'W_hh' if name == 'weight_hh' else name}"
+        share = (curves[f"perturbed_{name}"].nanmean(0) - 0.5) / undisturbed
+        noisy.plot(SIZES, share, line, color=look["color"], marker="o", label=label)
+    for name, line in (("shortest", "-"), ("longest", "--")):
+        label = f"{look['label']}, {name} tau first"
+        share = (curves[f"without_{name}"].nanmean(0) - 0.5) / undisturbed
+        removed.plot(share, line, color=look["color"], marker="o", label=label)
