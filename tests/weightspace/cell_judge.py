@@ -198,6 +198,20 @@ def compare(
             raise Different(f"{what}: {name} is off by {error:.3g} where the largest number is {scale:.3g}")
 
 
+def _refuse_rounding(found: Values, in_float32: Values, expected: Values) -> None:
+    """Raise Undecided if what differs in float64 is smaller than in float32 as rounding is, by 2**-29.
+
+    A wrong number is as wrong in both. What cancels in whole leaves rounding errors beside which nothing is large.
+    """
+    for name, value in expected.items():
+        if not value.numel():
+            continue
+        error, rounding = (float((one[name].double() - value).abs().max()) for one in (found, in_float32))
+        if not error <= max(1e-9 * float(value.abs().max()), 1e-6 * rounding):
+            return
+    raise Undecided
+
+
 def everything(
     own: Problem, method: Any, wanted: Sequence[str], weights: Mapping[str, Tensor], *, given: bool
 ) -> Values:
@@ -244,7 +258,12 @@ def _gradients(cell: Cell, seed: int, draw: int, dtype: torch.dtype, *, all_of_i
     wide, narrow = own, own.of(torch.float32)
     expected, rounded = (everything(one, "sequential", leaves, weights, given=given) for one in (wide, narrow))
     found = everything(own.of(dtype), "native", leaves, weights, given=given)
-    compare(what, found, expected, rounded, dtype)
+    try:
+        compare(what, found, expected, rounded, dtype)
+    except Different:
+        if dtype == torch.float64:
+            _refuse_rounding(found, everything(narrow, "native", leaves, weights, given=given), expected)
+        raise
 
 
 def _all_in_float64(cell: Cell, seed: int, draw: int) -> None:

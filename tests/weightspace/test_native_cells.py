@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from tests.weightspace.cell_judge import TOLERANCE, everything, judged, problem
+from tests.weightspace.cell_judge import TOLERANCE, Undecided, _refuse_rounding, everything, judged, problem
 from tests.weightspace.cells import Cell, outcomes, summary, wrong
 from tests.weightspace.test_native import far
 from weightspace.rollout import native
@@ -31,6 +31,19 @@ def test_ten_thousand_random_cells_are_right_or_refused():
 @pytest.mark.slow
 def test_some_random_cells_are_right_in_every_way():
     judge(range(MANY, MANY + THOROUGH), deep=True)
+
+
+def test_what_cancels_in_whole_is_rounding_and_a_wrong_number_is_not():
+    expected = {"gradient": torch.zeros(3, dtype=torch.float64), "x": torch.ones(3, dtype=torch.float64)}
+    with pytest.raises(Undecided):
+        _refuse_rounding(
+            {"gradient": torch.full((3,), 1e-14).double(), "x": torch.ones(3).double()},
+            {"gradient": torch.full((3,), 3e-6), "x": torch.ones(3)},
+            expected,
+        )
+    wrong_in_both = {"gradient": torch.full((3,), 1e-7).double(), "x": torch.ones(3).double()}
+    _refuse_rounding(wrong_in_both, {name: value.float() for name, value in wrong_in_both.items()}, expected)
+    _refuse_rounding({**expected, "x": torch.full((3,), 1 + 1e-8).double()}, expected, expected)
 
 
 def cell(*body, answer="h", reading=(), noises=(), first=(), tensors=None, x=3, out=4, **after):
