@@ -43,7 +43,7 @@ def test_what_cancels_in_whole_is_rounding_and_a_wrong_number_is_not():
         )
     wrong_in_both = {"gradient": torch.full((3,), 1e-7).double(), "x": torch.ones(3).double()}
     _refuse_rounding(wrong_in_both, {name: value.float() for name, value in wrong_in_both.items()}, expected)
-    _refuse_rounding({**expected, "x": torch.full((3,), 1 + 1e-8).double()}, expected, expected)
+    _refuse_rounding({**expected, "x": torch.ones(3).double() + 1e-8}, expected, expected)
 
 
 def cell(*body, answer="h", reading=(), noises=(), first=(), tensors=None, x=3, out=4, **after):
