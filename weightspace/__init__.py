@@ -16,13 +16,15 @@ _HOMES = {
     "embed": ("weightspace.face", "embed"),
     "Embedder": ("weightspace.transformer", "Embedder"),
     "families": ("weightspace.families", ""),
-    "from_torch": ("weightspace.face", "from_torch"),
+    "fixed_points": ("weightspace.face", "fixed_points"),
+    "from_torch": ("weightspace.models", "from_torch"),
     "load_encoder": ("weightspace.face", "load_encoder"),
     "measure": ("weightspace.face", "measure"),
-    "open_zoo": ("weightspace.store", "open_zoo"),
+    "open_zoo": ("weightspace.face", "open_zoo"),
     "predict": ("weightspace.face", "predict"),
     "rollout": ("weightspace.rollout", ""),
     "to_data": ("weightspace.face", "to_data"),
+    "trajectories": ("weightspace.face", "trajectories"),
 }
 """Name -> its module, and its name there ("" for the module itself: the package `rollout` can be called)."""
 
