@@ -1,6 +1,7 @@
 """Models as modules of torch.nn: the same outputs and states, and what code for nn.GRU and nn.LSTM asks of them."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -19,20 +20,27 @@ from weightspace.rollout import Streams, generator, rollout
 from weightspace.rollout.noise import draw_noise
 
 
-class Started(GRU):
-    """A GRU whose first state is what the task says."""
+class Disturbed(GRU):
+    """A GRU whose first state is what the task says, and whose states are disturbed at every step."""
 
     @property
     def reads_start(self):
         return self.hidden_size
 
+    def declare(self):
+        return dataclasses.replace(super().declare(), noise={"kick": "hidden.0"})
+
     def initial_state(self, params, start):
         return {"h.0": torch.tanh(start)}
+
+    def step(self, params, state, x, noise):
+        after = super().step(params, state, x, {})
+        return {"h.0": after["h.0"] + 0.1 * noise["kick"]}
 
 
 EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 TRIALS = [example for kind in (Decays, Delays, Liquid) for example in kind.examples()]
-TRIALS.append(Started(input_size=2, hidden_size=3, output_size=1))
+TRIALS.append(Disturbed(input_size=2, hidden_size=3, output_size=1))
 
 
 def drawn(family, batch=3, steps=6):
