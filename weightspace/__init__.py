@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.5.0"
 
 _HOMES = {
+    "build_zoo": ("weightspace.face", "build_zoo"),
     "check_encoder": ("weightspace.checks", "assert_encoder"),
     "check_family": ("weightspace.checks", "assert_family"),
     "embed": ("weightspace.face", "embed"),

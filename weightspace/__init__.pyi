@@ -1,5 +1,6 @@
 from weightspace import checks
 from weightspace import families as families
+from weightspace.face import build_zoo as build_zoo
 from weightspace.face import embed as embed
 from weightspace.face import fixed_points as fixed_points
 from weightspace.face import load_encoder as load_encoder

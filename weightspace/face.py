@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -190,6 +190,20 @@ class Zoo(store.Zoo):
     def trajectories(self, rows: Sequence[int] | None = None) -> Trajectories:
         """States, inputs and outputs of the models of these rows (of all unless given); see `trajectories`."""
         return trajectories(self if rows is None else self[rows])
+
+
+def build_zoo(
+    recipe: str | Path | Mapping[str, Any], out: str | Path, *, seed: int | None = None, workers: int | None = None
+) -> Zoo:
+    """Build the zoo of a recipe in the folder `out`, or finish it, and open it; one that is there is only opened.
+
+    A recipe is a mapping, a YAML file, or the name of one of `zoo-builder list recipes`; `seed` replaces its own.
+    """
+    from weightspace.recipes import named
+    from zoo_builder.build import build
+
+    build(recipe if isinstance(recipe, Mapping) else named(recipe, "zoo"), out, seed=seed, workers=workers)
+    return open_zoo(out)
 
 
 def open_zoo(path: str | Path) -> Zoo:
