@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
 
 from weightspace.families import Family
+from weightspace.families.torch_module import Layer
 from weightspace.spec import Params
 from weightspace.store import Model, Selection, Stack, Zoo, open_zoo
 
@@ -33,10 +34,13 @@ def from_torch(
     """The model of a torch.nn recurrent layer or cell, and the nn.Linear that reads its last layer, as copies.
 
     Of a bidirectional layer `direction` is the one to take; `backward` reads sequences from their end. Weight
-    normalisation and pruning are replaced by the weights that they compute. ValueError names what no family represents.
+    normalisation and pruning are replaced by the weights that they compute. A module of `Family.as_rnn` gives its model
+    back. ValueError names what no family represents.
     """
     from weightspace.exchange.readings import of_module
 
+    if isinstance(module, Layer):
+        return Model(cast(Family, module.family), {name: t.detach().clone() for name, t in module.params.items()})
     return Model(*of_module(module, readout, direction))
 
 

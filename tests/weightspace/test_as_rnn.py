@@ -145,6 +145,18 @@ def test_an_optimiser_trains_the_module_and_the_parameters_that_it_was_given():
     assert all(not torch.equal(given[name], before[name]) for name in given)
 
 
+def test_a_module_that_was_trained_further_is_a_model_again():
+    family = Elman(input_size=2, hidden_size=4, output_size=1, num_layers=2)
+    rnn = family.as_rnn(family.init(generator(0, "m", "init")))
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.add_(1)
+    again = ws.from_torch(rnn)
+    assert again.family == family
+    assert all(torch.equal(tensor, rnn.params[name]) for name, tensor in again.params.items())
+    torch.testing.assert_close(ws.embed(rnn), ws.embed(again))
+
+
 def test_gradients_flow_to_tensors_that_something_else_computes():
     family = GRU(input_size=2, hidden_size=4, output_size=1)
     scale, params = torch.tensor(1.0, requires_grad=True), family.init(generator(0, "m", "init"))
