@@ -30,7 +30,7 @@ RECIPE = {
 def zoo(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for name, rollouts in (("stored", {"sequences": 32}), ("bare", None)):
-        build({**RECIPE, "rollouts": rollouts}, out / name, workers=1)
+        build({**RECIPE, "rollouts": rollouts}, out / name, workers=1, method="torch")
     return out
 
 

@@ -55,11 +55,11 @@ class Named(nn.Module):
             if part not in dict(holder.named_children()):
                 holder.add_module(part, nn.Module())
             holder = holder.get_submodule(part)
-        if not is_trained:
-            holder.register_buffer(last, tensor.detach())
+        # Not registered by the methods for it: they refuse a tensor that is called like one of them, such as `to`.
+        if is_trained:
+            holder._parameters[last] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach())
         else:
-            is_parameter = isinstance(tensor, nn.Parameter)
-            holder.register_parameter(last, tensor if is_parameter else nn.Parameter(tensor.detach()))
+            holder._buffers[last] = tensor.detach()
 
     @property
     def input_size(self) -> int:
