@@ -29,9 +29,12 @@ def neurogym(monkeypatch):
         made.append(name)
         return types.SimpleNamespace(unwrapped=TwoChoices(**options))
 
-    package = types.ModuleType("neurogym")
-    package.make, package.all_tasks = make, lambda: ["PerceptualDecisionMaking-v0", "GoNogo-v0"]
-    monkeypatch.setitem(sys.modules, "neurogym", package)
+    names = ("neurogym", "neurogym.envs", "neurogym.envs.registration")
+    package, _, registration = modules = [types.ModuleType(name) for name in names]
+    package.make = make
+    registration.all_envs = lambda **kinds: ["PerceptualDecisionMaking-v0", "GoNogo-v0"]
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return made
 
 
@@ -191,7 +194,10 @@ def test_a_zoo_of_several_environments_says_the_range_of_all_inputs(tmp_path):
     assert x.shape == (8, 9, 3)
 
 
-@pytest.mark.parametrize("name", ["PerceptualDecisionMaking-v0", "ContextDecisionMaking-v0", "GoNogo-v0"])
+@pytest.mark.filterwarnings("ignore:.*render_modes")
+@pytest.mark.parametrize(
+    "name", ["PerceptualDecisionMaking-v0", "ContextDecisionMaking-v0", "GoNogo-v0", "yang19.dm1-v0"]
+)
 def test_trials_of_neurogym_come_again_from_their_seed(name):
     pytest.importorskip("neurogym")
     from zoo_builder.tasks.trials import Drawing, drawn

@@ -99,12 +99,13 @@ def _neurogym(name: str) -> Any:
     """The package, where it has an environment of this name."""
     try:
         import neurogym
+        from neurogym.envs.registration import all_envs
     except ImportError:
         raise ValueError(
             f"The environment '{name}' is one of neurogym, which is not installed; `pip install "
             f"'weightspace[neurogym]'`, or name one of your own as MODULE:CLASS."
         ) from None
-    refuse_unknown_name("environment of neurogym", name, neurogym.all_tasks())
+    refuse_unknown_name("environment of neurogym", name, all_envs(psychopy=True, contrib=True, collections=True))
     return neurogym
 
 
