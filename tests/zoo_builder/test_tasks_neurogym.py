@@ -120,6 +120,11 @@ class Steering(TwoChoices):
     action_space = types.SimpleNamespace(shape=(2,))
 
 
+class Bandit(TwoChoices):
+    def new_trial(self):
+        pass
+
+
 class Silent(TwoChoices):
     def new_trial(self):
         super().new_trial()
@@ -139,7 +144,7 @@ class Endless(TwoChoices):
     [
         ({"env": "PerceptualDecision-v0"}, "Did you mean 'PerceptualDecisionMaking-v0'"),
         ({"env": "GoNogo-v0", "period": "decison"}, "Did you mean 'decision'"),
-        ({"env": "GoNogo-v0", "options": '{"shortst": 2}'}, "does not take these `options`"),
+        ({"env": "GoNogo-v0", "options": '{"shortst": 2}'}, "cannot be made with the `options`"),
         ({"env": "GoNogo-v0", "options": "[1]"}, "must be a mapping in JSON"),
         ({"env": "GoNogo-v0", "num_trials": 4}, "`num_trials`"),
         ({"env": "GoNogo-v0", "sha256": "00"}, "is not given"),
@@ -148,13 +153,14 @@ class Endless(TwoChoices):
         ({"env": "zoo_builder.tasks.two_choices:Three"}, "has no environment 'Three'"),
         ({"env": "zoo_builder.tasks.nothing:Three"}, "cannot be imported: No module named"),
         ({"env": "zoo_builder.tasks.test:Steering"}, "are no classes"),
+        ({"env": "zoo_builder.tasks.test:Bandit"}, "are no `ob` with a right answer"),
         ({"env": "zoo_builder.tasks.test:Silent"}, "All inputs of"),
         ({"env": "zoo_builder.tasks.test:Endless"}, "and a period of at least one"),
     ],
 )
 def test_what_has_no_trials_is_refused_with_the_way_out(neurogym, monkeypatch, fields, message):
     module = types.ModuleType("zoo_builder.tasks.test")
-    module.Steering, module.Silent, module.Endless = Steering, Silent, Endless
+    module.Steering, module.Silent, module.Endless, module.Bandit = Steering, Silent, Endless, Bandit
     monkeypatch.setitem(sys.modules, "zoo_builder.tasks.test", module)
     with pytest.raises(ValueError, match=message):
         NeuroGym(**fields)

@@ -91,8 +91,8 @@ def _environment(name: str, options: Mapping[str, Any]) -> Any:
     make = partial(_neurogym(name).make, name) if not colon else _of_package(name, module, attribute)
     try:
         return make(**options)
-    except TypeError as error:
-        raise ValueError(f"The environment '{name}' does not take these `options`, {options}: {error}.") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"The environment '{name}' cannot be made with the `options` {options}: {error}.") from None
 
 
 def _neurogym(name: str) -> Any:
@@ -136,10 +136,13 @@ def _refuse_odd(name: str, env: Any) -> None:
 def _trial(drawing: Drawing, env: Any) -> tuple[Any, Any]:
     """Inputs (time, input) of a trial up to the end of its decision, and the right actions (scored,) during it."""
     env.new_trial()
+    if not hasattr(env, "ob") or not hasattr(env, "gt"):
+        raise ValueError(f"Trials of '{drawing.env}' are no `ob` with a right answer `gt` at each step.")
     ob, gt = np.asarray(env.ob), np.asarray(env.gt)
     if drawing.period:
         begins = getattr(env, "start_ind", {})
-        refuse_unknown_name(f"period of '{drawing.env}'", drawing.period, sorted(begins))
+        way_out = " Name the one that is answered in `period`, or leave it empty to have every step scored."
+        refuse_unknown_name(f"period of '{drawing.env}'", drawing.period, sorted(begins), way_out)
         first, last = int(begins[drawing.period]), int(env.end_ind[drawing.period])
     else:
         first, last = 0, len(ob)
