@@ -125,31 +125,43 @@ def fixed_points(
     inputs: ArrayLike | Tensor | None = None,
     *,
     held: ArrayLike | Tensor | None = None,
+    starts: ArrayLike | Tensor | None = None,
     seed: int = 0,
 ) -> FixedPoints | list[FixedPoints]:
     """Fixed points h = F(h, x) of models, a list; of one without an axis its points alone.
 
     They are those that the label FixedPoints counts, found by Newton steps from states driven as in `measure`, for an
     input `held` (input,) that stays the same: silence unless given (Sussillo and Barak, Neural Computation 2013).
+    `starts` (start, state) are other states to search from, such as those between memories, where saddles are.
     """
     from zoo_builder.executor import ROLLOUTS, chosen_method
     from zoo_builder.labels import in_parts
     from zoo_builder.labels.fixed_points import locate
 
-    still = None if held is None else torch.as_tensor(held)
+    still, others = (None if given is None else torch.as_tensor(given) for given in (held, starts))
     method, found = ROLLOUTS[chosen_method("cpu")], []
     for stack, members in _driven(models, inputs, seed):
-        if still is not None and still.shape != (stack.family.input_size,):
-            raise ValueError(
-                f"`held` has shape {tuple(still.shape)}, expected ({stack.family.input_size},): an input of the "
-                f"{type(stack.family).__name__}."
-            )
+        _refuse_misfits(stack.family, still, others)
         for driven in in_parts(stack.family, stack.params, members, method):
-            located = locate(driven, still)
+            located = locate(driven, still, others)
             columns = (located.points, located.speeds, located.eigenvalues, located.stable)
             for i in range(driven.num_models):
                 found.append(FixedPoints(*(column[i][located.chosen[i]].numpy() for column in columns)))
     return found[0] if is_alone(models) else found
+
+
+def _refuse_misfits(family: Family, held: Tensor | None, starts: Tensor | None) -> None:
+    if held is not None and held.shape != (family.input_size,):
+        raise ValueError(
+            f"`held` has shape {tuple(held.shape)}, expected ({family.input_size},): one input of the "
+            f"{type(family).__name__}."
+        )
+    size = family.spec.state_size
+    if starts is not None and (starts.dim() != 2 or starts.shape[1] != size):
+        raise ValueError(
+            f"`starts` have shape {tuple(starts.shape)}, expected (start, {size}): states of the "
+            f"{type(family).__name__} side by side, as `trajectories` has them."
+        )
 
 
 class Trajectories(NamedTuple):

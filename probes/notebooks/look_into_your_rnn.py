@@ -96,14 +96,16 @@ figure_outputs
 # %% [markdown]
 # ## State space, and the points that organise it
 #
-# Fixed points are states in which the network stays when its input is silent, h = F(h, 0). They are searched for from
-# states that it visits, by Newton steps on all of them at once. Small deviations from a stable one shrink: these are
-# memories. From the others they grow in some direction: these are the crossings between memories. Trajectories and
-# points are drawn along the first two principal components of the states.
+# Fixed points are states in which the network stays when its input is silent, h = F(h, 0), found by Newton steps from
+# many states at once. Small deviations from a stable one shrink: these are memories. From the others they grow in some
+# direction: these lie between memories, and so the search starts from states halfway between two that the network
+# visits, too. Trajectories and points are drawn along the first two principal components of the states.
 
 # %%
-found = ws.fixed_points(model, pulses)
 flat = states.reshape(-1, states.shape[-1])
+visited = flat[:: len(flat) // 60]
+halfway = (visited + np.random.default_rng(0).permutation(visited)) / 2
+found = ws.fixed_points(model, starts=np.concatenate([visited, halfway]))
 mean = flat.mean(0)
 _, sizes, axes = np.linalg.svd(flat - mean, full_matrices=False)
 share = (sizes**2 / (sizes**2).sum())[:2]

@@ -175,5 +175,14 @@ def test_a_model_that_is_not_finite_has_no_fixed_points():
 
 
 def test_an_input_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"`held` has shape \(2,\), expected \(1,\): an input of the Elman"):
+    with pytest.raises(ValueError, match=r"`held` has shape \(2,\), expected \(1,\): one input of the Elman"):
         ws.fixed_points(bistable(), held=[0.0, 1.0])
+    with pytest.raises(ValueError, match=r"`starts` have shape \(3, 2\), expected \(start, 1\): states of the Elman"):
+        ws.fixed_points(bistable(), starts=np.zeros((3, 2)))
+
+
+def test_a_search_from_states_of_ones_own_finds_the_point_between():
+    found = ws.fixed_points(bistable(), starts=np.linspace(-1, 1, 20)[:, None])
+    order = np.argsort(found.points[:, 0])
+    np.testing.assert_allclose(found.points[order, 0], roots(0.1), atol=1e-8)
+    assert found.stable[order].tolist() == [True, False, True]

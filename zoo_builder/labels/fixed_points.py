@@ -73,9 +73,16 @@ class Located(NamedTuple):
 
 
 @torch.no_grad()
-def locate(driven: Driven, held: Tensor | None = None) -> Located:
-    """Fixed points h = F(h, x) found from driven states, for an input x (input,) held still: 0 unless given."""
-    starts, finite = finite_only(driven.trajectory.before[:, -1, :NUM_STARTS].contiguous())
+def locate(driven: Driven, held: Tensor | None = None, starts: Tensor | None = None) -> Located:
+    """Fixed points h = F(h, x) found from states (start, state), for an input x (input,) that is held still.
+
+    Unless given, the states are driven ones, and the input is 0.
+    """
+    if starts is None:
+        starts = driven.trajectory.before[:, -1, :NUM_STARTS]
+    else:
+        starts = starts.to(driven.device, torch.float64).expand(len(driven.finite), -1, -1)
+    starts, finite = finite_only(starts.contiguous())
     points, converged = find(driven, starts, held)
     x, noise = _still(driven, points, held)
     jacobians, usable = finite_only(driven.jacobians_at(points, x, noise).flatten(0, 1))
