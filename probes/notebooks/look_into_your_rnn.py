@@ -89,7 +89,7 @@ for channel, panel in enumerate(panels):
     panel.plot(outputs[0, :, channel], color=f"C{channel}", label="output")
     panel.set(ylabel=f"channel {channel + 1}", ylim=(-1.6, 1.6))
 panels[1].set(xlabel="step")
-panels[0].legend(loc="upper right", ncols=3)
+panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 plt.close(figure_outputs)
 figure_outputs
 

@@ -43,7 +43,7 @@ def run(*command: str) -> None:
     """Run a command of the package, and show what it says."""
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    print(done.stdout.replace(f"{run_folder}{os.sep}", ""), end="")
 
 
 # %% [markdown]
@@ -57,6 +57,7 @@ def run(*command: str) -> None:
 
 # %%
 options = ["--trainer.max_epochs", epochs, "--trainer.default_root_dir", str(run_folder)]
+options += ["--trainer.enable_progress_bar", "false"]
 run("weightspace", "fit", "--config", "supervised-tiny", "--data.zoo", str(zoo.path), *options)
 print(sorted(path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*.*")))
 

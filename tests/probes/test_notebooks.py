@@ -57,6 +57,7 @@ def test_the_notebook_that_builds_leaves_a_zoo_whose_models_have_learned(tmp_pat
     assert hard[6] < hard[2] - 0.1
 
 
+@pytest.mark.slow
 def test_the_notebook_on_a_network_of_ones_own_finds_its_memories(tmp_path, monkeypatch):
     import matplotlib as mpl
 
