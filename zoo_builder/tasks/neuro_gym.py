@@ -24,9 +24,10 @@ class NeuroGym(Categorical):
 
     The environment draws `num_trials` trials once, from `seed`, and all models see trials of these: a fifth is for
     tests, the rest for training. Trials end with the decision, silence (0) is before those that are shorter than the
-    longest, and the last steps are scored, as many as the shortest decision has. Molano-Mazon et al., NeuroGym: an open
-    resource for developing and sharing neuroscience tasks, 2022 (doi 10.31234/osf.io/aqc9n). With `file` trials do not
-    depend on the version of its package, which is needed no longer once they are drawn.
+    longest, and the last steps are scored, as many as the shortest decision has. With `file` trials do not depend on
+    the version of the environment's package, which is needed no longer once they are drawn. An environment without
+    noise may show the same trial in training and in tests. NeuroGym (Molano-Mazon et al., NeuroGym: an open resource
+    for developing and sharing neuroscience tasks, PsyArXiv 2022).
     """
 
     env: str
