@@ -38,14 +38,6 @@ run_folder = Path(tempfile.mkdtemp(prefix="run-"))
 is_there = (folder / "zoo" / "zoo.json").is_file()
 zoo = ws.open_zoo(folder / "zoo") if is_there else ws.build_zoo("quickstart-tiny", folder / "zoo")
 
-
-def run(*command: str) -> None:
-    """Run a command of the package, and show what it says."""
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout.replace(f"{run_folder}{os.sep}", ""), end="")
-
-
 # %% [markdown]
 # ## Training
 #
@@ -58,7 +50,8 @@ def run(*command: str) -> None:
 # %%
 options = ["--trainer.max_epochs", epochs, "--trainer.default_root_dir", str(run_folder)]
 options += ["--trainer.enable_progress_bar", "false"]
-run("weightspace", "fit", "--config", "supervised-tiny", "--data.zoo", str(zoo.path), *options)
+command = [sys.executable, "-m", "weightspace", "fit", "--config", "supervised-tiny", "--data.zoo", str(zoo.path)]
+subprocess.run([*command, *options], capture_output=True, check=True)
 print(sorted(path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*.*")))
 
 # %%
@@ -124,11 +117,10 @@ figure_test
 # %% [markdown]
 # ## Frozen embeddings
 #
-# `weightspace embed` writes the embeddings of every row of the zoo, in the order of its table. Whether they hold more
-# than plain statistics of the weights, the record of the training, or chance: that is what `probe_a_zoo` asks.
+# Embeddings of every row of the zoo, in the order of its table; `weightspace embed --checkpoint
+# RUN/checkpoints/best.ckpt --zoo ZOO --out FILE` writes them into a file. Whether they hold more than plain statistics
+# of the weights, the record of the training, or chance: that is what `probe_a_zoo` asks.
 
 # %%
-file = run_folder / "embeddings.safetensors"
-checkpoint = run_folder / "checkpoints" / "best.ckpt"
-run("weightspace", "embed", "--checkpoint", str(checkpoint), "--zoo", str(zoo.path), "--out", str(file))
-print(f"{file.name}, {file.stat().st_size / 2**10:.0f} KiB")
+embeddings = ws.embed(zoo, encoder)
+embeddings.shape
