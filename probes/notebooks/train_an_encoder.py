@@ -51,7 +51,7 @@ zoo = ws.open_zoo(folder / "zoo") if is_there else ws.build_zoo("quickstart-tiny
 options = ["--trainer.max_epochs", epochs, "--trainer.default_root_dir", str(run_folder)]
 options += ["--trainer.enable_progress_bar", "false"]
 command = [sys.executable, "-m", "weightspace", "fit", "--config", "supervised-tiny", "--data.zoo", str(zoo.path)]
-subprocess.run([*command, *options], capture_output=True, check=True)
+subprocess.run([*command, *options], check=True)
 print(sorted(path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*.*")))
 
 # %%
