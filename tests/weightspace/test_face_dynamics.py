@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from torch import nn
 
 import weightspace as ws
+from tests.zoo_builder.test_relabel import run_here
 from zoo_builder.bring import bring
 from zoo_builder.build import build
 
@@ -30,7 +31,7 @@ RECIPE = {
 def zoo(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for name, rollouts in (("stored", {"sequences": 32}), ("bare", None)):
-        build({**RECIPE, "rollouts": rollouts}, out / name, workers=1, method="torch")
+        build({**RECIPE, "rollouts": rollouts}, out / name, engine=run_here, method="torch")
     return out
 
 

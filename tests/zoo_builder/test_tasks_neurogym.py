@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import weightspace as ws
+from tests.zoo_builder.test_relabel import run_here
 from weightspace.rollout import Streams
 from weightspace.store import verify
 from zoo_builder import tasks
@@ -185,7 +186,7 @@ def test_a_zoo_of_several_environments_says_the_range_of_all_inputs(tmp_path):
         "splits": {"test": 0.25, "val": 0.25},
         "rollouts": {"sequences": 8},
     }
-    build(recipe, tmp_path / "zoo", workers=1)
+    build(recipe, tmp_path / "zoo", engine=run_here, method="torch")
     assert verify(tmp_path / "zoo") == []
     opened = ws.open_zoo(tmp_path / "zoo")
     record = opened.manifest["tasks"]["NeuroGym"]
