@@ -207,6 +207,16 @@ def test_what_does_not_fit_is_refused_with_the_shape_that_would(x, h, message):
         family.as_rnn(params)(x, h)
 
 
+@pytest.mark.parametrize("family", EXAMPLES, ids=str)
+def test_a_module_is_copied_saved_and_loaded_like_any_other(family):
+    params, x, start, _ = drawn(family, steps=2)
+    rnn, other = (family.as_rnn(own) for own in (params, family.init(generator(0, "n", "init"))))
+    wanted = rnn.eval()(x, start=start)[0]
+    other.load_state_dict(rnn.state_dict())
+    for same in (copy.deepcopy(rnn), other, rnn.double().float()):
+        assert torch.equal(same(x, start=start)[0], wanted)
+
+
 def test_a_stack_is_refused_as_a_module():
     family, params = ws.from_torch(nn.GRU(3, 5))
     with pytest.raises(ValueError, match=r"'weight_ih\.0' has shape"):
