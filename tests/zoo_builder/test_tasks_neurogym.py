@@ -11,6 +11,7 @@ import torch
 
 import weightspace as ws
 from tests.zoo_builder.test_relabel import run_here
+from weightspace.components import plugins
 from weightspace.rollout import Streams
 from weightspace.store import verify
 from zoo_builder import tasks
@@ -165,6 +166,18 @@ def test_what_has_no_trials_is_refused_with_the_way_out(neurogym, monkeypatch, f
     monkeypatch.setitem(sys.modules, "zoo_builder.tasks.test", module)
     with pytest.raises(ValueError, match=message):
         NeuroGym(**fields)
+
+
+def test_an_environment_of_ones_own_package_needs_the_permission_of_the_option(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_tasks.py").write_text("from zoo_builder.tasks.two_choices import TwoChoices as Search\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="would run code of 'mine_of_tasks'"):
+        NeuroGym(env="mine_of_tasks:Search", num_trials=20)
+    assert "mine_of_tasks" not in sys.modules
+    monkeypatch.setattr(plugins, "_allowed", {})
+    plugins.allow("mine_of_tasks")
+    own, same = (NeuroGym(env=name, num_trials=20).trials for name in ("mine_of_tasks:Search", OWN))
+    assert torch.equal(own.x, same.x)
 
 
 def test_without_the_package_its_environments_are_refused(monkeypatch):
