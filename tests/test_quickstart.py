@@ -112,7 +112,7 @@ def run_notebook(folder, tmp_path, monkeypatch):
 
 def test_the_notebook_that_probes_runs_on_the_tiny_zoo(run_notebook):
     names = run_notebook("probe_a_zoo")
-    assert {row["target"] for row in names["headline"]} == {"state_effective_rank", "memory_decay_rate", "score"}
+    assert set(names["headline"]["target"]) == {"state_effective_rank", "memory_decay_rate", "score"}
 
 
 def test_the_notebook_on_labels_measures_one_again(run_notebook):
@@ -127,7 +127,8 @@ def test_the_notebook_that_trains_shows_the_symmetry_and_leaves_embeddings(folde
     assert names["change"]["all hidden units"] < 1e-5
     assert names["change"]["rows of weight_hh alone"] > 1e-3
     assert len(names["predicted"]) == len(names["test"]) > 0
-    assert names["file"].is_relative_to(tmp_path)
+    assert names["run_folder"].is_relative_to(tmp_path)
+    assert len(names["embeddings"]) == len(names["zoo"])
     assert not (folder / "metrics.csv").exists()
 
 

@@ -42,7 +42,8 @@ ROOMS = {
     "training": TRAINING | {"exchange"},
     "violations": {"spec"},
     "checks": READING | {"encoders", "violations"},
-    "transformer": {"face", "encoders"},
+    "models": ZOO | {"exchange"},
+    "transformer": {"face", "encoders", "models"},
     "watched": {"cli"},
     "cli": TRAINING | {"training", "exchange", "checks", "quickstart", "recipes"},
 }
@@ -65,6 +66,7 @@ LIBRARIES = {
     "datasets": {"weightspace/exchange/hub.py"},
     "ray": {"zoo_builder/workers/ray.py"},
     "jax": {"zoo_builder/bench/jax_methods.py"},
+    "neurogym": {"zoo_builder/tasks/trials.py"},
     "jsonargparse": {"weightspace/cli.py", "zoo_builder/cli.py", "probes/cli.py"},
 }  # fmt: skip
 

@@ -11,18 +11,21 @@ from typing import Any
 __version__ = "0.5.0"
 
 _HOMES = {
+    "build_zoo": ("weightspace.face", "build_zoo"),
     "check_encoder": ("weightspace.checks", "assert_encoder"),
     "check_family": ("weightspace.checks", "assert_family"),
     "embed": ("weightspace.face", "embed"),
     "Embedder": ("weightspace.transformer", "Embedder"),
     "families": ("weightspace.families", ""),
-    "from_torch": ("weightspace.face", "from_torch"),
+    "fixed_points": ("weightspace.face", "fixed_points"),
+    "from_torch": ("weightspace.models", "from_torch"),
     "load_encoder": ("weightspace.face", "load_encoder"),
     "measure": ("weightspace.face", "measure"),
-    "open_zoo": ("weightspace.store", "open_zoo"),
+    "open_zoo": ("weightspace.face", "open_zoo"),
     "predict": ("weightspace.face", "predict"),
     "rollout": ("weightspace.rollout", ""),
     "to_data": ("weightspace.face", "to_data"),
+    "trajectories": ("weightspace.face", "trajectories"),
 }
 """Name -> its module, and its name there ("" for the module itself: the package `rollout` can be called)."""
 

@@ -1,49 +1,27 @@
-"""Functions of a notebook: models of any kind embedded, predicted, measured and drawn as graphs."""
+"""Functions of a notebook: models of any kind embedded, predicted, measured, run and drawn as graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from weightspace import store
 from weightspace.families import Family
-from weightspace.spec import Params
-from weightspace.store import Model, Selection, Stack, Zoo, open_zoo
+from weightspace.models import BATCH, Models, batches, is_alone, zoo_of
+from weightspace.rollout import rollout
+from weightspace.store import Stack
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from weightspace.encoders.base import Encoder
-
-Models: TypeAlias = "Zoo | Selection | Stack | tuple[Family, Params] | nn.Module | str | Path | Iterable[Models]"
-"""What is taken as models: a zoo or rows of one, a stack, a family with params (with or without a models axis), a layer
-or cell of torch.nn, a zoo's folder, a file or folder of state dicts, or several of these one after another."""
-BATCH = 64
-
-
-class Part(NamedTuple):
-    """Models of one family and size, and their names."""
-
-    stack: Stack
-    names: list[str]
-
-
-def from_torch(
-    module: nn.Module, readout: nn.Linear | None = None, direction: Literal["forward", "backward"] | None = None
-) -> Model:
-    """The model of a torch.nn recurrent layer or cell, and the nn.Linear that reads its last layer, as copies.
-
-    Of a bidirectional layer `direction` is the one to take; `backward` reads sequences from their end. Weight
-    normalisation and pruning are replaced by the weights that they compute. ValueError names what no family represents.
-    """
-    from weightspace.exchange.readings import of_module
-
-    return Model(*of_module(module, readout, direction))
+    from zoo_builder.members import Members
 
 
 def load_encoder(source: str | Path | None = None) -> Encoder:
@@ -65,9 +43,9 @@ def embed(models: Models, encoder: Encoder | str | Path | None = None, *, batch_
 
     reader = load_encoder(encoder) if encoder is None or isinstance(encoder, str | Path) else encoder
     device = next((tensor.device for tensor in reader.state_dict().values()), torch.device("cpu"))
-    rows = [embed_stacks(reader, [stack.to(device)]).float().cpu() for stack, _ in _batches(models, batch_size)]
+    rows = [embed_stacks(reader, [stack.to(device)]).float().cpu() for stack, _ in batches(models, batch_size)]
     embeddings = torch.cat([torch.zeros(0, reader.embedding_dim), *rows])
-    return embeddings[0] if _is_alone(models) else embeddings
+    return embeddings[0] if is_alone(models) else embeddings
 
 
 def predict(models: Models, checkpoint: str | Path, *, batch_size: int = BATCH) -> pd.DataFrame:
@@ -92,7 +70,7 @@ def predict(models: Models, checkpoint: str | Path, *, batch_size: int = BATCH) 
         )
     names: list[str] = []
     values: list[Tensor] = []
-    for stack, own in _batches(models, batch_size):
+    for stack, own in batches(models, batch_size):
         embedding = embed_stacks(module.encoder, [stack])
         with torch.no_grad():
             values.append(torch.cat([head.predict(embedding) for head in heads], dim=1))
@@ -115,22 +93,135 @@ def measure(
 
     from zoo_builder import labels as measured
     from zoo_builder.executor import ROLLOUTS, chosen_method
-    from zoo_builder.members import Members
 
     names = [labels] if isinstance(labels, str) else list(labels)
     for name in names:
         measured.load(name, {})
-    recorded = None if inputs is None else torch.as_tensor(inputs, dtype=torch.float32)
     # As zoos are measured: natively, which is many times faster, where there is a compiler.
     method = ROLLOUTS[chosen_method("cpu")]
     frames = []
-    for stack, own in _batches(models, BATCH):
-        drive = None if recorded is None else _fitting(recorded, stack.family).expand(len(stack), -1, -1, -1)
-        members = Members(seed, own, recorded=drive)
+    for stack, members in _driven(models, inputs, seed):
         columns = measured.measure(names, stack.family, stack.params, None, members, method)
         values = {name: column.numpy() for name, column in columns.items()}
-        frames.append(pd.DataFrame(values, index=pd.Index(own, name="model")))
+        frames.append(pd.DataFrame(values, index=pd.Index(members.ids, name="model")))
     return pd.concat(frames) if frames else pd.DataFrame(index=pd.Index([], name="model"))
+
+
+class FixedPoints(NamedTuple):
+    """Fixed points of one model, as arrays."""
+
+    points: NDArray[np.float64]
+    """States (point, state), those of several names and layers side by side in the order of the declaration."""
+    speeds: NDArray[np.float64]
+    """||F(h) - h|| at each point (point,), per step: what the search left of it."""
+    eigenvalues: NDArray[np.complex128]
+    """Eigenvalues (point, state) of the Jacobian dF/dh at each point."""
+    stable: NDArray[np.bool_]
+    """Whether all eigenvalues are below 1 in absolute value, (point,)."""
+
+
+def fixed_points(
+    models: Models,
+    inputs: ArrayLike | Tensor | None = None,
+    *,
+    held: ArrayLike | Tensor | None = None,
+    starts: ArrayLike | Tensor | None = None,
+    seed: int = 0,
+) -> FixedPoints | list[FixedPoints]:
+    """Fixed points h = F(h, x) of models, a list; of one without an axis its points alone.
+
+    They are those that the label FixedPoints counts, found by Newton steps from states driven as in `measure`, for an
+    input `held` (input,) that stays the same: silence unless given (Sussillo and Barak, Neural Computation 2013).
+    `starts` (start, state) are other states to search from, such as those between memories, where saddles are.
+    """
+    from zoo_builder.executor import ROLLOUTS, chosen_method
+    from zoo_builder.labels import in_parts
+    from zoo_builder.labels.fixed_points import locate
+
+    still, others = (None if given is None else torch.as_tensor(given) for given in (held, starts))
+    method, found = ROLLOUTS[chosen_method("cpu")], []
+    for stack, members in _driven(models, inputs, seed):
+        _refuse_misfits(stack.family, still, others)
+        for driven in in_parts(stack.family, stack.params, members, method):
+            located = locate(driven, still, others)
+            columns = (located.points, located.speeds, located.eigenvalues, located.stable)
+            for i in range(driven.num_models):
+                found.append(FixedPoints(*(column[i][located.chosen[i]].numpy() for column in columns)))
+    return found[0] if is_alone(models) else found
+
+
+def _refuse_misfits(family: Family, held: Tensor | None, starts: Tensor | None) -> None:
+    if held is not None and held.shape != (family.input_size,):
+        raise ValueError(
+            f"`held` has shape {tuple(held.shape)}, expected ({family.input_size},): one input of the "
+            f"{type(family).__name__}."
+        )
+    size = family.spec.state_size
+    if starts is not None and (starts.dim() != 2 or starts.shape[1] != size):
+        raise ValueError(
+            f"`starts` have shape {tuple(starts.shape)}, expected (start, {size}): states of the "
+            f"{type(family).__name__} side by side, as `trajectories` has them."
+        )
+
+
+class Trajectories(NamedTuple):
+    """Runs of models, arrays (trials, time, channels): lists of one for each model, or those of one without an axis."""
+
+    states: Any
+    """States after each step, those of several names and layers side by side in the order of the declaration."""
+    inputs: Any
+    outputs: Any
+
+
+def trajectories(models: Models, inputs: ArrayLike | Tensor | None = None, *, seed: int = 0) -> Trajectories:
+    """States, inputs and outputs of models, in the shape that `dsa-metric` takes: `DSA(trajectories(models).states)`.
+
+    Models of a zoo run on the sequences of its rollouts, or held-out ones of their task, drawn as a build draws them.
+    Others, and all of them where `inputs` (sequences, time, input) are given, run on these, else on standard normal
+    noise of `seed`.
+    """
+    from weightspace.rollout.tangents import flatten
+    from zoo_builder import sequences
+
+    zoo = zoo_of(models)
+    if zoo is not None and inputs is None:
+        shown = sequences.of_zoo(zoo.zoo, zoo.rows)
+    else:
+        shown = (sequences.without_task(stack, members) for stack, members in _driven(models, inputs, seed))
+    columns: tuple[list[Any], ...] = ([], [], [])
+    for family, params, x, start, noise in shown:
+        ran = rollout(family, params, x, start, noise=noise)
+        for column, tensor in zip(columns, (flatten(family, ran.states), x, ran.outputs), strict=True):
+            column += [own.transpose(0, 1).contiguous().numpy() for own in tensor]
+    return Trajectories(*(column[0] for column in columns) if is_alone(models) else columns)
+
+
+class Zoo(store.Zoo):
+    """A finished zoo, opened for reading, whose models can be run."""
+
+    def trajectories(self, rows: Sequence[int] | None = None) -> Trajectories:
+        """States, inputs and outputs of the models of these rows (of all unless given); see `trajectories`."""
+        return trajectories(self if rows is None else self[rows])
+
+
+def build_zoo(
+    recipe: str | Path | Mapping[str, Any], out: str | Path, *, seed: int | None = None, workers: int | None = None
+) -> Zoo:
+    """Build the zoo of a recipe in the folder `out`, or finish it, and open it; one that is there is only opened.
+
+    A recipe is a mapping, a YAML file, or the name of one of `zoo-builder list recipes`; `seed` replaces its own.
+    """
+    from weightspace.recipes import named
+    from zoo_builder.build import build
+
+    build(recipe if isinstance(recipe, Mapping) else named(recipe, "zoo"), out, seed=seed, workers=workers)
+    return open_zoo(out)
+
+
+def open_zoo(path: str | Path) -> Zoo:
+    """Open a finished zoo folder; ValueError names the problem and the way out."""
+    opened = store.open_zoo(path)
+    return Zoo(opened.path, opened.manifest)
 
 
 def to_data(models: Models) -> Any:
@@ -141,10 +232,10 @@ def to_data(models: Models) -> Any:
     from weightspace import graph
 
     graphs = []
-    for stack, _ in _batches(models, BATCH):
+    for stack, _ in batches(models, BATCH):
         spec, params = stack.effective
         graphs += [graph.to_data(spec, {key: value[i] for key, value in params.items()}) for i in range(len(stack))]
-    return graphs[0] if _is_alone(models) else graphs
+    return graphs[0] if is_alone(models) else graphs
 
 
 def _checkpoint_in(source: str | Path) -> str | Path:
@@ -164,107 +255,11 @@ def _fitting(recorded: Tensor, family: Family) -> Tensor:
     return recorded
 
 
-def _batches(models: Models, batch_size: int) -> Iterator[Part]:
-    """Models in their order, float32, at most `batch_size` together: neighbours of one family and size."""
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` (={batch_size}) must be at least 1.")
-    waiting: list[Part] = []
-    for part in _parts(models):
-        for first in range(0, len(part.stack), batch_size):
-            piece = _piece(part, first, batch_size)
-            full = sum(len(other.stack) for other in waiting) + len(piece.stack) > batch_size
-            if waiting and (full or waiting[0].stack.family != piece.stack.family):
-                yield _together(waiting)
-                waiting = []
-            waiting.append(piece)
-    if waiting:
-        yield _together(waiting)
+def _driven(models: Models, inputs: ArrayLike | Tensor | None, seed: int) -> Iterator[tuple[Stack, Members]]:
+    """Models in their order, a few of one family together, and by name what drives them: inputs, or noise of a seed."""
+    from zoo_builder.members import Members
 
-
-def _piece(part: Part, first: int, size: int) -> Part:
-    stack = part.stack
-    params = {name: tensor[first : first + size].float() for name, tensor in stack.params.items()}
-    rows = stack.rows[first : first + size]
-    return Part(Stack(stack.family, params, rows, stack.io), part.names[first : first + size])
-
-
-def _together(parts: Sequence[Part]) -> Part:
-    first = parts[0].stack
-    params = {name: torch.cat([part.stack.params[name] for part in parts]) for name in first.params}
-    rows = torch.cat([part.stack.rows for part in parts])
-    return Part(Stack(first.family, params, rows, first.io), [name for part in parts for name in part.names])
-
-
-def _is_alone(models: Any) -> bool:
-    """Whether these are one model without a models axis."""
-    pair = _pair(models)
-    if pair is None:
-        return isinstance(models, nn.Module)
-    family, params = pair
-    return all(params[name].dim() == len(family.spec.shape(name)) for name in family.spec.tensors if name in params)
-
-
-def _pair(models: Any) -> tuple[Family, Params] | None:
-    """A family with its params, where models are that."""
-    is_pair = isinstance(models, tuple) and len(models) == 2 and isinstance(models[0], Family)
-    return models if is_pair else None
-
-
-def _parts(models: Any) -> Iterator[Part]:
-    pair = _pair(models)
-    if pair is not None:
-        yield _part_of(*pair, is_alone=_is_alone(models))
-    elif isinstance(models, str | Path):
-        yield from _parts_of_files(Path(models))
-    elif isinstance(models, Zoo | Selection):
-        yield from _parts_of_zoo(models)
-    elif isinstance(models, nn.Module):
-        yield _part_of(*from_torch(models), is_alone=True)
-    elif isinstance(models, Stack):
-        yield Part(models, [str(row) for row in models.rows.tolist()])
-    elif isinstance(models, Iterable):
-        yield from _numbered(chain.from_iterable(map(_parts, models)))
-    else:
-        raise ValueError(
-            f"A {type(models).__name__} is no model; give a zoo, a stack, a family with params, a module of torch.nn, "
-            "the path of a zoo or of state dicts, or several of these."
-        )
-
-
-def _part_of(family: Family, params: Params, *, is_alone: bool) -> Part:
-    stacked = {name: (tensor[None] if is_alone else tensor).detach() for name, tensor in params.items()}
-    family.spec.check(stacked, stacked=True)
-    ordered = {name: stacked[name] for name in family.spec.tensors}
-    count = len(next(iter(ordered.values())))
-    return Part(Stack(family, ordered, torch.arange(count)), [str(number) for number in range(count)])
-
-
-def _numbered(parts: Iterable[Part]) -> Iterator[Part]:
-    """Parts whose models without names of their own are numbered through."""
-    count = 0
-    for part in parts:
-        has_numbers = all(name.isdecimal() for name in part.names)
-        numbers = [str(number) for number in range(count, count + len(part.names))]
-        yield Part(part.stack, numbers if has_numbers else part.names)
-        count += len(part.names)
-
-
-def _parts_of_zoo(models: Zoo | Selection) -> Iterator[Part]:
-    table = models.table.select(["model_id", "step"]).to_pylist()
-    names = [f"{row['model_id']}@{row['step']}" for row in table]
-    first = 0
-    for stack in models.stacks():
-        yield Part(stack, names[first : first + len(stack)])
-        first += len(stack)
-
-
-def _parts_of_files(path: Path) -> Iterator[Part]:
-    """Models of a zoo's folder, or of a folder or file of state dicts."""
-    from weightspace.exchange.readings import read_models, readings_of
-
-    if (path / "zoo.json").is_file():
-        yield from _parts_of_zoo(open_zoo(path))
-        return
-    for reading in readings_of(path) if path.is_dir() else read_models(path):
-        params = {name: tensor[None] for name, tensor in reading.params.items()}
-        yield Part(Stack(reading.family, params, torch.zeros(1, dtype=torch.int64)), [reading.name])
+    recorded = None if inputs is None else torch.as_tensor(inputs, dtype=torch.float32)
+    for stack, names in batches(models, BATCH):
+        drive = None if recorded is None else _fitting(recorded, stack.family).expand(len(stack), -1, -1, -1)
+        yield stack, Members(seed, names, recorded=drive)

@@ -10,7 +10,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from weightspace.face import Models, embed, load_encoder
+from weightspace.face import embed, load_encoder
+from weightspace.models import Models
 
 if TYPE_CHECKING:
     from weightspace.encoders.base import Encoder

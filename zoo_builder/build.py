@@ -20,6 +20,7 @@ from zoo_builder.planning.plan import Plan, make_plan
 from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.share import Share
 from zoo_builder.table import label_columns
+from zoo_builder.tasks import Task
 from zoo_builder.workers.job import Job
 from zoo_builder.workers.processes import Engine, run_shards
 
@@ -165,7 +166,10 @@ def _finish(out: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any
 def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Content of the manifest, without the list of files."""
     families = {cohort.family: None for cohort in plan.cohorts}
-    tasks = {type(cohort.task).__name__: cohort.task for cohort in plan.cohorts if cohort.task is not None}
+    tasks: dict[str, list[Task]] = {}
+    for cohort in plan.cohorts:
+        if cohort.task is not None:
+            tasks.setdefault(type(cohort.task).__name__, []).append(cohort.task)
     return {
         **identity,
         "plan": store.digest(identity),
@@ -173,14 +177,20 @@ def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
             {"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families
         ],
         "tasks": {
-            name: {**task.io.to_json(), "definition": " ".join((type(task).__doc__ or "").split())}
-            for name, task in sorted(tasks.items())
+            name: {**_io_of_all(own), "definition": " ".join((type(own[0]).__doc__ or "").split())}
+            for name, own in sorted(tasks.items())
         },
         "labels": {
             name: {"unit": column.unit, "definition": column.definition, "source": column.source}
             for name, column in label_columns(plan).items()
         },
     }
+
+
+def _io_of_all(tasks: Sequence[Task]) -> dict[str, Any]:
+    """Inputs and outputs of tasks of one class; their range holds the inputs of all."""
+    lows, highs = zip(*(task.input_range for task in tasks), strict=True)
+    return {**tasks[-1].io.to_json(), "input_range": [min(lows), max(highs)]}
 
 
 def _built(out: Path, plan: Plan, manifest: Mapping[str, Any], made: int) -> Built:

@@ -117,7 +117,7 @@ def _measured(plan: Plan, cohort: Cohort, members: Members, learned: Learned, de
     rollouts = []
     if cohort.task is not None and plan.recipe["rollouts"] is not None:
         streams = Streams(plan.seed, padded.ids, "rollouts", device)
-        batch, noise = _held_out(cohort, padded.values, streams, plan.recipe["rollouts"]["sequences"])
+        batch, noise = held_out(cohort, padded.values, streams, plan.recipe["rollouts"]["sequences"])
         for snapshot in range(len(learned.steps)):
             params = padded_params(learned.params, snapshot, len(padded.ids), device)
             pair = _rolled_out(cohort.family, params, batch, noise, method)
@@ -165,7 +165,7 @@ def _joined(parts: Sequence[Learned]) -> Learned:
     return Learned(parts[0].steps, params, torch.cat([part.diverged_step for part in parts]), records)
 
 
-def _held_out(
+def held_out(
     cohort: Cohort, values: Mapping[str, Tensor], streams: Streams, sequences: int
 ) -> tuple[Batch, dict[str, Tensor]]:
     """Held-out sequences and the noise of models on them, the same at every snapshot."""

@@ -152,4 +152,6 @@ def refuse_other_models(plan: Plan, shard: Shard, family: Family, table: pa.Tabl
     expected = [(ids[i], step, configs[i]) for i in range(len(ids)) for step in plan.snapshots]
     stored = zip(*(table[name].to_pylist() for name in ("model_id", "step", "task_config")), strict=True)
     if family != shard.cohort.family or list(stored) != expected:
-        raise ValueError("Its models are not those that this version makes of the recipe, so it cannot label them.")
+        raise ValueError(
+            "Its models are not those that this version makes of the recipe, so it can neither label nor run them."
+        )

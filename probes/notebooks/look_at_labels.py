@@ -9,6 +9,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+# ---
 
 # %% [markdown]
 # # Look at labels before you learn from them
@@ -16,7 +17,7 @@
 # Labels are measurements of trained networks. Before an encoder is trained on them or a probe is judged by them, it
 # pays to know what they mean, where they are missing, how they are spread, and how much of them follows from what kind
 # of network it is. Run `weightspace quickstart --out quickstart` first, or point `WEIGHTSPACE_QUICKSTART` at the folder
-# of an earlier one.
+# of an earlier one; without one, the tiny zoo is built here.
 
 # %%
 import os
@@ -26,10 +27,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from weightspace.store import open_zoo
+import weightspace as ws
 
 folder = Path(os.environ.get("WEIGHTSPACE_QUICKSTART", "quickstart"))
-zoo = open_zoo(folder / "zoo")
+is_there = (folder / "zoo" / "zoo.json").is_file()
+zoo = ws.open_zoo(folder / "zoo") if is_there else ws.build_zoo("quickstart-tiny", folder / "zoo")
 table = zoo.table.to_pandas()
 headlines = ["state_effective_rank", "memory_decay_rate", "score"]
 

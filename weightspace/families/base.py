@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightspace.families.torch_module import Layer
 from weightspace.spec import Params, State, WeightSpec
 
 Noise = Mapping[str, Tensor]
@@ -85,6 +86,13 @@ class Family(ABC):
     def effective(self, params: Params) -> Params:
         """The params that the function uses, masked and clamped; by default the stored ones."""
         return params
+
+    def as_rnn(self, params: Params) -> Layer:
+        """One model as an nn.Module with `batch_first`, `(input, h) -> (output, h)` and `.cell`; see `Layer`.
+
+        Its parameters are the trained tensors of `params` under their names, so that it can be trained further.
+        """
+        return Layer(self, params)
 
     @property
     def effective_spec(self) -> WeightSpec:

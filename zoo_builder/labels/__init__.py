@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from zoo_builder.labels.inputs import SEQUENCES_TOGETHER
 from zoo_builder.members import MULTIPLE, Members
 from zoo_builder.tasks import Task
 
-__all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "load", "measure"]
+__all__ = ["Driven", "Label", "LabelColumn", "available", "columns", "in_parts", "load", "measure"]
 
 MODELS_TOGETHER: dict[Method, int] = {"native": 64, "stacked": 32, "sequential": 32}
 """Models measured at once on the CPU: enough to hide the cost of a call, few enough for its caches."""
@@ -111,6 +111,15 @@ def measure(
             for name, column in _measure(chosen, driven).items():
                 measured[name][cells] = column.unflatten(0, (-1, len(part.ids)))
     return {name: column.flatten() for name, column in measured.items()}
+
+
+def in_parts(family: Family, params: Params, members: Members, method: Method = "stacked") -> Iterator[Driven]:
+    """Stacked params (models, ...) without a task, driven, as many models at a time as `measure` takes."""
+    device, count = next(iter(params.values())).device, len(members.ids)
+    size = _chunk_size(family, None, device, method, count).models
+    for low in range(0, count, size):
+        chunk = {name: tensor[low : low + size] for name, tensor in params.items()}
+        yield Driven(family, chunk, None, members.part(low, low + size), method)
 
 
 def padded(family: Family, task: Task | None, members: Members, device: str, method: Method) -> Members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,18 +48,55 @@ class FixedPoints(Label):
         )
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        starts, finite = finite_only(driven.trajectory.before[:, -1, :NUM_STARTS].contiguous())
-        points, converged = find(driven, starts)
-        chosen = first_of_each(points, converged)
-        count = chosen.sum(1).double()
-        stable = (chosen & _is_stable(driven, points)).sum(1)
+        located = locate(driven)
+        count = located.chosen.sum(1).double()
+        stable = (located.chosen & located.stable).sum(1)
         found = {"num_fixed_points": count, "fixed_points_stable_share": stable / count}
-        return {name: torch.where(finite, value, torch.nan) for name, value in found.items()}
+        return {name: torch.where(located.finite, value, torch.nan) for name, value in found.items()}
 
 
-def find(driven: Driven, starts: Tensor) -> tuple[Tensor, Tensor]:
+class Located(NamedTuple):
+    """Where the search from each start of each model ended."""
+
+    points: Tensor
+    """States (models, start, state), side by side in the order of the spec."""
+    speeds: Tensor
+    """||F(h) - h|| at the points (models, start), per step."""
+    eigenvalues: Tensor
+    """Eigenvalues (models, start, state), complex, of the Jacobian dF/dh at the points."""
+    chosen: Tensor
+    """Whether a point is a fixed one, and none before it is the same, (models, start)."""
+    stable: Tensor
+    """Whether small deviations from a point shrink, (models, start)."""
+    finite: Tensor
+    """Whether the model has finite params and states to start from, (models,)."""
+
+
+@torch.no_grad()
+def locate(driven: Driven, held: Tensor | None = None, starts: Tensor | None = None) -> Located:
+    """Fixed points h = F(h, x) found from states (start, state), for an input x (input,) that is held still.
+
+    Unless given, the states are driven ones, and the input is 0.
+    """
+    if starts is None:
+        starts = driven.trajectory.before[:, -1, :NUM_STARTS]
+    else:
+        starts = starts.to(driven.device, torch.float64).expand(len(driven.finite), -1, -1)
+    starts, finite = finite_only(starts.contiguous())
+    points, converged = find(driven, starts, held)
+    x, noise = _still(driven, points, held)
+    jacobians, usable = finite_only(driven.jacobians_at(points, x, noise).flatten(0, 1))
+    values = eigenvalues(jacobians).unflatten(0, points.shape[:2])
+    stable = (values.abs().amax(-1) < 1) & usable.unflatten(0, points.shape[:2])
+    speeds = (driven.step(points, x, noise) - points).norm(dim=-1)
+    finite = finite & driven.finite
+    chosen = first_of_each(points, converged) & finite[:, None]
+    return Located(points, speeds, values, chosen, stable, finite)
+
+
+def find(driven: Driven, starts: Tensor, held: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Points (models, start, state) reached from the starts, and which of them are fixed, (models, start)."""
-    x, noise = _silence(driven, starts)
+    x, noise = _still(driven, starts, held)
     points, eye = starts.contiguous(), torch.eye(starts.shape[-1], dtype=starts.dtype, device=starts.device)
     sizes = torch.tensor([0.0, *STEP_SIZES], dtype=starts.dtype, device=starts.device)
     wide_x, wide_noise = x.repeat(1, len(sizes), 1), {k: v.repeat(1, len(sizes), 1) for k, v in noise.items()}
@@ -88,18 +126,10 @@ def first_of_each(points: Tensor, converged: Tensor) -> Tensor:
     return chosen
 
 
-def _is_stable(driven: Driven, points: Tensor) -> Tensor:
-    """Whether small deviations from points (models, point, state) shrink, (models, point)."""
-    x, noise = _silence(driven, points)
-    jacobians, finite = finite_only(driven.jacobians_at(points, x, noise).flatten(0, 1))
-    radius = eigenvalues(jacobians).abs().amax(-1)
-    stable: Tensor = ((radius < 1) & finite).unflatten(0, points.shape[:2])
-    return stable
-
-
-def _silence(driven: Driven, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Inputs and noise of zero for points (models, point, state)."""
+def _still(driven: Driven, points: Tensor, held: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The input that is held, for points (models, point, state), and noise of zero."""
     spec = driven.family.spec
     shape = points.shape[:2]
     noise = {name: points.new_zeros(*shape, spec.axes[axis].size) for name, axis in spec.noise.items()}
-    return points.new_zeros(*shape, driven.family.input_size), noise
+    x = points.new_zeros(*shape, driven.family.input_size)
+    return x if held is None else x + held.to(x), noise
