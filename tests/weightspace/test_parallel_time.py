@@ -205,8 +205,8 @@ def test_models_that_converged_are_left_out(monkeypatch):
 
 @pytest.mark.parametrize("method", [Deer, QuasiDeer])
 def test_a_converged_model_is_frozen_while_its_stack_mates_go_on(method):
-    family, params, x = network(0.7, 40)
-    params["weight_hh.0"][1] *= 5
+    family, params, x = network(0.3, 40)
+    params["weight_hh.0"][1] *= 10
     full = rollout(family, params, x, method=method())
     iterations = full.report["iterations"].tolist()
     assert max(iterations[0], iterations[2]) + 5 < iterations[1]
