@@ -17,6 +17,8 @@ from zoo_builder.tasks import Batch, Task
 
 PREFIXES = (1, 4, 16)
 """Numbers of iterations after which as many states must be exact."""
+WINDOW = 32
+"""Steps over which the fastest growth is sought."""
 ROUNDING = 1e-14
 """Residuals below are rounding."""
 
@@ -27,6 +29,8 @@ class Solved:
 
     exponent: Tensor
     """Largest Lyapunov exponent (models,) of the trajectory that was solved for, nats per step."""
+    fastest: Tensor
+    """The same of the stretch of `WINDOW` steps in which deviations grow most (models,)."""
     iterations: Tensor
     """Number of iterations (models,)."""
     residuals: Tensor
@@ -46,8 +50,12 @@ def solved(family: Family, params: Params, x: Tensor) -> Solved:
             (flatten(family, rollout(family, params, x, method=Deer(most_iterations=k)).states) - reference)[:, :k]
             for k in PREFIXES
         ]
+    along = driven_jacobians(family, params, x)
+    firsts = range(0, max(x.shape[1] - WINDOW, 0) + 1, WINDOW)
+    stretches = [growth(along[:, first : first + WINDOW]) for first in firsts]
     return Solved(
-        exponent=exponents(family, params, x),
+        exponent=growth(along),
+        fastest=torch.stack(stretches).amax(0),
         iterations=run.report["iterations"],
         residuals=run.report["residuals"],
         difference=(flatten(family, run.states) - reference).abs().flatten(1).amax(1),
@@ -55,17 +63,22 @@ def solved(family: Family, params: Params, x: Tensor) -> Solved:
     )
 
 
-def exponents(family: Family, params: Params, x: Tensor) -> Tensor:
-    """log ||J(T) ... J(1)||_F / T (models,) along the sequential rollout on inputs (models, T, 1, input).
+def driven_jacobians(family: Family, params: Params, x: Tensor) -> Tensor:
+    """Jacobians (models, time, 1, to state, from state) along the sequential rollout on inputs (models, time, 1,
+    input)."""
+    start = torch.func.vmap(family.initial_state)(params, x.new_zeros(len(x), x.shape[2], 0))
+    with torch.no_grad():
+        return jacobians(family, params, x, start, {}, method="native")
 
-    The largest Lyapunov exponent of this very trajectory, on which the number of iterations depends (Gonzalez,
+
+def growth(along: Tensor) -> Tensor:
+    """log ||J(T) ... J(1)||_F / T (models,) of Jacobians (models, T, 1, to state, from state), nats per step.
+
+    Over a whole trajectory, its largest Lyapunov exponent, on which the number of iterations depends (Gonzalez,
     Kozachkov, Zoltowski, Clarkson and Linderman, Predictability enables parallelization of nonlinear state space
     models, NeurIPS 2025, arXiv 2508.16817).
     """
-    start = torch.func.vmap(family.initial_state)(params, x.new_zeros(len(x), x.shape[2], 0))
-    with torch.no_grad():
-        along = jacobians(family, params, x, start, {}, method="native")
-    return log_product_norms(along)[:, -1] / x.shape[1]
+    return log_product_norms(along)[:, -1] / along.shape[1]
 
 
 def orders(residuals: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ UNITS = (2, 8, 32)
 COHORTS = ((1, 1), (8, 4))
 """Models, and sequences of each."""
 METHODS = ("stacked", "native", "deer", "quasi_deer")
-LARGEST = 2**24
-"""Numbers in the Jacobians of all steps beyond which `deer` is not run."""
-REPEATS = 3
+IN_PARALLEL = ("deer", "quasi_deer")
+LARGEST = 2**22
+"""Numbers in the Jacobians of all steps beyond which methods in parallel over time are not run."""
+REPEATS = 2
 """Calls of each method, of which the fastest counts."""
 
 
@@ -34,7 +35,7 @@ def speed_table(steps: Sequence[int] = STEPS, units: Sequence[int] = UNITS) -> l
     """A row for each cohort, number of units and number of steps of untrained GRUs in float32, forward alone.
 
     CPU seconds of one thread, the least of several calls that take turns; memory is what a call needs at most beyond
-    its inputs. None for `deer` where its Jacobians have more than `LARGEST` numbers.
+    its inputs. None for `deer` and `quasi_deer` where Jacobians have more than `LARGEST` numbers.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -51,9 +52,8 @@ def _row(models: int, sequences: int, size: int, num_steps: int) -> dict[str, An
     params = {name: torch.stack([one[name] for one in drawn]) for name in family.spec.tensors}
     x = Streams(0, ids, "speed").normal(num_steps, sequences, 1)
     too_large = models * sequences * num_steps * size**2 > LARGEST
-    calls = {
-        name: partial(_called, family, params, x, name) for name in METHODS if not (name == "deer" and too_large)
-    }
+    run = [name for name in METHODS if not (too_large and name in IN_PARALLEL)]
+    calls = {name: partial(_called, family, params, x, name) for name in run}
     memory, seconds = measured(calls)
     row: dict[str, Any] = {"models x sequences": f"{models} x {sequences}", "units": size, "steps": num_steps}
     row["iterations"] = None if too_large else int(calls["deer"]().report["iterations"].max())

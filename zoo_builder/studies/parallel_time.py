@@ -17,7 +17,7 @@ from weightspace.rollout.forward import last_outputs
 from weightspace.spec import Params
 from zoo_builder.executor import ROLLOUTS
 from zoo_builder.studies.base import Gate, Measured, Study
-from zoo_builder.studies.newton_runs import Solved, gradient_difference, orders, rank_correlation, solved
+from zoo_builder.studies.newton_runs import WINDOW, Solved, gradient_difference, orders, rank_correlation, solved
 from zoo_builder.studies.parallel_speed import draw_speed, speed_table
 from zoo_builder.tasks import Batch
 from zoo_builder.tasks.chirps import Chirps
@@ -181,8 +181,10 @@ def _largest(parts: list[Tensor]) -> float:
 def draw_iterations(axes: Axes, curves: Mapping[str, Any], num_steps: int) -> None:
     """Number of iterations of each network over its largest Lyapunov exponent, and the number of steps as a line."""
     shades = dict(zip(GAINS, torch.linspace(0, 1, len(GAINS)).tolist(), strict=True))
-    exponent = torch.cat([curves["random"][gain].exponent for gain in GAINS])
-    iterations = torch.cat([curves["random"][gain].iterations for gain in GAINS])
+    exponent, fastest, iterations = (
+        torch.cat([getattr(curves["random"][gain], name) for gain in GAINS])
+        for name in ("exponent", "fastest", "iterations")
+    )
     colour = [shades[gain] for gain in GAINS for _ in curves["random"][gain].exponent]
     axes.scatter(exponent, iterations, c=colour, cmap="viridis", s=18, label="random, darker for lower gains")
     label = f"trained on pairs of chirps, accuracy {curves['accuracy']:.2f}"
@@ -190,7 +192,11 @@ def draw_iterations(axes: Axes, curves: Mapping[str, Any], num_steps: int) -> No
     axes.axhline(num_steps, color="gray", linewidth=0.8, label="number of steps")
     axes.axvline(0, color="gray", linestyle=":")
     axes.set(yscale="log", xlabel="largest Lyapunov exponent, nats per step", ylabel="iterations")
-    axes.set_title("Iterations until no state moves")
+    over = ", ".join(
+        f"{rank_correlation(iterations.double(), values):.3f} with {of}"
+        for values, of in ((exponent, "the exponent"), (fastest, f"that of the fastest {WINDOW} steps"))
+    )
+    axes.set_title(f"Rank correlation: {over}")
     axes.legend(frameon=False, fontsize="small")
 
 
