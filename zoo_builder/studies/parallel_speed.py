@@ -57,11 +57,15 @@ def _row(models: int, sequences: int, size: int, num_steps: int) -> dict[str, An
     memory, seconds = measured(calls)
     row: dict[str, Any] = {"models x sequences": f"{models} x {sequences}", "units": size, "steps": num_steps}
     row["iterations"] = None if too_large else int(calls["deer"]().report["iterations"].max())
-    row |= {f"{name} ms": seconds[name] * 1e3 if name in calls else None for name in METHODS}
-    row |= {f"{name} MB": memory[name] / 1e6 if memory.get(name) is not None else None for name in METHODS}
+    row |= {f"{name} ms": _scaled(seconds.get(name), 1e3) for name in METHODS}
+    row |= {f"{name} MB": _scaled(memory.get(name), 1e-6) for name in METHODS}
     for name in ("stacked", "native"):
         row[f"{name} / deer"] = None if too_large else seconds[name] / seconds["deer"]
     return row
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def measured(calls: Mapping[str, Callable[[], object]]) -> tuple[dict[str, float | None], dict[str, float]]:
