@@ -97,7 +97,8 @@ def draw_speed(axes: Axes, rows: Sequence[Mapping[str, Any]], over: str) -> None
         value = row[f"{over} / deer"]
         at = lines.index((row["models x sequences"], row["units"])), lengths.index(row["steps"])
         ratios[at] = torch.nan if value is None else value
-        axes.text(at[1], at[0], "-" if value is None else f"{value:.2g}", ha="center", va="center")
+        colour = "white" if value is not None and not 0.05 < value < 20 else "black"
+        axes.text(at[1], at[0], "-" if value is None else f"{value:.2g}", ha="center", va="center", color=colour)
     axes.imshow(ratios.log10().numpy(), cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
     axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
     axes.set_yticks(range(len(lines)), [f"{cohort}, {size} units" for cohort, size in lines])

@@ -51,8 +51,18 @@ class ParallelTime(Study):
     Tanh networks with random weights of ten gains, and GRUs that learned to tell pairs of chirps far apart, are run on
     sequences of `num_steps` steps in float64, one sequence each. The states are compared with those of the loop, and
     the gradients of the loss with those of backpropagation. The exponent is that of the trajectory which is solved
-    for, over all its steps; it and the range of gains were chosen before the correlation was measured. Then CPU time
-    and memory of a forward pass are measured over steps and units.
+    for, over all its steps; it, the gains and the tolerance were chosen before the correlation was measured.
+
+    The correlation is at its threshold, not beyond it: 0.901 with seed 0, 0.910 with seed 1 and 0.883 with seed 2, and
+    0.8998 on the same networks as those of seed 0 where products of matrices were rounded otherwise. Other inputs for
+    the exponent, longer ones, or a tolerance of 0.001 for the iterations change it by less than 0.01, and no network
+    needed as many iterations as steps. A mean over all steps hides stretches in which deviations grow, and they are
+    what iterations must overcome: the largest exponent of any 32 steps correlates by 0.974 (0.946 and 0.964 with
+    seeds 1 and 2). It was looked for after the fact and is no gate.
+
+    CPU time and memory of a forward pass are measured over steps and units, with untrained GRUs, which take 3
+    iterations; trained ones take up to 150. Beside the loop in Python `deer` pays for a single sequence and few units,
+    beside the loop in C nowhere.
     """
 
     hidden_size: int = 16
@@ -196,7 +206,7 @@ def draw_iterations(axes: Axes, curves: Mapping[str, Any], num_steps: int) -> No
         f"{rank_correlation(iterations.double(), values):.3f} with {of}"
         for values, of in ((exponent, "the exponent"), (fastest, f"that of the fastest {WINDOW} steps"))
     )
-    axes.set_title(f"Rank correlation: {over}")
+    axes.set_title(f"Rank correlation: {over}", fontsize="medium")
     axes.legend(frameon=False, fontsize="small")
 
 
@@ -209,4 +219,5 @@ def draw_residuals(axes: Axes, random: Mapping[float, Solved]) -> None:
         residuals = random[gain].residuals[0]
         axes.plot(range(len(residuals)), residuals.clamp(min=1e-17), color=colour, label=f"gain {gain:g}")
     axes.set(yscale="log", xlabel="iterations", ylabel="largest residual", xscale="symlog", title="Residuals")
+    axes.set_xlim(left=0)
     axes.legend(frameon=False, fontsize="small", ncols=2)
