@@ -79,4 +79,4 @@ class Chirps(Categorical):
 
     @classmethod
     def examples(cls) -> Sequence[Chirps]:
-        return [cls(num_steps=24, chirp_steps=6), cls(num_steps=17, chirp_steps=4, deviation=0.3)]
+        return [cls(num_steps=24, chirp_steps=4), cls(num_steps=17, chirp_steps=4, deviation=0.3)]
