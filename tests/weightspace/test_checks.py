@@ -16,10 +16,11 @@ from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
 from weightspace.families.mgu import MGU
-from weightspace.rollout import agreement, native, tangents
+from weightspace.rollout import agreement, generator, native, newton, rollout, tangents
 from weightspace.rollout.methods import native as method
 
 NATIVE = {"native equals sequential", "native gradient equals sequential", "native tangents equal forward mode"}
+IN_PARALLEL = {f"{method}{of} equals sequential" for method in ("deer", "quasi_deer") for of in ("", " gradient")}
 FAMILY = Elman(input_size=2, hidden_size=3, output_size=2)
 
 
@@ -65,6 +66,65 @@ def test_a_family_that_is_refused_natively_says_why_and_passes():
     assert row["declared"]
     assert row["error"] == 0
     assert "aten.sort" in row["move"]
+
+
+def test_rollouts_in_parallel_over_time_have_a_row_each_for_values_and_gradients():
+    rows = checks.family_rows(FAMILY)
+    assert {row["move"] for row in rows} >= IN_PARALLEL
+    assert failed(rows) == set()
+
+
+def test_wrong_states_and_wrong_jacobians_at_the_solution_fail(monkeypatch):
+    def wrong_states(*arguments, own=newton.Newton._solved):
+        states, report = own(*arguments)
+        return states * (1 + 1e-7), report
+
+    with monkeypatch.context() as patched:
+        patched.setattr(newton.Newton, "_solved", wrong_states)
+        assert failed(checks.family_rows(FAMILY)) == IN_PARALLEL
+
+    def wrong_jacobians(*arguments, own=newton.jacobians_at):
+        return own(*arguments) * (1 + 1e-6)
+
+    monkeypatch.setattr(newton, "jacobians_at", wrong_jacobians)
+    assert failed(checks.family_rows(FAMILY)) == {move for move in IN_PARALLEL if "gradient" in move}
+
+
+class Backward(torch.autograd.Function):
+    """A sine whose derivative is known backward alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * torch.cos(x)
+
+
+class OnlyBackward(Elman):
+    def step(self, params, state, x, noise):
+        return {name: Backward.apply(value) for name, value in super().step(params, state, x, noise).items()}
+
+
+def test_a_family_without_jacobians_is_named_with_the_reason_and_left_to_torch():
+    family = OnlyBackward(input_size=2, hidden_size=3, output_size=2)
+    rows = {row["move"]: row["passed"] for row in checks.family_rows(family) if "deer" in row["move"]}
+    assert list(rows.values()) == [True, True]
+    for name, move in zip(("deer", "quasi_deer"), rows, strict=True):
+        assert move.startswith(f"{name} rollout, left to torch: torch has no Jacobian of its step: ")
+    params = {name: value[None] for name, value in family.init(generator(0, "m", "init")).items()}
+    x = torch.ones(1, 3, 1, 2)
+    run = rollout(family, params, x, method="deer")
+    assert run.report == {}
+    torch.testing.assert_close(run.outputs, rollout(family, params, x).outputs)
 
 
 def test_without_a_compiler_native_rows_are_left_out_and_one_line_says_so(monkeypatch, caplog):

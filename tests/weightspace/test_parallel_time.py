@@ -203,6 +203,56 @@ def test_models_that_converged_are_left_out(monkeypatch):
         torch.testing.assert_close(states(alone)[0], states(together)[model], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", [Deer, QuasiDeer])
+def test_a_converged_model_is_frozen_while_its_stack_mates_go_on(method):
+    family, params, x = network(0.3, 40)
+    params["weight_hh.0"][1] *= 10
+    full = rollout(family, params, x, method=method())
+    iterations = full.report["iterations"].tolist()
+    assert max(iterations[0], iterations[2]) + 5 < iterations[1]
+    for model in (0, 2):
+        stopped = rollout(family, params, x, method=method(most_iterations=iterations[model] + 1))
+        assert stopped.report["iterations"][1] > iterations[model]
+        assert torch.equal(states(stopped)[model], states(full)[model])
+
+
+@pytest.mark.parametrize("method", ["deer", "quasi_deer"])
+def test_models_whose_states_are_not_finite_or_huge_get_the_sequential_ones_and_spare_the_others(method):
+    family = Elman(input_size=1, hidden_size=3, output_size=1, nonlinearity="relu")
+    source = generator(3, "m", "relu")
+    shapes = {name: (5, *family.spec.shape(name)) for name in family.spec.tensors}
+    params = {name: torch.rand(shape, dtype=torch.float64, generator=source) for name, shape in shapes.items()}
+    # Beyond the limit, beyond float64, and not a number from one step on.
+    for model, factor in enumerate((0.2, 5.0, 1e14, 0.2, 0.2)):
+        params["weight_hh.0"][model] *= factor
+    x = torch.rand(5, 30, 1, 1, dtype=torch.float64, generator=source)
+    x[3, 12] = torch.nan
+    expected, run = rollout(family, params, x), rollout(family, params, x, method=method)
+    assert states(expected)[1].max() > 1e9
+    assert not states(expected)[2].isfinite().all()
+    torch.testing.assert_close(states(run), states(expected), rtol=1e-9, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(run.outputs, expected.outputs, rtol=1e-9, atol=1e-9, equal_nan=True)
+    for model in (0, 4):
+        alone = rollout(family, {k: v[[model]] for k, v in params.items()}, x[[model]], method=method)
+        assert alone.report["iterations"].item() == run.report["iterations"][model] < 30
+        torch.testing.assert_close(states(alone)[0], states(run)[model], rtol=1e-12, atol=1e-12)
+
+
+def test_residuals_are_those_of_the_iterates_and_end_where_a_model_stops():
+    family, params, x = network(1.2, 30)
+    params["weight_hh.0"][1] *= 2
+    report = rollout(family, params, x, method="deer").report
+    residuals, iterations = report["residuals"], report["iterations"]
+    assert residuals.isfinite().sum(1).tolist() == [min(k + 1, 30) for k in iterations.tolist()]
+    for count in range(1, residuals.shape[1]):
+        now = states(rollout(family, params, x, method=Deer(most_iterations=count)))
+        before = torch.cat([torch.zeros_like(now[:, :1]), now[:, :-1]], dim=1).flatten(1, 2)
+        after = torch.func.vmap(family.step)(params, {"h.0": before}, x.flatten(1, 2), {})["h.0"]
+        expected = (after.view_as(now) - now).abs().amax((1, 2, 3))
+        there = residuals[:, count].isfinite()
+        torch.testing.assert_close(residuals[there, count], expected[there], rtol=1e-6, atol=1e-13)
+
+
 def test_damped_iterations_find_the_same_states_more_slowly():
     family, params, x = network(0.9, 100)
     expected, plain = rollout(family, params, x), rollout(family, params, x, method="deer")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
-from weightspace.rollout import Method, generator, native, rollout
+from weightspace.rollout import Method, generator, methods, native, rollout
 from weightspace.rollout.tangents import tangent_rollout
 from weightspace.spec import Params
 
@@ -23,22 +23,28 @@ def disagreements(
 ) -> Iterator[tuple[str, float]]:
     """(name, largest difference over the largest number) of each comparison; see `rollout` for shapes.
 
-    A family that cannot be run natively has a row with the reason and difference 0; without a compiler, one warning.
+    Every rollout method is compared. One that cannot run the family has a row with the reason and difference 0; without
+    a compiler, native rollouts have one warning instead.
     """
     start = x.new_zeros(len(x), x.shape[2], 0) if start is None else start
-    expected = _values_and_gradients(family, params, x, noise, start, "sequential")
-    reason = native.why_not(family, x.dtype)
-    methods: tuple[Method, ...] = ("stacked",) if reason else ("stacked", "native")
-    for method in methods:
-        pairs = zip(_values_and_gradients(family, params, x, noise, start, method), expected, strict=True)
-        for suffix, (values, reference) in zip(("", " gradient"), pairs, strict=True):
-            yield f"{method}{suffix} equals sequential", farthest(values, reference)
-    if reason is None:
-        yield "native tangents equal forward mode", _of_tangents(family, params, x, noise, start)
-    elif (unavailable := native.why_not_here()) is None:
-        yield f"native rollout, left to torch: {reason}", 0.0
-    else:
-        _warn(f"Native rollouts are not checked: {unavailable}.")
+    reference = _values_and_gradients(family, params, x, noise, start, "sequential")
+    for method in sorted(set(methods.available()) - {"sequential"}):
+        reason = _why_not(method, family, x)
+        if reason is None:
+            pairs = zip(_values_and_gradients(family, params, x, noise, start, method), reference, strict=True)
+            for suffix, (values, expected) in zip(("", " gradient"), pairs, strict=True):
+                yield f"{method}{suffix} equals sequential", farthest(values, expected)
+            if method == "native":
+                yield "native tangents equal forward mode", _of_tangents(family, params, x, noise, start)
+        elif method == "native" and (unavailable := native.why_not_here()) is not None:
+            _warn(f"Native rollouts are not checked: {unavailable}.")
+        else:
+            yield f"{method} rollout, left to torch: {reason}", 0.0
+
+
+def _why_not(method: Method, family: Family, x: Tensor) -> str | None:
+    """Reason why a method cannot run a family, None if it can; a check says it in a row, not in the log."""
+    return native.why_not(family, x.dtype) if method == "native" else methods.named(method).why_not(family, x)
 
 
 def farthest(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout.methods.base import RolloutMethod
+from weightspace.rollout.methods.stacked import Stacked
 from weightspace.rollout.results import Rollout
 from weightspace.rollout.scan import solve
+from weightspace.rollout.streams import generator
 from weightspace.rollout.tangents import flatten, jacobians_at, unflatten
 from weightspace.spec import Params, State
 
 LIMIT = 1e8
-"""Largest absolute state of an iterate: beyond, it is no use."""
+"""Largest absolute state of an iterate."""
 
 
 class Driven(NamedTuple):
@@ -49,9 +52,10 @@ class Newton(RolloutMethod):
     d(t) = A(t) d(t-1) + f(y(t-1), x(t)) - y(t) is a linear recurrence, which is solved in parallel over time. Whatever
     the factors A, k iterations make the first k states exact, so that as many iterations as steps are enough; A =
     df/dy makes convergence quadratic. Each model stops where no state moves by more than `tolerance` (1 + |y|), and
-    costs nothing from then on. `report` has `iterations` (models,), those that moved states by more than that. Chaotic
-    models need as many iterations as steps, and then rounding parts their states from the sequential ones, as it parts
-    any two ways of computing them.
+    costs nothing from then on. `report` has `iterations` (models,), those that moved states by more than that, and
+    `residuals` (models, iteration), the largest |f(y(t-1), x(t)) - y(t)| before each, NaN where a model has stopped.
+    Chaotic models need as many iterations as steps, and then rounding parts their states from the sequential ones, as
+    it parts any two ways of computing them. Models whose states are not finite or are beyond 1e8 are run step by step.
 
     Gradients need no iterations: at the solution they solve the same recurrence backward, with Jacobians taken there.
     They cannot be differentiated again.
@@ -72,6 +76,10 @@ class Newton(RolloutMethod):
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"`tolerance` (={self.tolerance:g}) must be above 0.")
 
+    def why_not(self, family: Family, x: Tensor) -> str | None:
+        """Reason why torch has no Jacobian of the family's step, None if it has."""
+        return _without_jacobian(family)
+
     @abstractmethod
     def factors(self, family: Family, params: Params, x: Tensor, state: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """A at states (models, point, state): matrices (models, point, to, from) or diagonals (models, point, state).
@@ -87,38 +95,72 @@ class Newton(RolloutMethod):
             state = torch.func.vmap(family.initial_state)(params, start)
         driven = Driven(params, x, noise, flatten(family, state))
         with torch.no_grad():
-            solution, iterations = self._solved(family, driven.detached())
+            solution, report = self._solved(family, driven.detached())
         if torch.is_grad_enabled():
             solution = _with_gradients(family, driven, solution)
         states = unflatten(family, solution)
         flat = {name: value.flatten(1, 2) for name, value in states.items()}
         outputs = torch.func.vmap(family.readout)(params, flat).unflatten(1, x.shape[1:3])
         final = {name: value[:, -1] for name, value in states.items()}
-        return Rollout(outputs, states, final, {"iterations": iterations})
+        return Rollout(outputs, states, final, report)
 
-    def _solved(self, family: Family, driven: Driven) -> tuple[Tensor, Tensor]:
-        """States (models, time, batch, state) and the number of iterations (models,)."""
+    def _solved(self, family: Family, driven: Driven) -> tuple[Tensor, dict[str, Tensor]]:
+        """States (models, time, batch, state) and the report."""
         time = driven.x.shape[1]
         most = min(time, self.most_iterations or time)
         solution = driven.first[:, None].repeat(1, time, 1, 1)
         iterations = torch.zeros(len(solution), dtype=torch.int64, device=solution.device)
+        residuals = solution.new_full((len(solution), most), torch.nan)
         tolerance = self.tolerance or torch.finfo(solution.dtype).eps ** (2 / 3)
         active = torch.arange(len(solution), device=solution.device)
         part, now = driven, solution
-        for _ in range(most):
-            before = _before(part, now)
-            points = (part.params, part.x.flatten(1, 2), before.flatten(1, 2), _points(part.noise))
-            factors = (1 - self.damping) * self.factors(family, *points).unflatten(1, now.shape[1:3])
-            move = torch.nan_to_num(solve(factors, _stepped(family, *points).view_as(now) - now), 0.0, 0.0, 0.0)
-            now = (now + move).clamp(-LIMIT, LIMIT)
-            moving = (move.abs() > tolerance * (1 + now.abs())).flatten(1).any(1)
+        for k in range(most):
+            residual, move = self._move(family, part, now)
+            residuals[active, k] = residual.abs().flatten(1).amax(1)
+            # A move that is not a number is none, and its model goes on: the exact states still grow by one a round.
+            now = (now + torch.nan_to_num(move, 0.0, 0.0, 0.0)).clamp(-LIMIT, LIMIT)
+            still = (move.abs() <= tolerance * (1 + now.abs())).flatten(1).all(1)
             solution[active] = now
-            iterations[active] += moving
-            if not bool(moving.any()):
+            iterations[active] += ~still
+            if bool(still.all()):
                 break
-            if not bool(moving.all()):
-                active, now, part = active[moving], now[moving], part.part(moving.nonzero()[:, 0])
-        return solution, iterations
+            if bool(still.any()):
+                active, now, part = active[~still], now[~still], part.part((~still).nonzero()[:, 0])
+                move = move[~still]
+        else:
+            lost = (~(move.isfinite() & (now.abs() < LIMIT))).flatten(1).any(1)
+            if most == time and bool(lost.any()):
+                solution[active[lost]] = _step_by_step(family, part.part(lost.nonzero()[:, 0]))
+        return solution, {"iterations": iterations, "residuals": residuals[:, : k + 1]}
+
+    def _move(self, family: Family, driven: Driven, states: Tensor) -> tuple[Tensor, Tensor]:
+        """f(y(t-1), x(t)) - y(t) and the move d(t), both (models, time, batch, state), at states of this shape."""
+        before = _before(driven, states)
+        points = (driven.params, driven.x.flatten(1, 2), before.flatten(1, 2), _points(driven.noise))
+        factors = (1 - self.damping) * self.factors(family, *points).unflatten(1, states.shape[1:3])
+        residual = _stepped(family, *points).view_as(states) - states
+        return residual, solve(factors, residual)
+
+
+@functools.lru_cache(maxsize=1024)
+def _without_jacobian(family: Family) -> str | None:
+    """Reason why torch has no Jacobian of a family's step, None if it has."""
+    params = {name: value[None] for name, value in family.spec.random_params(generator(0, "newton", "params")).items()}
+    some = next(iter(params.values()))
+    state = some.new_zeros(1, 1, sum(map(family.spec.size_of_state, family.spec.states)))
+    noise = {name: some.new_zeros(1, 1, family.spec.axes[axis].size) for name, axis in family.spec.noise.items()}
+    try:
+        jacobians_at(family, params, some.new_zeros(1, 1, family.input_size), state, noise)
+    except RuntimeError as error:
+        return f"torch has no Jacobian of its step: {str(error).splitlines()[0]}"
+    return None
+
+
+def _step_by_step(family: Family, driven: Driven) -> Tensor:
+    """States (models, time, batch, state), one step after another."""
+    none = driven.x.new_zeros(len(driven.x), driven.x.shape[2], 0)
+    state = unflatten(family, driven.first)
+    return flatten(family, Stacked().run(family, driven.params, driven.x, none, driven.noise, state).states)
 
 
 def _with_gradients(family: Family, driven: Driven, solution: Tensor) -> Tensor:

@@ -6,20 +6,16 @@ that the memory of one is not that of another. Only one of them works at a time.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +23,7 @@ import torch
 from weightspace.components import plugins
 from zoo_builder.bench.case import Case, draw, flops
 from zoo_builder.bench.methods import Method
+from zoo_builder.bench.resident import peak_memory
 from zoo_builder.bench.run import METHODS
 
 MEASURED = 2
@@ -83,7 +80,7 @@ def _prepared(kind: Any, case: Case) -> tuple[Method | None, int, dict[str, Any]
     loss = method.update().double().mean().item()
     method.update(method.together)
     start = time.perf_counter()
-    peak = _peak_memory(method)
+    peak = peak_memory(lambda: method.update(MEASURED * method.together))
     seconds = (time.perf_counter() - start) / (MEASURED * method.together)
     if peak is not None:
         peak = max(0.0, peak - method.passing_gradients * case.load().spec.num_parameters * 4)
@@ -98,30 +95,6 @@ def _timed(method: Method, updates: int) -> dict[str, float]:
     cpu, wall = time.process_time(), time.perf_counter()
     method.update(updates)
     return {"cpu": (time.process_time() - cpu) / updates, "wall": (time.perf_counter() - wall) / updates}
-
-
-def _peak_memory(method: Method) -> float | None:
-    """Bytes of memory that updates need beyond those in use between them; None where the system cannot tell."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        # Freed memory goes back to the system: else an update that takes it again would not be seen.
-        ctypes.CDLL(None).malloc_trim(0)
-    reset = Path("/proc/self/clear_refs")
-    before = _resident("VmRSS")
-    with contextlib.suppress(OSError):
-        # The high-water mark starts again here.
-        reset.write_text("5")
-    method.update(MEASURED * method.together)
-    after = _resident("VmHWM")
-    return None if before is None or after is None or not reset.exists() else after - before
-
-
-def _resident(field: str) -> float | None:
-    try:
-        match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return float(match[1]) * 1024 if match else None
 
 
 if __name__ == "__main__":
