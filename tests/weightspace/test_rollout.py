@@ -7,14 +7,13 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.members import EXAMPLES, drive
 from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.rollout import RolloutMethod, Streams, generator, rollout
 from weightspace.rollout.native import philox as native_philox
 from weightspace.rollout.streams import philox
-
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 
 
 def stack(family, models: int = 3, dtype: torch.dtype = torch.float64) -> dict:
@@ -26,9 +25,9 @@ def stack(family, models: int = 3, dtype: torch.dtype = torch.float64) -> dict:
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (1, 3), (6, 1), (6, 3)])
 def test_stacked_equals_sequential_in_float32(family, time, batch):
     params = stack(family, dtype=torch.float32)
-    x = torch.randn(3, time, batch, family.input_size, generator=generator(0, "m", "x"))
-    x, _ = decided(family, params, x, 2e-5)
-    a, b = (rollout(family, params, x, method=method) for method in ("stacked", "sequential"))
+    x, start, noise = drive(family, 3, time, batch, torch.float32)
+    x, _ = decided(family, params, x, 2e-5, None, start, noise)
+    a, b = (rollout(family, params, x, start, noise=noise, method=method) for method in ("stacked", "sequential"))
     torch.testing.assert_close(a.outputs, b.outputs, rtol=2e-5, atol=2e-5)
     for name in a.states:
         assert a.states[name].shape == (3, time, batch, family.spec.size_of_state(name))
