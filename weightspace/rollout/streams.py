@@ -16,8 +16,6 @@ from torch import Tensor
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
-BLOCK = 1 << 14
-"""Pairs of normal draws that are made at once: all that is computed of them stays in cache."""
 
 
 def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: int = 10) -> list[Tensor]:
@@ -90,15 +88,10 @@ class Streams:
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal draws (models, *shape), by the Box-Muller transform."""
         count = math.prod(shape)
-        half = -(-count // 2)
-        words, draws = self.bits(2, half), torch.empty(len(self), 2, half, dtype=dtype, device=self.device)
-        block = max(1, BLOCK // len(self))
-        for first in range(0, half, block):
-            part = slice(first, first + block)
-            shares, turns = (words[:, row, part].to(torch.float64) * 2.0**-32 for row in (0, 1))
-            radius, angle = torch.sqrt(-2 * torch.log1p(-shares)), 2 * math.pi * turns
-            draws[:, 0, part], draws[:, 1, part] = radius * torch.cos(angle), radius * torch.sin(angle)
-        return draws.flatten(1)[:, :count].reshape(len(self), *shape)
+        pair = self.uniform(2, -(-count // 2), dtype=torch.float64)
+        radius, angle = torch.sqrt(-2 * torch.log1p(-pair[:, 0])), 2 * math.pi * pair[:, 1]
+        draws = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
+        return draws.reshape(len(self), *shape).to(dtype)
 
     def integers(self, high: int | Tensor, *shape: int) -> Tensor:
         """Integers (models, *shape) from 0 to high - 1; high below 2**31, one for all or (models,)."""
