@@ -69,11 +69,11 @@ class HeadDirection(Navigation):
         return 2 * math.pi * torch.arange(self.cells, dtype=torch.float64) / self.cells
 
     def activities(self, places: Tensor) -> Tensor:
-        return ((torch.cos(places - self.preferred.to(places)) - 1) / WIDTH**2).exp()
+        return ((torch.cos(places - self.preferred.to(places.device, places.dtype)) - 1) / WIDTH**2).exp()
 
     def decoded(self, activities: Tensor) -> Tensor:
         """Directions (..., 1), from -pi to pi: that of the sum of preferred directions, weighted by activities."""
-        mu = self.preferred.to(activities)
+        mu = self.preferred.to(activities.device, activities.dtype)
         across, along = ((activities * part).sum(-1, keepdim=True) for part in (mu.sin(), mu.cos()))
         return torch.atan2(across, along)
 

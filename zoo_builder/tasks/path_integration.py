@@ -73,12 +73,12 @@ class PathIntegration(Navigation):
         return HALF * (2 * Streams(0, ["centres"], type(self).__name__).uniform(self.cells, 2)[0] - 1)
 
     def activities(self, places: Tensor) -> Tensor:
-        distance = (places[..., None, :] - self.centres.to(places)).square().sum(-1)
+        distance = (places[..., None, :] - self.centres.to(places.device, places.dtype)).square().sum(-1)
         return (-distance / (2 * WIDTH**2)).exp()
 
     def decoded(self, activities: Tensor) -> Tensor:
         """Positions (..., 2): means of the centres of the three most active cells."""
-        return self.centres.to(activities)[activities.topk(3, -1).indices].mean(-2)
+        return self.centres.to(activities.device, activities.dtype)[activities.topk(3, -1).indices].mean(-2)
 
     @classmethod
     def examples(cls) -> Sequence[Task]:
