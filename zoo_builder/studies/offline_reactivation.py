@@ -65,7 +65,7 @@ class OfflineReactivation(Study):
     """Units of a network."""
     cells: int = 32
     """Cells that code for directions."""
-    num_updates: int = 2400
+    num_updates: int = 1600
     """Updates of training."""
     models: int = 4
     """Networks of each kind."""
@@ -96,7 +96,7 @@ class OfflineReactivation(Study):
             "learning": {
                 "class": "BPTT",
                 "num_updates": self.num_updates,
-                "batch_size": 64,
+                "batch_size": 32,
                 "learning_rate": 1e-3,
             },
             "snapshots": [0, self.num_updates],

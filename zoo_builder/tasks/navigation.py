@@ -58,5 +58,4 @@ class Navigation(Continuous):
 
     def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
         places, moves = self.walk(streams, batch_size)
-        codes = self.activities(places)
-        return Batch(x=moves, start=codes[:, 0].contiguous(), target=codes[:, 1:].contiguous())
+        return Batch(x=moves, start=self.activities(places[:, 0]), target=self.activities(places[:, 1:]))

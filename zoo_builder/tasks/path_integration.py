@@ -73,8 +73,8 @@ class PathIntegration(Navigation):
         return HALF * (2 * Streams(0, ["centres"], type(self).__name__).uniform(self.cells, 2)[0] - 1)
 
     def activities(self, places: Tensor) -> Tensor:
-        distance = (places[..., None, :] - self.centres.to(places.device, places.dtype)).square().sum(-1)
-        return (-distance / (2 * WIDTH**2)).exp()
+        distance = (places[..., None, :] - self.centres.to(places.device, places.dtype)).square_().sum(-1)
+        return distance.div_(-2 * WIDTH**2).exp_()
 
     def decoded(self, activities: Tensor) -> Tensor:
         """Positions (..., 2): means of the centres of the three most active cells."""
