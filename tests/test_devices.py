@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.members import drive, gated
 from tests.weightspace.pretended_cuda import pretended_cuda
 from tests.weightspace.zoos import write_zoo
 from weightspace import families
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
-from weightspace.families.gru import GRU
 from weightspace.objectives.contrastive import Contrastive
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.reconstruction import Reconstruction
@@ -71,17 +71,19 @@ def test_the_pretended_device_is_as_strict_as_a_real_one(monkeypatch):
 @pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
 def test_rollouts_keep_to_the_device_of_their_params(family, monkeypatch):
     params = {k: v[None] for k, v in family.spec.random_params(generator(0, "m", "params"), torch.float32).items()}
-    x = torch.randn(1, 3, 2, family.input_size, generator=generator(0, "m", "x"))
-    expected = rollout(family, params, x).outputs
+    here = drive(family, 1, 3, 2, torch.float32)
+    expected = rollout(family, params, here.x, here.start, noise=here.noise).outputs
     with pretended_cuda(monkeypatch):
-        outputs = rollout(family, {k: v.to("cuda") for k, v in params.items()}, x.to("cuda")).outputs
+        there = here.to("cuda")
+        moved = {k: v.to("cuda") for k, v in params.items()}
+        outputs = rollout(family, moved, there.x, there.start, noise=there.noise).outputs
         assert outputs.is_cuda
         assert torch.equal(outputs.cpu(), expected)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_learning_keeps_to_its_device(task, monkeypatch):
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
+    family = gated(task, 3)
     arguments = (family, task, Members(0, ["a", "b"]), [0, 2])
     expected = BPTT(num_updates=2, batch_size=2).learn(*arguments)
     with pretended_cuda(monkeypatch):
@@ -94,7 +96,7 @@ def test_learning_keeps_to_its_device(task, monkeypatch):
 
 def test_a_curriculum_keeps_to_its_device(monkeypatch):
     task = tasks.load("NParity", {"max_n": 3, "n": 3, "heads": "many"})
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
+    family = gated(task, 3)
     learner = BPTT(num_updates=2, batch_size=2, exams=Exams(every=1, sequences=4, threshold=0, curriculum=True))
     arguments = (family, task, Members(0, ["a", "b"]), [0, 2])
     expected = learner.learn(*arguments)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tests.members import EXAMPLES, drive, gated, sized_for
 from tests.weightspace.test_captured_encoder import CAPTURED
 from tests.weightspace.thresholds import decided
 from tests.weightspace.zoos import write_zoo
@@ -38,7 +39,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 KINDS = [kind.examples()[0] for kind in families.available().values()]
 TASKS = [example for task in tasks.available().values() for example in task.examples()]
 RECALL = DelayedRecall(num_steps=6, delay=2)
@@ -87,20 +87,20 @@ def on_cuda(tensors: dict) -> dict:
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)
 def test_a_stack_on_cuda_does_what_its_models_do_one_by_one_on_the_cpu(family, dtype, tolerance):
     params = drawn(family, dtype=dtype)
-    x = torch.randn(4, 8, 3, family.input_size, generator=generator(0, "m", "x"), dtype=dtype)
-    x, _ = decided(family, params, x, tolerance)
-    outputs = rollout(family, on_cuda(params), x.to("cuda")).outputs
-    expected = rollout(family, params, x, method="sequential").outputs
+    x, start, noise = drive(family, 4, 8, 3, dtype)
+    x, _ = decided(family, params, x, tolerance, None, start, noise)
+    outputs = rollout(family, on_cuda(params), x.to("cuda"), start.to("cuda"), noise=on_cuda(noise)).outputs
+    expected = rollout(family, params, x, start, noise=noise, method="sequential").outputs
     torch.testing.assert_close(outputs.cpu(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)
 def test_gradients_on_cuda_are_those_of_the_cpu(family):
-    x = torch.randn(4, 6, 3, family.input_size, generator=generator(0, "m", "x"), dtype=torch.float64)
-    found = []
+    driven, found = drive(family, 4, 6, 3), []
     for device in ("cpu", "cuda"):
         params = {k: v.to(device).requires_grad_() for k, v in drawn(family, dtype=torch.float64).items()}
-        loss = rollout(family, params, x.to(device)).outputs.square().sum()
+        x, start, noise = driven.to(device)
+        loss = rollout(family, params, x, start, noise=noise).outputs.square().sum()
         leaves = [params[name] for name in family.spec.trained]
         found.append(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
     for here, there in zip(*found, strict=True):
@@ -120,7 +120,7 @@ def test_streams_are_the_same_on_cuda_bit_for_bit():
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_learning_on_cuda_begins_as_on_the_cpu(task):
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=5)
+    family = gated(task, 5)
     learner, arguments = BPTT(num_updates=3, batch_size=4), (family, task, Members(0, ["a", "b"]), [0, 3])
     here, there = (learner.learn(*arguments, Run(device)) for device in ("cpu", "cuda"))
     for name, tensor in here.params.items():
@@ -142,7 +142,7 @@ def updates(monkeypatch, learner, arguments, *, captures: bool):
 
 @pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
 def test_captured_updates_are_the_updates(family, monkeypatch, caplog):
-    family = type(family)(**{**family.config, "input_size": 1, "output_size": 2})
+    family = sized_for(family, RECALL)
     rates = {"learning_rate": torch.tensor([1e-3, 1e-2, 3e38, 5e-3, 2e-3, 1e-2], dtype=torch.float64)}
     arguments = (family, RECALL, Members(0, IDS, {}, rates), [0, 5, 20])
     learner = BPTT(num_updates=20, batch_size=4)
@@ -158,7 +158,7 @@ def test_captured_updates_are_the_updates(family, monkeypatch, caplog):
 
 def test_captured_updates_heed_schedules_exams_and_stops(monkeypatch):
     task = tasks.load("NParity", {"max_n": 4, "n": 4, "heads": "many"})
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=6)
+    family = gated(task, 6)
     exams = Exams(every=5, sequences=32, threshold=0.55, stop=True, curriculum=True)
     schedule = Schedule(shape="cosine", warm_up=3)
     learner = BPTT(num_updates=40, batch_size=8, learning_rate=3e-2, exams=exams, schedule=schedule)
@@ -183,7 +183,7 @@ def test_what_cannot_be_captured_is_called_after_one_warning_and_harms_no_later_
 
 @pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
 def test_labels_measured_on_cuda_are_those_of_the_cpu(family):
-    family = type(family)(**{**family.config, "input_size": 1, "output_size": 2})
+    family = sized_for(family, RECALL)
     models = [family.init(generator(0, model_id, "init")) for model_id in IDS]
     params = {name: torch.stack([model[name] for model in models]) for name in family.spec.tensors}
     names = [name for name, label in labels.available().items() if label.for_all_families]

@@ -206,14 +206,15 @@ def _function_changes(
     """
     together, models = _joined([params, *moved]), next(iter(params.values())).shape[0]
     x, noise = _inputs(family, models)
-    noises = [noise, *(noise if move is None else _moved_noise(family.spec, move, noise) for move in along)]
+    noises = [noise, *(noise if move is None else noise_moved(family.spec, move, noise) for move in along)]
     noises += [noise] * (1 + len(moved) - len(noises))
     start, count = _start(family, models), len(moved) + 1
     x, start = x.repeat(count, 1, 1, 1), start.repeat(count, 1, 1)
     return _relative(rollout(family, together, x, start, noise=_joined(noises)).outputs, count)
 
 
-def _moved_noise(spec: WeightSpec, elements: GroupElement, noise: Params) -> Params:
+def noise_moved(spec: WeightSpec, elements: GroupElement, noise: Params) -> Params:
+    """Noise (models, time, batch, axis) moved along with the params of its models, each by its own element."""
     moved = torch.func.vmap(lambda p, g, values: spec.act_on_noise(GroupElement(p, g), values))
     return dict(moved(elements.permutations, elements.gauges, noise)) if noise else noise
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
+from tests.members import drive
 from weightspace import families
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.families import Family
@@ -43,10 +44,10 @@ def sized(kind: type[Family]) -> Family:
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_a_stacked_gradient_is_faster_than_one_model_after_another(kind):
     family, models = sized(kind), 32
-    params, x = drawn(family, models), torch.randn(models, 16, 16, 4, generator=generator(0, "m", "x"))
+    params, (x, start, noise) = drawn(family, models), drive(family, models, 16, 16, torch.float32)
 
     def step(method):
-        loss = rollout(family, params, x, method=method).outputs.square().sum()
+        loss = rollout(family, params, x, start, noise=noise, method=method).outputs.square().sum()
         torch.autograd.grad(loss, list(params.values()))
 
     stacked, sequential = (seconds(lambda method=m: step(method)) for m in ("stacked", "sequential"))

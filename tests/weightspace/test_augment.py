@@ -5,13 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from weightspace import families
+from tests.members import EXAMPLES, drive
+from weightspace import checks, families
 from weightspace.data.augment import GroupMoves, MaskEdges, WeightNoise
 from weightspace.rollout import rollout
 from weightspace.spec import Axis, TensorSpec, WeightSpec
 from weightspace.store import Stack
-
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 
 
 def stack_of(family, models=4, dtype=torch.float64):
@@ -28,10 +27,15 @@ def test_group_moves_keep_the_function_and_the_original(family, permutations, ga
     transform = GroupMoves(permutations=permutations, gauges=gauges)
     # Of two units, one permutation in two is the identity: with this key not all of them are.
     transform.reseed(3)
+    elements = transform.draw(stack)
+    transform.reseed(3)
     moved = transform(stack)
-    x = torch.randn(4, 6, 3, family.input_size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    expected = rollout(family, stack.params, x).outputs
-    torch.testing.assert_close(rollout(family, moved.params, x).outputs, expected, atol=1e-9, rtol=1e-9)
+    x, start, noise = drive(family, 4, 6, 3)
+    expected = rollout(family, stack.params, x, start, noise=noise).outputs
+    # Noise is drawn for units, with which it moves.
+    noise = checks.noise_moved(family.spec, elements, noise)
+    outputs = rollout(family, moved.params, x, start, noise=noise).outputs
+    torch.testing.assert_close(outputs, expected, atol=1e-9, rtol=1e-9)
     has_moved = any(not torch.equal(moved.params[name], before[name]) for name in before)
     # Not every family has gauges.
     assert has_moved == (permutations or bool(family.spec.gauges))

@@ -6,16 +6,14 @@ import difflib
 import pytest
 import torch
 
+from tests.members import EXAMPLES, drive
 from tests.weightspace.thresholds import Potentials
 from weightspace import checks, families
 from weightspace.families import Family
 from weightspace.families.cprnn import CPRNN
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
-from weightspace.rollout import Streams, generator, rollout
-from weightspace.rollout.noise import draw_noise
-
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
+from weightspace.rollout import generator, rollout
 
 
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)
@@ -46,9 +44,7 @@ def test_effective_params_fit_the_effective_spec(family):
 def test_gradients_of_trained_tensors_are_finite_and_reach_everything(family):
     draws = [family.init(generator(0, str(i), "init")) for i in range(8)]
     params = {k: torch.stack([d[k] for d in draws]).requires_grad_() for k in family.spec.tensors}
-    x = torch.randn(8, 7, 3, family.input_size, generator=generator(0, "m", "x"))
-    start = torch.randn(8, 3, family.reads_start, generator=generator(0, "m", "start"))
-    noise = draw_noise(family.spec, Streams(0, [str(i) for i in range(8)], "noise"), 7, 3)
+    x, start, noise = drive(family, 8, 7, 3, torch.float32)
     loss = rollout(family, params, x, start, noise=noise).outputs.square().sum()
     for name, gradient in zip(params, torch.autograd.grad(loss, list(params.values())), strict=True):
         assert gradient.isfinite().all(), name
@@ -58,9 +54,9 @@ def test_gradients_of_trained_tensors_are_finite_and_reach_everything(family):
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)
 def test_the_declaration_says_which_units_spike(family):
     params = {name: value[None] for name, value in family.init(generator(0, "m", "init")).items()}
+    x, start, noise = drive(family, 1, 2, 1, torch.float32)
     with Potentials() as seen:
-        noise = draw_noise(family.spec, Streams(0, ["m"], "noise"), 2, 1)
-        rollout(family, params, torch.zeros(1, 2, 1, family.input_size), noise=noise)
+        rollout(family, params, x, start, noise=noise)
     spiking = [axis for axis in family.spec.axes.values() if axis.nonlinearity == "spike"]
     assert bool(seen.nearest) == bool(spiking)
 

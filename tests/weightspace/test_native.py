@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.members import ONE_OF_EACH_FAST
+from tests.members import ONE_OF_EACH_FAST, Drive, drive
 from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
@@ -49,17 +49,15 @@ def far(found, expected):
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
-def everything(family, params, x, initial, weights, method):
+def everything(family, params, x, initial, weights, method, noise=None):
     """Outputs, states and the gradients of a weighted sum of them with respect to all that goes in."""
-    leaves = [*params.values(), x, *initial.values()]
+    noise = noise or {}
+    leaves = [*params.values(), x, *initial.values(), *noise.values()]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    count = len(params)
-    own = (
-        dict(zip(params, leaves[:count], strict=True)),
-        leaves[count],
-        dict(zip(initial, leaves[count + 1 :], strict=True)),
-    )
-    run = rollout(family, own[0], own[1], method=method, state=own[2])
+    values = iter(leaves)
+    params, x = {name: next(values) for name in params}, next(values)
+    initial, noise = ({name: next(values) for name in part} for part in (initial, noise))
+    run = rollout(family, params, x, method=method, state=initial, noise=noise)
     values = [run.outputs, *run.states.values()]
     total = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
     return [*values, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
@@ -71,16 +69,17 @@ def test_native_equals_sequential_forward_and_gradient(example, dtype):
     assert native.why_not(example, dtype) is None
     for hidden_size, time, batch in ((1, 3, 2), (5, 1, 1), (17, 5, 19), (33, 4, 37)):
         family = sized(example, hidden_size)
-        draw = generator(0, "m", "x")
+        draw = generator(0, "m", "state")
         # Random matrices of this size are chaotic at full scale, and chaos magnifies rounding without bound.
         params = stack(family, 2, dtype, scale=0.5)
-        x = torch.randn(2, time, batch, family.input_size, dtype=dtype, generator=draw)
+        x, _, noise = drive(family, 2, time, batch, dtype)
         sizes = {name: family.spec.size_of_state(name) for name in family.spec.states}
         initial = {k: torch.randn(2, batch, size, dtype=dtype, generator=draw) for k, size in sizes.items()}
-        x, initial = decided(family, params, x, TOLERANCE[dtype], initial)
+        x, initial = decided(family, params, x, TOLERANCE[dtype], initial, None, noise)
         shapes = [family.output_size, *sizes.values()]
         weights = [torch.randn(2, time, batch, size, dtype=dtype, generator=draw) for size in shapes]
-        found, expected = (everything(family, params, x, initial, weights, m) for m in ("native", "sequential"))
+        arguments = (family, params, x, initial, weights)
+        found, expected = (everything(*arguments, method, noise) for method in ("native", "sequential"))
         for one, other in zip(found, expected, strict=True):
             assert far(one, other) < TOLERANCE[dtype], (hidden_size, time, batch)
 
@@ -103,24 +102,28 @@ def criteria(family, dtype, time, batch):
 def test_a_declared_loss_gives_the_gradients_of_the_loss_it_declares(example, dtype):
     time, batch = 5, 19
     params = stack(example, 3, dtype, scale=0.5)
-    x = torch.randn(3, time, batch, example.input_size, dtype=dtype, generator=generator(0, "m", "x"))
-    x, _ = decided(example, params, x, TOLERANCE[dtype])
-    start = x.new_zeros(3, batch, 0)
+    x, start, noise = drive(example, 3, time, batch, dtype)
+    x, _ = decided(example, params, x, TOLERANCE[dtype], None, start, noise)
+    driven = Drive(x, start, noise)
     for criterion in criteria(example, dtype, time, batch):
         found, expected = (
-            losses_and_gradients(example, params, example.spec.trained, x, start, criterion, method=method)
+            losses_on(example, params, driven, criterion, method)
             for method in ("native", "sequential")
         )
         assert far(found[0], expected[0]) < TOLERANCE[dtype]
         assert found[1].keys() == expected[1].keys()
         wide = {name: value.double() for name, value in params.items()}
-        exact = losses_and_gradients(
-            example, wide, example.spec.trained, x.double(), start.double(), in_double(criterion), method="sequential"
-        )[1]
+        exact = losses_on(example, wide, driven.to(torch.float64), in_double(criterion), "sequential")[1]
         for name, gradient in expected[1].items():
             # A sum with cancellation is as inexact by torch: C may be off by a few times as much as torch is.
             bound = max(TOLERANCE[dtype], 3 * far(gradient.double(), exact[name]))
             assert far(found[1][name].double(), exact[name]) < bound, (criterion.kind, name)
+
+
+def losses_on(family, params, driven, criterion, method):
+    """Losses, and the gradients of all that a family trains."""
+    x, start, noise = driven
+    return losses_and_gradients(family, params, family.spec.trained, x, start, criterion, method=method, noise=noise)
 
 
 def in_double(criterion):

@@ -3,18 +3,19 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from tests.members import EXAMPLES, drive
 from tests.weightspace.thresholds import decided
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.rollout import RolloutMethod, Streams, generator, rollout
+from weightspace.rollout import streams as streams_file
 from weightspace.rollout.native import philox as native_philox
 from weightspace.rollout.streams import philox
-
-EXAMPLES = [example for family in families.available().values() for example in family.examples()]
 
 
 def stack(family, models: int = 3, dtype: torch.dtype = torch.float64) -> dict:
@@ -26,9 +27,9 @@ def stack(family, models: int = 3, dtype: torch.dtype = torch.float64) -> dict:
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (1, 3), (6, 1), (6, 3)])
 def test_stacked_equals_sequential_in_float32(family, time, batch):
     params = stack(family, dtype=torch.float32)
-    x = torch.randn(3, time, batch, family.input_size, generator=generator(0, "m", "x"))
-    x, _ = decided(family, params, x, 2e-5)
-    a, b = (rollout(family, params, x, method=method) for method in ("stacked", "sequential"))
+    x, start, noise = drive(family, 3, time, batch, torch.float32)
+    x, _ = decided(family, params, x, 2e-5, None, start, noise)
+    a, b = (rollout(family, params, x, start, noise=noise, method=method) for method in ("stacked", "sequential"))
     torch.testing.assert_close(a.outputs, b.outputs, rtol=2e-5, atol=2e-5)
     for name in a.states:
         assert a.states[name].shape == (3, time, batch, family.spec.size_of_state(name))
@@ -74,6 +75,20 @@ def test_words_drawn_in_c_are_those_of_torch(position, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(native_philox, "draws_here", lambda: False)
             assert torch.equal(by_torch.bits(*shape), drawn)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 7), (2, 40_001)])
+def test_normal_draws_are_pairs_made_of_words_whatever_the_blocks(shape, monkeypatch):
+    streams, others = Streams(3, ["a", "b", "c"], "train"), Streams(3, ["a", "b", "c"], "train")
+    count, draws = math.prod(shape), streams.normal(*shape, dtype=torch.float64)
+    shares, turns = others.bits(2, -(-count // 2)).numpy().swapaxes(0, 1) / 2.0**32
+    radius = np.sqrt(-2 * np.log1p(-shares))
+    expected = np.concatenate([radius * np.cos(2 * np.pi * turns), radius * np.sin(2 * np.pi * turns)], axis=1)
+    np.testing.assert_allclose(draws.numpy(), expected[:, :count].reshape(3, *shape), rtol=1e-12, atol=1e-12)
+    # Draws that follow go on where the words end.
+    assert torch.equal(streams.bits(4), others.bits(4))
+    monkeypatch.setattr(streams_file, "BLOCK", 37)
+    assert torch.equal(Streams(3, ["a", "b", "c"], "train").normal(*shape, dtype=torch.float64), draws)
 
 
 def test_a_model_draws_the_same_whatever_its_neighbours():

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.weightspace.test_reconstruction import EXAMPLES, Invariant, batch_of, moves_of, stack_of
 from tests.weightspace.zoos import write_zoo
+from weightspace import checks
 from weightspace.data.batch import Training
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
@@ -24,6 +25,7 @@ from weightspace.objectives.emulator import Emulator
 from weightspace.objectives.gram import distance, gram, gram_of_states
 from weightspace.objectives.state_geometry import KICK_STEPS, StateGeometry
 from weightspace.responses import ADJACENT
+from weightspace.rollout import rollout
 from weightspace.store import Stack
 from weightspace.training.embed import embed, load
 from weightspace.training.module import EmbeddingModule, fit
@@ -100,11 +102,13 @@ def test_every_state_counts_the_same_whatever_its_scale_and_constant_ones_do_not
 @pytest.mark.parametrize("family", EXAMPLES, ids=str)
 def test_declared_permutations_and_signs_change_neither_states_nor_outputs_geometry(family):
     stack = stack_of(family, models=3)
-    x = draw_inputs(stack, 4, 8, key=1)
-    pairs = []
-    for one in (stack, moved(stack)):
-        run = observe(one, x, key=5).run
-        pairs.append((*gram_of_states(places(run.states)), gram(run.outputs.flatten(1, 2))[0]))
+    seen = observe(stack, draw_inputs(stack, 4, 8, key=1), key=5)
+    # Noise is drawn for units, with which it moves.
+    noise = checks.noise_moved(family.spec, moves_of(family, 3), seen.noise)
+    again = rollout(family, moved(stack).params, seen.x, noise=noise)
+    pairs = [
+        (*gram_of_states(places(run.states)), gram(run.outputs.flatten(1, 2))[0]) for run in (seen.run, again)
+    ]
     for found, expected in zip(*pairs, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 

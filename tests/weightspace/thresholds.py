@@ -22,24 +22,25 @@ class Potentials(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def undecided(family, params, x, tolerance, state=None):
+def undecided(family, params, x, tolerance, state=None, start=None, noise=None):
     """Sequences (batch,) that rounding by the tolerance, as a share of the largest number, may make spike apart."""
     wide = {name: value.detach().double() for name, value in params.items()}
-    state = {name: value.double() for name, value in state.items()} if state else None
+    state, noise = ({k: v.double() for k, v in part.items()} if part else None for part in (state, noise))
+    start = None if start is None else start.double()
     with Potentials() as seen, torch.no_grad():
-        rollout(family, wide, x.double(), state=state, method="sequential")
+        rollout(family, wide, x.double(), start, state=state, noise=noise, method="sequential")
     found = torch.zeros(x.shape[2], dtype=torch.bool)
     for distance in seen.nearest:
         found |= distance <= 2 * tolerance * seen.largest
     return found
 
 
-def decided(family, params, x, tolerance, state=None):
+def decided(family, params, x, tolerance, state=None, start=None, noise=None):
     """Inputs and initial states with every undecided sequence drawn again; what does not spike is left as it is."""
     draw = generator(0, "m", "again")
     state = dict(state or {})
     for _ in range(100):
-        again = undecided(family, params, x, tolerance, state)
+        again = undecided(family, params, x, tolerance, state, start, noise)
         if not again.any():
             return x, state
         x, state = x.clone(), {name: value.clone() for name, value in state.items()}

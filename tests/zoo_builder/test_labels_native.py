@@ -8,10 +8,9 @@ import math
 import pytest
 import torch
 
-from tests.members import ONE_OF_EACH_FAST
+from tests.members import ONE_OF_EACH_FAST, gated
 from tests.zoo_builder.linear_family import Linear
 from weightspace.families.elman import Elman
-from weightspace.families.gru import GRU
 from weightspace.rollout import forward, native
 from zoo_builder import labels, tasks
 from zoo_builder.labels import Driven, driven
@@ -60,7 +59,7 @@ def test_every_label_is_the_same_natively_as_by_torch(family):
 
 @pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
 def test_scores_and_losses_are_the_same_natively_as_by_torch(task):
-    family = GRU(input_size=task.input_size, hidden_size=5, output_size=task.output_size)
+    family = gated(task, 5)
     params = wide(fresh_params(family, 0, IDS))
     names = ["Performance", "LengthGeneralisation", "Dynamics"]
     found, expected = (
@@ -81,7 +80,7 @@ def test_labels_of_models_in_float32_are_those_of_float64_to_single_precision(fa
 
 @pytest.mark.parametrize("task", [one for task in tasks.available().values() for one in task.examples()[:1]], ids=str)
 def test_scores_and_losses_of_models_in_float32_are_those_of_float64_but_for_answers_that_rounding_decides(task):
-    family = GRU(input_size=task.input_size, hidden_size=5, output_size=task.output_size)
+    family = gated(task, 5)
     params = fresh_params(family, 0, IDS)
     found, expected = (
         labels.measure(["Performance"], family, params, task, Members(0, IDS), method=method)

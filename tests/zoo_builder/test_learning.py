@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.members import gated, sized_for
 from tests.weightspace.emulated_graph import emulate
 from weightspace import families
 from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.rollout import Streams, generator, rollout
+from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Axis, TensorSpec, WeightSpec
 from zoo_builder import learning, tasks
 from zoo_builder.learning.base import Run, fresh_params
@@ -181,8 +183,7 @@ KINDS = [kind.examples()[0] for kind in families.available().values()]
 
 @pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
 def test_captured_updates_are_the_updates(family, monkeypatch):
-    fitting = {"input_size": TASK.input_size, "output_size": TASK.output_size}
-    family = type(family)(**{**family.config, **fitting})
+    family = sized_for(family, TASK)
     learner = BPTT(num_updates=UPDATES_PER_DRAW + 2, batch_size=3)
     settings = {**SETTINGS, "learning_rate": torch.tensor([1e-3, 1e-2, 3e38, 5e-3, 2e-3, 1e-2], dtype=torch.float64)}
     called = learn(learner, [0, 5, 10], family=family, settings=settings)
@@ -198,13 +199,14 @@ def test_captured_updates_are_the_updates(family, monkeypatch):
 @pytest.mark.parametrize("family", KINDS, ids=lambda family: type(family).__name__)
 def test_what_autograd_keeps_of_a_model_is_within_the_estimate(family):
     task = Copy(num_symbols=6, length=5, max_delay=10)
-    sizes = {"input_size": task.input_size, "output_size": task.output_size, "hidden_size": 16}
-    family = type(family)(**{**family.config, **sizes})
+    family = sized_for(family, task, hidden_size=16)
     params = {name: tensor.requires_grad_() for name, tensor in fresh_params(family, 0, IDS).items()}
-    batch = task.sample({}, Streams(0, IDS, "train"), 8, "train")
+    streams = Streams(0, IDS, "train")
+    batch = task.sample({}, streams, 8, "train")
+    noise = draw_noise(family.spec, streams, task.num_steps, 8)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        task.loss(rollout(family, params, batch.x, batch.start).outputs, batch)
+        task.loss(rollout(family, params, batch.x, batch.start, noise=noise).outputs, batch)
     memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     estimate = BPTT(batch_size=8).bytes_per_model(family, task)
     assert estimate / 10 < sum(memory.values()) / len(IDS) < estimate
@@ -213,7 +215,7 @@ def test_what_autograd_keeps_of_a_model_is_within_the_estimate(family):
 def examined() -> tuple[BPTT, tuple]:
     """A learner with everything that changes from update to update, and what it learns from."""
     task = NParity(max_n=4, n=4, heads="many")
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=6)
+    family = gated(task, 6)
     exams = Exams(every=5, sequences=32, threshold=0.55, stop=True, curriculum=True)
     schedule = Schedule(shape="cosine", warm_up=3)
     learner = BPTT(num_updates=40, batch_size=8, learning_rate=3e-2, exams=exams, schedule=schedule)
@@ -236,7 +238,7 @@ def test_captured_updates_heed_schedules_exams_and_stops(monkeypatch):
 
 @pytest.mark.parametrize("task", [kind.examples()[-1] for kind in tasks.available().values()], ids=str)
 def test_the_loss_of_every_task_can_be_captured(task, monkeypatch):
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=3)
+    family = gated(task, 3)
     learner = BPTT(num_updates=3, batch_size=2)
     called = learner.learn(family, task, Members(0, IDS[:2]), [3])
     graphs = emulate(monkeypatch)
@@ -248,7 +250,7 @@ def test_the_loss_of_every_task_can_be_captured(task, monkeypatch):
 
 @pytest.mark.parametrize("task", [kind.examples()[-1] for kind in tasks.available().values()], ids=str)
 def test_every_task_is_learned_natively_as_it_is_by_autograd(task):
-    family = GRU(input_size=task.input_size, output_size=task.output_size, hidden_size=5)
+    family = gated(task, 5)
     # Several updates of one draw, and a part of the next.
     native, stacked = (
         BPTT(num_updates=UPDATES_PER_DRAW + 2, batch_size=3).learn(

@@ -48,21 +48,24 @@ class GroupMoves(Augmentation):
 
     def forward(self, stack: Stack) -> Stack:
         """The stack with every model moved by its own element."""
-        spec, params = stack.family.spec, stack.params
+        elements, spec, params = self.draw(stack), stack.family.spec, stack.params
         if self.gauges:
             params = flip_even(spec, params, self._generator)
-        first = next(iter(params.values()))
-        random = spec.random_elements(first.shape[0], self._generator, first.dtype)
-        # Draws of what is left out are made all the same, so that options do not change the others.
-        permutations = random.permutations if self.permutations else {}
-        gauges = random.gauges if self.gauges else {name: torch.ones_like(f) for name, f in random.gauges.items()}
-        elements = GroupElement(
-            {axis: p.to(first.device) for axis, p in permutations.items()},
-            {name: factor.to(first.device) for name, factor in gauges.items()},
-        )
         if not elements.permutations and not elements.gauges:
             return dataclasses.replace(stack, params=params)
         return dataclasses.replace(stack, params=spec.act_stacked(elements, params))
+
+    def draw(self, stack: Stack) -> GroupElement:
+        """Elements to move the models by, each its own: tensors (models, axis)."""
+        first = next(iter(stack.params.values()))
+        random = stack.family.spec.random_elements(first.shape[0], self._generator, first.dtype)
+        # Draws of what is left out are made all the same, so that options do not change the others.
+        permutations = random.permutations if self.permutations else {}
+        gauges = random.gauges if self.gauges else {name: torch.ones_like(f) for name, f in random.gauges.items()}
+        return GroupElement(
+            {axis: p.to(first.device) for axis, p in permutations.items()},
+            {name: factor.to(first.device) for name, factor in gauges.items()},
+        )
 
 
 class WeightNoise(Augmentation):

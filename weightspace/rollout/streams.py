@@ -16,6 +16,8 @@ from torch import Tensor
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+BLOCK = 1 << 15
+"""Pairs of normal draws that are made at once: what is computed on the way to them stays in cache."""
 
 
 def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: int = 10) -> list[Tensor]:
@@ -65,18 +67,19 @@ class Streams:
         self._position += -(-count // 4)
         return words.reshape(len(self), *shape)
 
-    def _words(self, count: int) -> Tensor:
-        """The next words (models, count), from C where that is available, else from torch."""
+    def _words(self, count: int, first: int = 0) -> Tensor:
+        """Words (models, count), the `first`-th from here on, from C where that is available, else from torch."""
+        start, skipped = self._position + first // 4, first % 4
+        count += skipped
         if self.device.type == "cpu":
             from weightspace.rollout.native.philox import draws_here, native_words
 
             if draws_here():
-                return native_words(self._key, self._position, count)
-        last = self._position + -(-count // 4)
-        position = torch.arange(self._position, last, dtype=torch.int64, device=self.device)[None]
+                return native_words(self._key, start, count)[:, skipped:]
+        position = torch.arange(start, start + -(-count // 4), dtype=torch.int64, device=self.device)[None]
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
         words = philox((position & _MASK, position >> 32, zero, zero), self._key)
-        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+        return torch.stack(words, dim=-1).flatten(1)[:, skipped:count]
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draws (models, *shape) from [0, 1), with 24 random bits in float32 and 32 in float64."""
@@ -88,10 +91,18 @@ class Streams:
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal draws (models, *shape), by the Box-Muller transform."""
         count = math.prod(shape)
-        pair = self.uniform(2, -(-count // 2), dtype=torch.float64)
-        radius, angle = torch.sqrt(-2 * torch.log1p(-pair[:, 0])), 2 * math.pi * pair[:, 1]
-        draws = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
-        return draws.reshape(len(self), *shape).to(dtype)
+        half = -(-count // 2)
+        draws = torch.empty(len(self), 2, half, dtype=dtype, device=self.device)
+        block = 4 * max(1, BLOCK // (4 * max(1, len(self))))
+        for first in range(0, half, block):
+            part = slice(first, min(first + block, half))
+            shares, turns = (
+                self._words(part.stop - first, number).to(torch.float64) * 2.0**-32 for number in (first, half + first)
+            )
+            radius, angle = torch.sqrt(-2 * torch.log1p(-shares)), 2 * math.pi * turns
+            draws[:, 0, part], draws[:, 1, part] = radius * torch.cos(angle), radius * torch.sin(angle)
+        self._position += -(-2 * half // 4)
+        return draws.flatten(1)[:, :count].reshape(len(self), *shape)
 
     def integers(self, high: int | Tensor, *shape: int) -> Tensor:
         """Integers (models, *shape) from 0 to high - 1; high below 2**31, one for all or (models,)."""

@@ -120,7 +120,8 @@ class Descent(Learner):
         if family.reads_start != task.start_size:
             return (
                 f"{type(task).__name__} gives a start of size {task.start_size} to the first state, of which "
-                f"{type(family).__name__} reads {family.reads_start}; choose a family that reads as much."
+                f"{type(family).__name__} reads {family.reads_start}; choose a family with a `start_size`, such as "
+                "NoisyRNN, for tasks that give one, and `start_size` 0 for those that do not."
             )
         if self.exams is not None and self.exams.curriculum and task.difficulty is None:
             return (
