@@ -58,7 +58,8 @@ class OfflineReactivation(Study):
     are alike untrained networks have a small divergence, too, because what is decoded from noise is uniform: only their
     jumps from step to step betray them, and anchored walks tell them apart by the divergence itself. Noise is Gaussian,
     as in the paper's text; its public code draws it from [0, 1). Thresholds are those of a pilot with 2 networks of
-    each kind. The paper has 512 cells and, for heads, 128 units and 20,000 updates, and no anchored heads.
+    each kind, 64 sequences an update and 2,400 updates; here there are 32 and 1,600. The paper has 512 cells and, for
+    heads, 128 units and 20,000 updates, and no anchored heads.
     """
 
     hidden_size: int = 64
