@@ -21,6 +21,8 @@ STEPS = 100
 """Steps without input that count."""
 LOUDER = 2**0.5
 """Factor of the noise: its variance is doubled, as the theory of offline sampling asks for."""
+AT_REST = 1e-10
+"""Share of the driven variance below which states are at rest, where their covariance is rounding."""
 SOURCE = "after Krishna, Bredenberg, Levenstein, Richards and Lajoie, ICLR 2024"
 
 
@@ -52,7 +54,7 @@ class Quiescence(Label):
                 name="quiescent_participation_ratio",
                 unit="share of the state size",
                 definition="Squared sum over sum of squares of the eigenvalues of the covariance of states, over all "
-                f"trajectories together: {alone}. Null where these do not vary.",
+                f"trajectories together: {alone}. Null where they vary less than {AT_REST:g} of the driven variance.",
                 source=SOURCE,
             ),
         )
@@ -63,10 +65,13 @@ class Quiescence(Label):
         wide = asleep.flatten(1, 2)
         centred = wide - wide.mean(1, keepdim=True)
         spread = torch.linalg.eigvalsh(centred.mT @ centred / centred.shape[1]).clamp(min=0)
+        moving = spread.sum(1) > AT_REST * awake.flatten(1, 2).var(1, correction=0).sum(1)
         columns = {
             "quiescent_variance": variance_within(asleep) / _above_0(variance_within(awake)),
             "quiescent_speed": speed(asleep) / _above_0(speed(awake)),
-            "quiescent_participation_ratio": participation_ratio(spread) / spread.shape[1],
+            "quiescent_participation_ratio": torch.where(
+                moving, participation_ratio(spread) / spread.shape[1], torch.nan
+            ),
         }
         return {name: torch.where(finite, value, torch.nan) for name, value in columns.items()}
 
