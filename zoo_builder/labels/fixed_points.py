@@ -48,12 +48,15 @@ class FixedPoints(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         starts, finite = finite_only(driven.trajectory.before[:, -1, :NUM_STARTS].contiguous())
-        points, converged = find(driven, starts)
+        # One start after another where the Jacobians of all would take too much memory.
+        parts = starts.split(1 if driven.is_large else NUM_STARTS, dim=1)
+        found = [(*reached, _is_stable(driven, reached[0])) for reached in (find(driven, part) for part in parts)]
+        points, converged, is_stable = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
         chosen = first_of_each(points, converged)
         count = chosen.sum(1).double()
-        stable = (chosen & _is_stable(driven, points)).sum(1)
-        found = {"num_fixed_points": count, "fixed_points_stable_share": stable / count}
-        return {name: torch.where(finite, value, torch.nan) for name, value in found.items()}
+        stable = (chosen & is_stable).sum(1)
+        columns = {"num_fixed_points": count, "fixed_points_stable_share": stable / count}
+        return {name: torch.where(finite, value, torch.nan) for name, value in columns.items()}
 
 
 def find(driven: Driven, starts: Tensor) -> tuple[Tensor, Tensor]:
