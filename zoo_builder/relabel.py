@@ -40,13 +40,14 @@ def relabel(
 ) -> Relabelled:
     """Measure the labels `names` of every model of a finished zoo, and put them into its tables.
 
+    The name of a column stands for the label that measures it.
     The zoo then has the bytes that a build of its recipe with these labels would have had; params and rollouts are
     not touched. Needs the versions and the class of machine that built it, because the bytes must come out so. With
     `other_version` others will do, if they make the same models of the recipe; zoo.json then says of each label that
     was measured so by what it was, and the zoo can no longer be repaired or built again byte by byte.
     """
     zoo = Path(zoo)
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(map(labels.measuring_column, names)))
     for name in names:
         labels.load(name, {})
     if not zoo.is_dir():

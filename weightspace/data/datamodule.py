@@ -88,7 +88,7 @@ class ZooDataModule(pl.LightningDataModule):
     def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
         """Prepare batches with these targets and, if requested, stored rollouts and neighbouring snapshots."""
         self._leave_out_unusable(with_rollouts)
-        labels = read_labels(self.zoo.table, targets, self._used & self.division.train)
+        labels = read_labels(self.zoo.table, targets, self._used & self.division.train, self.zoo.path)
         columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
         neighbours = Neighbours(*columns, used=self._used) if with_neighbours else None
         self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)

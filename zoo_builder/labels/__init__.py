@@ -36,11 +36,17 @@ def available() -> dict[str, type[Label]]:
 
 def load(name: str, fields: Mapping[str, Any]) -> Label:
     """The label with this class name and these fields; the refusal of a column's name says which label measures it."""
-    if isinstance(name, str) and name not in available():
-        measuring = [label for label, kind in available().items() if name in _columns_on_examples(kind())]
-        if measuring:
-            raise ValueError(f"'{name}' is a column of the label {measuring[0]}; name that: `{measuring[0]}`.")
+    if isinstance(name, str) and (measuring := measuring_column(name)) != name:
+        raise ValueError(f"'{name}' is a column of the label {measuring}; name that: `{measuring}`.")
     return load_from(available(), "label", name, fields)
+
+
+def measuring_column(name: str) -> str:
+    """The name of the label that has a column of this name; any other name, such as that of a label, stays."""
+    if name in available():
+        return name
+    measuring = [label for label, kind in available().items() if name in _columns_on_examples(kind())]
+    return measuring[0] if measuring else name
 
 
 def _columns_on_examples(label: Label) -> set[str]:
