@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
-from tqdm import tqdm
 
 from weightspace import __version__, store
 from weightspace.exchange.flat import FIELDS, model_of, write_weights
@@ -75,12 +73,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
 
 
 def _refuse_damage(path: Path) -> None:
-    with tqdm(desc="verify", unit=" shards", disable=not sys.stderr.isatty()) as bar:
-
-        def count(name: str) -> None:
-            bar.update()
-
-        faults = store.verify(path, count)
+    faults = store.verify(path)
     if faults:
         raise ValueError(
             f"{path} is damaged and was not exported: {faults[0].path} {faults[0].problem}. "
