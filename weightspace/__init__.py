@@ -19,7 +19,7 @@ _HOMES = {
     "from_torch": ("weightspace.face", "from_torch"),
     "load_encoder": ("weightspace.face", "load_encoder"),
     "measure": ("weightspace.face", "measure"),
-    "open_zoo": ("weightspace.store", "open_zoo"),
+    "open_zoo": ("weightspace.exchange.opened", "open_zoo"),
     "predict": ("weightspace.face", "predict"),
     "rollout": ("weightspace.rollout", ""),
     "to_data": ("weightspace.face", "to_data"),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from weightspace.exchange.opened import open_zoo
 from weightspace.families import Family
 from weightspace.spec import Params
-from weightspace.store import Model, Selection, Stack, Zoo, open_zoo
+from weightspace.store import Model, Selection, Stack, Zoo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,7 +263,7 @@ def _parts_of_files(path: Path) -> Iterator[Part]:
     """Models of a zoo's folder, or of a folder or file of state dicts."""
     from weightspace.exchange.readings import read_models, readings_of
 
-    if (path / "zoo.json").is_file():
+    if any((path / name).is_file() for name in ("zoo.json", "export.json")):
         yield from _parts_of_zoo(open_zoo(path))
         return
     for reading in readings_of(path) if path.is_dir() else read_models(path):
