@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weightspace.data.datamodule import ZooDataModule
-from weightspace.data.memory import pairs_of, room_for, usable_device
+from weightspace.data.memory import free_memory, pairs_of, refuse_beyond, room_for, usable_device
 from weightspace.data.sampling import batch_limits
 from weightspace.encoders.base import Encoder
 from weightspace.exchange.files import tensor_files
@@ -163,6 +163,7 @@ def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Te
 
 def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
     """Embeddings (models, embedding_dim) of stacks, with the encoder frozen and in evaluation mode."""
+    refuse_beyond(stacks, encoder.bytes_of, free_memory(stacks[0].rows.device) if stacks else None)
     was_training = encoder.training
     encoder.eval()
     try:
