@@ -220,7 +220,7 @@ def test_the_memory_of_a_large_model_is_told_and_refused_before_it_is_spent(enco
     needed = reader.bytes_of(family)
     # States of pairs alone take 16 numbers each.
     assert needed > 4 * 16 * 30_002**2
-    with pytest.raises(ValueError, match=r"Elman of 30002 nodes \(row 7\) takes about .* GB of memory, and .* are free"):
+    with pytest.raises(ValueError, match=r"Elman of 30002 nodes \(row 7\) takes about .* GB of .*, and .* are free"):
         refuse_beyond([stack], reader.bytes_of, needed - 1)
     with caplog.at_level("INFO"):
         refuse_beyond([stack], reader.bytes_of, needed)

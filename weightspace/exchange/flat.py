@@ -54,11 +54,13 @@ class FlatModel(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """One configuration of a dataset: its fields, and the tensors (models, ...) of rows, flat in the field `flat`."""
+    """One configuration of a dataset: its fields, the tensors (models, ...) of rows of one shard, which are flat in the
+    field `flat`, and how many numbers the tensors of one row have."""
 
     fields: Mapping[str, tuple[pa.DataType, str]]
     flat: str
     tensors: Callable[[Zoo, range], Mapping[str, torch.Tensor]]
+    numbers: Callable[[Zoo, int], int]
 
     @property
     def schema(self) -> pa.Schema:
@@ -103,8 +105,7 @@ def _groups(zoo: Zoo, configuration: Configuration) -> Iterator[RowGroup]:
     rows = size = 0
     for index in range(len(zoo.manifest["shards"])):
         remaining = zoo.shard_rows(index)
-        one = configuration.tensors(zoo, remaining[:1])
-        bytes_per_row = max(4 * sum(tensor.numel() for tensor in one.values()), 1)
+        bytes_per_row = max(4 * configuration.numbers(zoo, remaining.start), 1)
         while remaining:
             rows_left = min(ROWS_PER_GROUP - rows, (BYTES_PER_GROUP - size) // bytes_per_row)
             if rows_left < 1 and rows:
@@ -153,15 +154,24 @@ def _weights(zoo: Zoo, rows: range) -> Mapping[str, torch.Tensor]:
     return zoo.stack(rows).params
 
 
+def _num_weights(zoo: Zoo, row: int) -> int:
+    spec = zoo.family_of(row).spec
+    return sum(math.prod(spec.shape(name)) for name in spec.tensors)
+
+
 def _rollouts(zoo: Zoo, rows: range) -> Mapping[str, torch.Tensor]:
     if not zoo.shards[zoo.shard_of(rows.start)].has_rollouts:
         return {}
     return dict(zip(("x", "outputs"), zoo.rollouts(rows), strict=True))
 
 
+def _num_rolled(zoo: Zoo, row: int) -> int:
+    return sum(tensor.numel() for tensor in _rollouts(zoo, range(row, row + 1)).values())
+
+
 CONFIGURATIONS = {
-    "weights": Configuration(FIELDS, "weights", _weights),
-    "rollouts": Configuration(ROLLOUT_FIELDS, "numbers", _rollouts),
+    "weights": Configuration(FIELDS, "weights", _weights, _num_weights),
+    "rollouts": Configuration(ROLLOUT_FIELDS, "numbers", _rollouts, _num_rolled),
 }
 """Configurations beside `models`, each in a folder of its name; `rollouts` is that of zoos that store some."""
 

@@ -17,10 +17,10 @@ from weightspace.exchange.flat import CONFIGURATIONS, Configuration, family_of, 
 from weightspace.exchange.replaced import RECORD, record
 from weightspace.exchange.repository import is_repository, reaching
 from weightspace.store import ShardContent
+from weightspace.store.layout import MANIFEST, TABLE
 
 logger = logging.getLogger(__name__)
 
-TABLE = "models.parquet"
 MADE_ANEW = ("digest", "format", "num_models")
 """Entries of a manifest that follow from the files of the zoo."""
 
@@ -39,7 +39,7 @@ def located(source: str) -> Path:
     exported = record(folder)
     name = store.digest(exported)[:32]
     out = Path(huggingface_hub.constants.HF_HOME) / "weightspace" / name
-    if not (out / store.MANIFEST).is_file():
+    if not (out / MANIFEST).is_file():
         _refuse_damage(folder, exported["files"])
         out.mkdir(parents=True, exist_ok=True)
         with store.locked(out):
