@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import __version__
-from weightspace.components import plugins
+from weightspace.components import faults, plugins
 from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 (done), 2 (bad usage or bad input) or 130 (interrupted)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     commands = {"run": _run, "benchmark": _benchmark}
+    argv, debug = faults.take_option(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
+        options = _parser().parse_args(plugins.take_option(argv))
         return commands[options.subcommand](options[options.subcommand])
     except KeyboardInterrupt:
         print("probes: interrupted; nothing was left half-written.", file=sys.stderr)
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who reads our output has gone, as in `probes run ... | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        print(f"probes: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    except Exception as error:
+        print(f"probes: {printable(' '.join(faults.line_of(error, debug).split()))}", file=sys.stderr)
         return 2
 
 
@@ -46,7 +47,8 @@ def _parser() -> ArgumentParser:
         prog="probes",
         version=__version__,
         description="Asks what embeddings of a zoo know of its labels, beside baselines and controls.",
-        epilog=f"Example: probes run --zoo zoo --embeddings embeddings.safetensors --out probes. {plugins.HELP}",
+        epilog="Example: probes run --zoo zoo --embeddings embeddings.safetensors --out probes. "
+        f"{plugins.HELP} {faults.HELP}",
     )
     commands = parser.add_subcommands(required=True)
     _add_run(commands)

@@ -101,7 +101,7 @@ def _refuse_unused(learned: Sequence[Embedding], parts: Mapping[str, list[Divisi
 def choose_targets(zoo: Zoo, names: Sequence[str]) -> list[Target]:
     """Targets by name, or those that suit the zoo if none is named."""
     if names:
-        return [named_target(zoo.table, name) for name in dict.fromkeys(names)]
+        return [named_target(zoo.table, name, zoo.path) for name in dict.fromkeys(names)]
     return default_targets(zoo.table, sorted(zoo.manifest.get("labels", {})))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from weightspace.components.discovery import refuse_unknown_name
-from weightspace.store import LabelColumn
+from weightspace.store import LabelColumn, refuse_missing_column
 
 Kind = Literal["regression", "classification"]
 
@@ -79,9 +79,9 @@ CLASSES = (
 )
 
 
-def named_target(table: pa.Table, name: str) -> Target:
+def named_target(table: pa.Table, name: str, zoo: str | Path = "ZOO") -> Target:
     """Find the target for a column: a headline or class as declared, else a number as it is, else a class."""
-    refuse_unknown_name("column of the zoo", name, table.column_names)
+    refuse_missing_column(name, table.column_names, zoo)
     for target in HEADLINES + CLASSES:
         if target.name == name:
             return target

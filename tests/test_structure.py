@@ -35,7 +35,8 @@ ROOMS = {
     "responses": ZOO | {"features"},
     "graph": ZOO,
     "summaries": ZOO | {"features", "graph", "markov"},
-    "data": READING,
+    # A zoo may be an export, or on the Hub.
+    "data": READING | {"exchange"},
     "encoders": READING | {"exchange"},
     "objectives": READING | {"data", "encoders"},
     "exchange": ZOO,
@@ -45,7 +46,8 @@ ROOMS = {
     "models": ZOO | {"exchange"},
     "transformer": {"face", "encoders", "models"},
     "watched": {"cli"},
-    "cli": TRAINING | {"training", "exchange", "checks", "quickstart", "recipes"},
+    "training_help": {"components", "recipes"},
+    "cli": TRAINING | {"training", "exchange", "checks", "quickstart", "recipes", "training_help"},
 }
 FROM_OUTSIDE = {
     "zoo_builder": ZOO,

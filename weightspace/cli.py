@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import json
 import logging
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +15,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from weightspace import __version__, recipes
-from weightspace.components import plugins
+from weightspace import __version__, recipes, training_help
+from weightspace.components import faults, plugins
 from weightspace.terminal import printable
 
 TRAINING = {
@@ -44,7 +42,7 @@ EXAMPLES = (
   weightspace export --zoo first/zoo --out dataset --push OWNER/NAME
 
 """
-    + plugins.HELP
+    + f"{plugins.HELP}\n{faults.HELP}"
 )
 
 
@@ -191,7 +189,7 @@ def _json(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0 done, 1 a check found something, 2 bad usage or input, 130 interrupted."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, debug = faults.take_option(sys.argv[1:] if argv is None else argv)
     try:
         argv = plugins.take_option(argv)
         # Set before parsing: a class outside the list is refused before its module is imported.
@@ -204,8 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+    except Exception as error:
+        print(f"error: {printable(faults.line_of(error, debug))}", file=sys.stderr)
         return 2
 
 
@@ -256,44 +254,20 @@ def _parser() -> ArgumentParser:
 
 def _train(argv: list[str]) -> int:
     """fit, validate, test and predict, by Lightning's command line."""
+    if {"-h", "--help"} & set(argv):
+        print(training_help.text(argv[0], TRAINING[argv[0]]))
+        return 0
+    argv = ["--help" if argument == training_help.FULL else argument for argument in argv]
     from weightspace.training.cli import run
     from weightspace.training.divergence import Diverged
+    from weightspace.training.hints import with_hint
 
     try:
-        run(recipes.with_paths(argv), prog="weightspace", hint=_hint)
+        run(recipes.with_paths(argv), prog="weightspace", hint=with_hint)
     except Diverged as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _hint(message: str) -> str:
-    """An error message of the parser with a hint: the nearest known name, or how to enable a class."""
-    denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
-    if denied:
-        return f"{message[: denied.end()]}, so it was not imported. {plugins.way_out(denied[1])}"
-    known = sorted(set(_names()))
-    for word in re.findall(r"(?:string: |Option '|class_path '|arguments: --)([\w.]+)", message):
-        name = word.rpartition(".")[2]
-        matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        if matches and matches[0] != name:
-            return f"{message}\n  Did you mean '{matches[0]}'?"
-    return message
-
-
-def _names() -> Iterator[str]:
-    """Names that a config may use: encoders, objectives, augmentations, and their options."""
-    from weightspace import encoders, objectives
-    from weightspace.data import augment
-    from weightspace.data.datamodule import ZooDataModule
-    from weightspace.training.module import EmbeddingModule
-
-    transforms = {value.__name__: value for value in augment.Augmentation.__subclasses__()}
-    for name, value in {**encoders.available(), **objectives.available(), **transforms}.items():
-        yield name
-        yield from inspect.signature(value).parameters
-    for value in (ZooDataModule, EmbeddingModule):
-        yield from inspect.signature(value).parameters
 
 
 if __name__ == "__main__":

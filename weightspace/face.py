@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace import store
+from weightspace.exchange import opened
 from weightspace.families import Family
 from weightspace.models import BATCH, Models, batches, is_alone, zoo_of
 from weightspace.rollout import rollout
@@ -218,10 +219,14 @@ def build_zoo(
     return open_zoo(out)
 
 
-def open_zoo(path: str | Path) -> Zoo:
-    """Open a finished zoo folder; ValueError names the problem and the way out."""
-    opened = store.open_zoo(path)
-    return Zoo(opened.path, opened.manifest)
+def open_zoo(source: str | Path) -> Zoo:
+    """Open a finished zoo: its folder, or an export of `weightspace export`, a folder or a repository OWNER/NAME.
+
+    Of an export the zoo is made again in a cache, byte for byte, and `path` says where: every command takes that.
+    ValueError names the problem and the way out.
+    """
+    zoo = opened.open_zoo(source)
+    return Zoo(zoo.path, zoo.manifest)
 
 
 def to_data(models: Models) -> Any:

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import torch
 from torch import nn
 
+from weightspace.exchange.opened import open_zoo
 from weightspace.families import Family
 from weightspace.families.torch_module import Layer
 from weightspace.spec import Params
-from weightspace.store import Model, Selection, Stack, Zoo, open_zoo
+from weightspace.store import Model, Selection, Stack, Zoo
 
 Models: TypeAlias = "Zoo | Selection | Stack | tuple[Family, Params] | nn.Module | str | Path | Iterable[Models]"
 """What is taken as models: a zoo or rows of one, a stack, a family with params (with or without a models axis), a layer
@@ -85,8 +86,8 @@ def is_alone(models: Any) -> bool:
 
 
 def zoo_of(models: Any) -> Selection | None:
-    """The rows of a zoo, where models are one, rows of one, or its folder."""
-    if isinstance(models, str | Path) and Path(models, "zoo.json").is_file():
+    """The rows of a zoo, where models are one, rows of one, or its folder or that of its export."""
+    if isinstance(models, str | Path) and any(Path(models, name).is_file() for name in ("zoo.json", "export.json")):
         models = open_zoo(models)
     if isinstance(models, Zoo):
         return models[:]

@@ -21,7 +21,7 @@ SPLITS = ("in_distribution",)
 """Splits of the report: its encoders are trained for no other, and each more would take a minute of baselines alone."""
 LOG, FINISHED = "fit.log", "finished"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
-SMOKE_TEST = "This is a smoke test (--size tiny): every part has run, but the figures say nothing about the methods."
+SMOKE_TEST = "This is a smoke test (--size tiny): every part runs, but the figures say nothing about the methods."
 SECONDS_BETWEEN_REPORTS = 20
 
 
@@ -29,10 +29,14 @@ def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] 
     """Build, fit, embed, probe and report under `out`; a stage that is already there is not done again.
 
     Leaves `zoo/`, `run/supervised/`, `run/state_geometry/`, `embeddings.safetensors` (learned with labels),
-    `embeddings_no_labels.safetensors` and `probes/`. Returns the paths by name and the rows of probes.json.
+    `embeddings_no_labels.safetensors` and `probes/`. Returns the paths by name, the rows of probes.json, and a notice,
+    which is empty but for size tiny.
     """
     if size not in ("tiny", "default"):
         raise ValueError(f"`size` (={size!r}) must be 'tiny' or 'default'.")
+    notice = SMOKE_TEST if size == "tiny" else ""
+    if notice:
+        log.info(notice)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     suffix = "-tiny" if size == "tiny" else ""
@@ -40,16 +44,19 @@ def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] 
     _fit({name: recipe(f"encoder/{name}{suffix}.yaml") for name in EMBEDDINGS}, out / "run", zoo)
     embeddings = [_embed(out / "run" / name, zoo, out / file, name) for name, file in EMBEDDINGS.items()]
     checkpoints = [out / "run" / name / CHECKPOINT for name in EMBEDDINGS]
-    rows = _probe(zoo, embeddings, checkpoints, out / "probes", SMOKE_TEST if size == "tiny" else "")
+    rows = _probe(zoo, embeddings, checkpoints, out / "probes", notice)
     paths = {"zoo": zoo, "run": out / "run", "embeddings": embeddings[0], "embeddings_no_labels": embeddings[1]}
     paths |= {"probes": out / "probes" / "probes.json", "report": out / "probes" / "report.html"}
-    return {"paths": {name: str(path) for name, path in paths.items()}, "rows": rows}
+    return {"notice": notice, "paths": {name: str(path) for name, path in paths.items()}, "rows": rows}
 
 
 def summary(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of the final summary: the answer, then the paths."""
+    """Lines of the final summary: the notice where there is one, the answer, then the paths."""
     from probes.answer import answer_lines
 
+    if result["notice"]:
+        yield result["notice"]
+        yield ""
     yield from answer_lines(result["rows"])
     yield ""
     yield from (f"{name:22} {path}" for name, path in result["paths"].items())

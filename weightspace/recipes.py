@@ -39,9 +39,14 @@ def named(config: str | Path, kind: Literal["zoo", "encoder"]) -> Path:
     path = Path(config)
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
-    files = {file.stem: file for folder in reversed(FOLDERS) for file in sorted((folder / kind).glob("*.yaml"))}
+    files = of_kind(kind)
     refuse_unknown_name(f"file or {kind} recipe", path.name, sorted(files))
     return files[path.name]
+
+
+def of_kind(kind: Literal["zoo", "encoder"]) -> dict[str, Path]:
+    """The recipes of one kind that come with the package, by name."""
+    return {file.stem: file for folder in reversed(FOLDERS) for file in sorted((folder / kind).glob("*.yaml"))}
 
 
 def with_paths(argv: Sequence[str]) -> list[str]:

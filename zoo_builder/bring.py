@@ -21,6 +21,7 @@ from weightspace.store import ShardContent
 from zoo_builder.build import Built, manifest_head, refuse_other_files
 from zoo_builder.executor import build_identity, chosen_method
 from zoo_builder.labels import load as load_label
+from zoo_builder.labels import measuring_column
 from zoo_builder.learning import Learned
 from zoo_builder.learning.imported import Imported
 from zoo_builder.members import padded_columns
@@ -61,7 +62,7 @@ def bring(
     recorded = None if inputs is None else read_inputs(Path(inputs))
     for label in labels:
         # Before anything is written.
-        load_label(label, {})
+        load_label(measuring_column(label), {})
     contents = _contents(readings_of(state_dicts, words), recorded)
     plan = make_plan(_recipe(contents.models, title, seed))
     identity = build_identity(plan, "cpu", chosen_method("cpu"))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
 from zoo_builder.planning.memory import check_memory
 from zoo_builder.planning.plan import Plan, make_plan
 from zoo_builder.planning.recipe import read_recipe
+from zoo_builder.progress import following
 from zoo_builder.share import Share
 from zoo_builder.table import label_columns
 from zoo_builder.tasks import Task
@@ -255,23 +255,12 @@ def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any], share: S
     return sorted(set(indices) - set(good))
 
 
-@contextlib.contextmanager
-def _progress(plan: Plan, missing: Sequence[int]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    from tqdm import tqdm
+def _progress(plan: Plan, missing: Sequence[int]) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+    """The bar of a build, in updates of models; those that do not learn count as one."""
+    updates, shards = max(*plan.snapshots, 1), plan.shards
+    amounts = {index: (shards[index].last - shards[index].first) * updates for index in missing}
 
-    shards = plan.shards
-    updates = max(plan.snapshots)
-    total = sum(shards[index].last - shards[index].first for index in missing) * updates
-    done: list[int] = []
-    with tqdm(total=total, unit=" updates", unit_scale=True, disable=not sys.stderr.isatty(), desc="zoo") as bar:
+    def said(index: int) -> str:
+        return f"Shard {index:05d} ({shards[index].cohort.name}) is there"
 
-        def report(message: Mapping[str, Any]) -> None:
-            bar.update(message.get("progress", 0))
-            if "done" in message:
-                done.append(message["done"])
-                bar.set_postfix_str(f"{len(done)}/{len(missing)} shards")
-                if bar.disable:
-                    name = shards[message["done"]].cohort.name
-                    logger.info("Shard %05d (%s) is there, %d of %d.", message["done"], name, len(done), len(missing))
-
-        yield report
+    return following(amounts, " updates", "zoo", said)

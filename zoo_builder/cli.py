@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import __version__, recipes
-from weightspace.components import plugins
+from weightspace.components import faults, plugins
 from weightspace.terminal import printable
 from zoo_builder import bring_command, list_command
 from zoo_builder.bench import command as bench_command
@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"build": _build, "verify": _verify, "label": _label, "info": _info, "list": _list, "study": _study}
     commands |= {"bench": _bench, "import": _import}
     previous = signal.signal(signal.SIGTERM, _terminated)
+    argv, debug = faults.take_option(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser().parse_args(plugins.take_option(sys.argv[1:] if argv is None else argv))
+        options = _parser().parse_args(plugins.take_option(argv))
         return commands[options.subcommand](options[options.subcommand])
     except KeyboardInterrupt:
         print("zoo-builder: interrupted; run the same command again to go on.", file=sys.stderr)
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the output has ended, as in `zoo-builder list families | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
-        print(f"zoo-builder: {printable(error)}", file=sys.stderr)
+    except Exception as error:
+        print(f"zoo-builder: {printable(faults.line_of(error, debug))}", file=sys.stderr)
         return 2
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -66,7 +67,7 @@ def _parser() -> ArgumentParser:
         prog="zoo-builder",
         version=__version__,
         description="Builds, checks and describes zoos of recurrent networks.",
-        epilog=f"Example: zoo-builder build --config quickstart-tiny --out zoo. {plugins.HELP}",
+        epilog=f"Example: zoo-builder build --config quickstart-tiny --out zoo. {plugins.HELP} {faults.HELP}",
     )
     commands = parser.add_subcommands(required=True)
     _add_build(commands)
@@ -120,7 +121,8 @@ def _add_label(commands: Any) -> None:
         epilog="Example: zoo-builder label zoo --labels MemoryCapacity FixedPoints",
     )
     label.add_argument("folder", type=str, help="the zoo's folder")
-    label.add_argument("--labels", nargs="+", type=str, required=True, help="names, as in `zoo-builder list labels`")
+    names = "labels, or columns of labels, of `zoo-builder list labels`"
+    label.add_argument("--labels", nargs="+", type=str, required=True, help=names)
     label.add_argument("--workers", type=int, help="number of processes (one per core unless given; one on CUDA)")
     label.add_argument(
         "--other_version",

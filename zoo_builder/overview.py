@@ -61,7 +61,10 @@ def info_text(found: Mapping[str, Any]) -> str:
     ]
     for name, counts in found["counts"].items():
         lines.append(f"rows by {name}: " + ", ".join(f"{key} {number:,}" for key, number in counts.items()))
-    width = max([len(name) for name in found["labels"]], default=0)
+    width = max([len(name) for name in ("label", *found["labels"])])
+    if found["labels"]:
+        heads = "  ".join(f"{key:>10}" for key in ("low", "mean", "high"))
+        lines.append(f"{'label':{width}}  {'values':>13}  {heads}  unit")
     for name, label in found["labels"].items():
         numbers = ["         -" if label[key] is None else f"{label[key]:10.4g}" for key in ("low", "mean", "high")]
         other = "" if label["measured_with"] is None else "  (measured with other versions than built the zoo)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,10 @@ from zoo_builder.build import manifest_head, recorded_plan
 from zoo_builder.differences import refuse_differences
 from zoo_builder.executor import ROLLOUTS, build_identity
 from zoo_builder.planning.plan import Plan, make_plan
+from zoo_builder.progress import following
 from zoo_builder.table import measured_columns
 from zoo_builder.workers.job import Job, Labelling
 from zoo_builder.workers.processes import run_shards
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,14 @@ def relabel(
 ) -> Relabelled:
     """Measure the labels `names` of every model of a finished zoo, and put them into its tables.
 
+    The name of a column stands for the label that measures it.
     The zoo then has the bytes that a build of its recipe with these labels would have had; params and rollouts are
     not touched. Needs the versions and the class of machine that built it, because the bytes must come out so. With
     `other_version` others will do, if they make the same models of the recipe; zoo.json then says of each label that
     was measured so by what it was, and the zoo can no longer be repaired or built again byte by byte.
     """
     zoo = Path(zoo)
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(map(labels.measuring_column, names)))
     for name in names:
         labels.load(name, {})
     if not zoo.is_dir():
@@ -133,8 +131,6 @@ def _stage(
     zoo: Path, plan: Plan, names: Sequence[str], key: str, executor: Mapping[str, Any], workers: int | None
 ) -> None:
     """Measure the missing tables in worker processes, which write them to staging."""
-    from tqdm import tqdm
-
     missing = sorted(set(range(len(plan.shards))) - set(store.staged_tables(zoo, key, len(plan.shards))))
     device, method = executor["device"], ROLLOUTS[executor["method"]]
     job = Job(
@@ -145,11 +141,6 @@ def _stage(
         allow_import=plugins.allowed(),
         labelling=Labelling(tuple(names), key),
     )
-    with tqdm(total=len(missing), unit=" shards", disable=not sys.stderr.isatty(), desc="labels") as bar:
-
-        def report(message: Mapping[str, Any]) -> None:
-            bar.update("done" in message)
-            if bar.disable and "done" in message:
-                logger.info("Shard %05d is labelled.", message["done"])
-
+    amounts = {index: len(plan.shards[index].model_ids) for index in missing}
+    with following(amounts, " models", "labels", "Shard {:05d} is labelled".format) as report:
         run_shards(job, missing, workers, report)

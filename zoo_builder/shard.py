@@ -81,8 +81,12 @@ def stage_shard(
     key: str,
     device: str = "cpu",
     method: Method = "stacked",
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Measure the labels `names` of a finished shard's models and write its new table to staging."""
+    """Measure the labels `names` of a finished shard's models and write its new table to staging.
+
+    `progress` is called with the number of models measured since the last call.
+    """
     opened = store.open_zoo(zoo)
     stack, table = opened.shard(shard.index)
     refuse_other_models(plan, shard, stack.family, table)
@@ -98,6 +102,8 @@ def stage_shard(
         measured = measure_labels(plan, shard.cohort, names, members, some, device, method)
         columns = measured_columns(plan, names)
         pieces.append(pa.table({name: label_column(measured, name, len(members.ids)) for name in columns}))
+        if progress is not None:
+            progress(len(members.ids))
     store.stage_table(zoo, key, shard.index, with_columns(plan, table, pa.concat_tables(pieces)))
 
 

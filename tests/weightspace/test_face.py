@@ -1,5 +1,8 @@
 """What a notebook imports: names that cost nothing until they are used, and models taken in any shape."""
 
+import contextlib
+import io
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -246,3 +249,36 @@ def test_ten_lines_look_into_a_network_of_ones_own(zoo, checkpoint, capsys):
     assert "state_effective_rank" in printed
     assert "trace" in printed
     assert opened.table["model_id"][scope["nearest"][0]].as_py() in printed
+
+
+STRANGER = """
+import torch
+import weightspace as ws
+
+layer = torch.nn.LSTM(3, 16)  # your trained network
+zoo = ws.open_zoo("first/zoo")
+mine, theirs = ws.embed(layer), ws.embed(zoo)  # by the encoder that comes with the package
+predicted = ws.predict(layer, "first/run/supervised")
+measured = ws.measure(layer, ["Dynamics", "Memory"])
+nearest = torch.cdist(mine[None], theirs)[0].argsort()[:5]
+print(predicted, measured, zoo[nearest.tolist()].table.to_pandas()[["family", "task", "score"]], sep="\\n")
+"""
+
+
+def test_the_ten_lines_of_a_stranger_embed_predict_measure_and_find_neighbours(zoo, checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(zoo, tmp_path / "first" / "zoo")
+    shutil.copytree(checkpoint, tmp_path / "first" / "run" / "supervised")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(STRANGER, found)
+    assert len(STRANGER.split("\n")) <= 12
+    distances = np.linalg.norm(found["theirs"].double().numpy() - found["mine"].double().numpy(), axis=1)
+    assert sorted(distances[found["nearest"]]) == pytest.approx(sorted(distances)[:5])
+    assert list(found["predicted"].columns) == ["trace"]
+    module = nn.LSTM(3, 16)
+    module.load_state_dict(found["layer"].state_dict())
+    assert ws.embed(module).tolist() == pytest.approx(found["mine"].tolist(), abs=1e-6)
+    assert {"spectral_radius", "memory_decay_rate"} <= set(found["measured"].columns)
+    assert found["measured"].notna().all(axis=None)
+    assert "score" in said.getvalue()

@@ -13,9 +13,11 @@ from tests.weightspace.test_module import Sums, module_of
 from tests.weightspace.zoos import write_zoo
 from weightspace.data.augment import MaskEdges
 from weightspace.data.datamodule import ZooDataModule
-from weightspace.data.memory import pairs_of
+from weightspace.data.memory import free_memory, pairs_of, refuse_beyond
 from weightspace.data.sampling import MAX_PAIRS, EpochSampler, OrderedSampler
 from weightspace.encoders.message_passing import MessagePassing
+from weightspace.encoders.relational_transformer import RelationalTransformer
+from weightspace.encoders.sign_equivariant import SignEquivariant
 from weightspace.exchange import state_dicts
 from weightspace.families.elman import Elman
 from weightspace.families.lstm import LSTM
@@ -208,6 +210,31 @@ def test_a_lack_of_memory_is_one_line_that_names_the_models_and_what_to_lower(tm
         fit(EmbeddingModule(Huge(), Supervised(["trace"])), ZooDataModule(zoo), tmp_path / "run")
     with pytest.raises(ValueError, match=r"not enough memory for 1 model at once, .*use a machine with more"):
         embed_rows(Huge(), ZooDataModule(zoo, batch_size=1))
+
+
+@pytest.mark.parametrize("encoder", [MessagePassing, RelationalTransformer, SignEquivariant])
+def test_the_memory_of_a_large_model_is_told_and_refused_before_it_is_spent(encoder, monkeypatch, caplog):
+    reader = encoder()
+    family = Elman(input_size=1, hidden_size=30_000, output_size=1)
+    stack = Stack(family, {}, torch.tensor([7]))
+    needed = reader.bytes_of(family)
+    # States of pairs alone take 16 numbers each.
+    assert needed > 4 * 16 * 30_002**2
+    with pytest.raises(ValueError, match=r"Elman of 30002 nodes \(row 7\) takes about .* GB of .*, and .* are free"):
+        refuse_beyond([stack], reader.bytes_of, needed - 1)
+    with caplog.at_level("INFO"):
+        refuse_beyond([stack], reader.bytes_of, needed)
+        refuse_beyond([stack], reader.bytes_of, None)
+    (said,) = caplog.messages
+    assert "Elman of 30002 nodes takes about" in said
+    monkeypatch.setattr("weightspace.training.embed.free_memory", lambda device: 2**20)
+    with pytest.raises(ValueError, match=r"0\.0 GB are free; use a machine with more of it, make the encoder narrower"):
+        embed_stacks(reader, [stack])
+
+
+def test_free_memory_is_that_of_the_system():
+    free = free_memory(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
 
 
 @pytest.mark.parametrize(

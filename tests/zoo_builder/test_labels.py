@@ -140,3 +140,9 @@ def test_tangents_start_as_random_corners_of_length_one_each_models_own():
     assert len({tuple(row) for row in directions.flatten(0, 1).tolist()}) == 5 * TRAJECTORIES
     # Signs are fair: four standard errors of the mean of 6,400 of them.
     assert directions.sign().mean().abs() < 4 / 6400**0.5
+
+
+def test_a_column_stands_for_the_label_that_measures_it():
+    assert labels.measuring_column("memory_decay_rate") == "Memory"
+    assert labels.measuring_column("Memory") == "Memory"
+    assert labels.measuring_column("no_such_column") == "no_such_column"

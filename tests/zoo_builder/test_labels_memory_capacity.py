@@ -23,7 +23,7 @@ def test_each_lag_of_a_shift_register_counts_once_and_chance_counts_nothing():
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(200, 90, 16, generator=generator, dtype=torch.float64)
     states = torch.stack([u[:, 10:], u[:, 9:-1], u[:, 8:-2]], dim=-1)
-    found = capacities(states, u, 6)
+    found = capacities([states], u, 6, 80)
     assert found[:, :2].mean(0).tolist() == pytest.approx([1, 1], abs=0.01)
     # Without the correction the mean would be 1 / 639, nine standard errors off.
     assert found[:, 2:].mean().item() == pytest.approx(0, abs=3e-4)
@@ -34,7 +34,8 @@ def test_read_outs_agree_with_numpy_one_lag_at_a_time():
     u = torch.rand(2, 40, 4, generator=generator, dtype=torch.float64)
     states = torch.randn(2, 36, 4, 3, generator=generator, dtype=torch.float64) * 0.2
     states[..., 0] += u[:, 2:-2]
-    found = capacities(states, u, 3)
+    found = capacities([states], u, 3, 36)
+    torch.testing.assert_close(capacities(states.split([5, 20, 11], 1), u, 3, 36), found, rtol=1e-9, atol=1e-12)
     for m in range(2):
         h, h_new = (states[m, :, half].reshape(-1, 3).numpy() for half in (slice(0, 2), slice(2, 4)))
         for lag in (1, 2, 3):

@@ -22,8 +22,9 @@ from weightspace.data.memory import pairs_of
 from weightspace.data.sampling import EpochSampler, Neighbours, OrderedSampler, batch_limits
 from weightspace.data.targets import Target, read_labels
 from weightspace.data.usable import bounded_stacks, named, unusable
+from weightspace.exchange.opened import open_zoo
 from weightspace.families import Family
-from weightspace.store import SplitName, Stack, Zoo, codes, divide, open_zoo, recorded_split, split_title
+from weightspace.store import SplitName, Stack, Zoo, codes, divide, recorded_split, split_title
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ZooDataModule(pl.LightningDataModule):
         batch_limits(batch_size, groups_per_batch, np.ones(0))
         for status in statuses:
             refuse_unknown_name("status", status, STATUSES)
-        self.zoo: Zoo = open_zoo(Path(zoo))
+        self.zoo: Zoo = open_zoo(zoo)
         self.batch_size, self.groups_per_batch, self.seed = batch_size, groups_per_batch, seed
         self.augment, self.statuses, self.num_workers = list(augment), tuple(statuses), num_workers
         self.cache_bytes = cache_mb * 2**20
@@ -88,7 +89,7 @@ class ZooDataModule(pl.LightningDataModule):
     def serve(self, targets: Sequence[Target] = (), with_rollouts: bool = False, with_neighbours: bool = False) -> None:
         """Prepare batches with these targets and, if requested, stored rollouts and neighbouring snapshots."""
         self._leave_out_unusable(with_rollouts)
-        labels = read_labels(self.zoo.table, targets, self._used & self.division.train)
+        labels = read_labels(self.zoo.table, targets, self._used & self.division.train, self.zoo.path)
         columns = (self.zoo.table.column(name).to_numpy(zero_copy_only=False) for name in ("model_id", "step", "shard"))
         neighbours = Neighbours(*columns, used=self._used) if with_neighbours else None
         self._source = ZooBatches(self.zoo, labels, with_rollouts, self.cache_bytes, neighbours=neighbours)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from weightspace.components.discovery import check_fields, refuse_unknown_fields, refuse_unknown_name
-from weightspace.store import LabelColumn, cell_codes, cell_means
+from weightspace.components.discovery import check_fields, refuse_unknown_fields
+from weightspace.store import LabelColumn, cell_codes, cell_means, refuse_missing_column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +50,24 @@ class Labels:
     cell_means: np.ndarray
 
 
-def read_labels(table: pa.Table, targets: Sequence[Target], train: np.ndarray) -> Labels:
-    """Labels of all rows, with bounds and cell means learned from the rows of the mask `train` (rows) alone."""
+def read_labels(
+    table: pa.Table, targets: Sequence[Target], train: np.ndarray, zoo: str | Path = "ZOO"
+) -> Labels:
+    """Labels of all rows, with bounds and cell means learned from the rows of the mask `train` (rows) alone.
+
+    ValueError where the table, that of the folder `zoo`, lacks one.
+    """
     cells = cell_codes(table)
     values = np.empty((table.num_rows, len(targets)))
     means = np.empty_like(values)
     for index, target in enumerate(targets):
+        refuse_missing_column(target.name, table.column_names, zoo)
         values[:, index] = _bounded(_column(table, target), target, train)
         means[:, index] = cell_means(values[:, index], cells, train & ~np.isnan(values[:, index]))
     return Labels(values=values, cell_means=means)
 
 
 def _column(table: pa.Table, target: Target) -> np.ndarray:
-    refuse_unknown_name("column of the zoo", target.name, table.column_names)
     values = target.numbers(table)
     return np.where(np.isfinite(values) & ~target.left_out(table), values, np.nan)
 

@@ -62,6 +62,13 @@ class Encoder(Constructed, nn.Module, ABC):
                     f"{type(self).__name__} reads {most} at most; {way_out}, or leave such models out."
                 )
 
+    def bytes_of(self, family: Family) -> int:
+        """About the bytes that reading one model takes, by what grows with the pairs of its nodes; 0 if nothing does.
+
+        Without gradients; those of training take several times as much.
+        """
+        return 0
+
     @abstractmethod
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of all models of the stacks, one stack after another."""

@@ -15,7 +15,8 @@ from weightspace.encoders.fields import Fields, Pair, read_fields
 from weightspace.encoders.graph_level import Fitted
 from weightspace.encoders.lifts import EdgeLift, NodeLift
 from weightspace.encoders.scales import FieldScales
-from weightspace.graph import EDGE_TYPES
+from weightspace.families import Family
+from weightspace.graph import EDGE_TYPES, num_nodes
 from weightspace.store import Stack
 
 Edges = tuple[dict[Pair, Tensor], dict[Pair, Tensor]]
@@ -63,6 +64,12 @@ class DenseEncoder(GraphEncoder):
     """Base of encoders with a state for every node and every pair of nodes, and learned terms for their classes."""
 
     max_pairs: ClassVar[int | None] = 1024
+    numbers_per_pair: int
+    """About the numbers that are held at once for each pair of nodes."""
+
+    def bytes_of(self, family: Family) -> int:
+        """About the bytes that reading one model takes: those of its pairs of nodes."""
+        return 4 * self.numbers_per_pair * num_nodes(family.effective_spec) ** 2
 
     def embed_types(self, edge_dim: int) -> None:
         """Make the vectors of connection types, of an edge and of the opposite one; the first is of absent edges."""

@@ -51,6 +51,7 @@ class MessagePassing(DenseEncoder):
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
         super().__init__(embedding_dim, sizes, max_layers, max_ends)
         self.widths = Widths(edge_dim, node_dim, product_dim, num_layers)
+        self.numbers_per_pair = 2 * CHANNELS + 8 * edge_dim + 5 * product_dim
         self.num_codes, roles = num_codes(max_ends), len(ROW_ROLES)
         self.register_buffer("vocabulary", torch.tensor(VOCABULARY))
         self.register_buffer("edge_scale", torch.ones(len(EDGE_TYPES), CHANNELS))

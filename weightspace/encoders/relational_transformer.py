@@ -50,6 +50,7 @@ class RelationalTransformer(DenseEncoder):
         super().__init__(embedding_dim, sizes, max_layers, max_ends)
         if node_dim % num_heads:
             raise ValueError(f"`node_dim` (={node_dim}) must be divisible by `num_heads` (={num_heads}).")
+        self.numbers_per_pair = 2 * CHANNELS + (6 + num_heads) * edge_dim + 4 * num_heads
         self.scales = WeightScales()
         self.summaries = Summaries() if summaries else None
         self.edge_in = nn.Linear(4 * CHANNELS, edge_dim)

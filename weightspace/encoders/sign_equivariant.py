@@ -61,6 +61,8 @@ class SignEquivariant(DenseEncoder):
     ) -> None:
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
         super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        # Of all four pairs of an even and an odd parity, which most models have.
+        self.numbers_per_pair = 4 * (CHANNELS + 10 * edge_dim + 6 * product_dim)
         self.scales = WeightScales()
         self.edge_in, self.node_in = ParityLinear(4, CHANNELS, edge_dim), ParityLinear(2, CHANNELS, node_dim)
         self.edge_gain = nn.Parameter(1 + 0.3 * torch.randn(len(EDGE_TYPES) + 1, edge_dim))

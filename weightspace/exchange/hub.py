@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
-from tqdm import tqdm
 
 from weightspace import __version__, store
-from weightspace.exchange.flat import FIELDS, model_of, write_weights
+from weightspace.exchange.flat import CONFIGURATIONS, model_of, write_rows
 from weightspace.exchange.replaced import RECORD, record, refuse_foreign, replacing
 from weightspace.exchange.repository import reaching, refuse_license, refuse_repository
 from weightspace.store import Zoo, open_zoo
@@ -27,15 +25,18 @@ from weightspace.store import Zoo, open_zoo
 __all__ = ["export", "model_of", "push", "refuse_repository"]
 
 CARD, TABLE = "README.md", "models.parquet"
-MODELS, WEIGHTS = "models", "weights"
+MODELS = "models"
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+"""Numbers of rows, and the size that the Hub calls those below."""
 
 
 def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> Path:
     """Write a finished zoo as a Hugging Face dataset folder `out`: a pure function of the zoo and the licence.
 
-    Leaves `models.parquet` (the zoo's table), `weights/*.parquet` (columns: `flat.FIELDS`), a card README.md, and
-    export.json (head of the zoo's manifest, and a sha256 of each file). The folder appears whole or not at all: an
-    earlier export is replaced, a folder with other files is refused. Shards are read one by one, so memory does not
+    Leaves `models.parquet` (the zoo's table), `weights/*.parquet` and, of a zoo that stores inputs and outputs,
+    `rollouts/*.parquet` (see `flat.CONFIGURATIONS`), a card README.md, and export.json (head of the zoo's manifest, and
+    a sha256 of each file): all that `exchange.unpacked` makes the zoo again of. The folder appears whole or not at all:
+    an earlier export is replaced, a folder with other files is refused. Shards are read one by one, so memory does not
     grow with the zoo.
     """
     source, out = open_zoo(zoo), Path(out).resolve()
@@ -55,8 +56,8 @@ def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> 
 def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Upload an export to the dataset repository `repo` (OWNER/NAME), created if missing; returns its address.
 
-    Other files in the folder are not uploaded. Weights of an earlier upload that are not part of this one are removed.
-    Needs the login of `hf auth login`.
+    Other files in the folder are not uploaded. Weights and rollouts of an earlier upload that are not part of this one
+    are removed. Needs the login of `hf auth login`.
     """
     folder, exported = Path(folder), record(Path(folder))
     refuse_repository(repo)
@@ -69,18 +70,13 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
             repo_type="dataset",
             commit_message=f"Zoo {exported['zoo']['digest'][:12]}",
             allow_patterns=[RECORD, *exported["files"]],
-            delete_patterns=[f"{WEIGHTS}/train-*-of-*.parquet"],
+            delete_patterns=[f"{name}/train-*-of-*.parquet" for name in CONFIGURATIONS],
         )
     return str(url)
 
 
 def _refuse_damage(path: Path) -> None:
-    with tqdm(desc="verify", unit=" shards", disable=not sys.stderr.isatty()) as bar:
-
-        def count(name: str) -> None:
-            bar.update()
-
-        faults = store.verify(path, count)
+    faults = store.verify(path)
     if faults:
         raise ValueError(
             f"{path} is damaged and was not exported: {faults[0].path} {faults[0].problem}. "
@@ -92,11 +88,15 @@ def _write(zoo: Zoo, folder: Path, license: str) -> None:
     with store.naming(folder / TABLE, zoo.manifest["files"][TABLE]["bytes"]):
         shutil.copyfile(zoo.path / TABLE, folder / TABLE)
     store.flush(folder / TABLE)
-    (folder / WEIGHTS).mkdir()
-    names = [path.relative_to(folder).as_posix() for path in write_weights(zoo, folder / WEIGHTS)]
-    files = {name: store.file_entry(folder / name) for name in [TABLE, *names]}
+    configs = {MODELS: [TABLE]}
+    for name, configuration in CONFIGURATIONS.items():
+        if name != "rollouts" or any(shard.has_rollouts for shard in zoo.shards):
+            (folder / name).mkdir()
+            written = write_rows(zoo, folder / name, configuration)
+            configs[name] = [path.relative_to(folder).as_posix() for path in written]
+    files = {name: store.file_entry(folder / name) for names in configs.values() for name in names}
     head = {key: value for key, value in zoo.manifest.items() if key not in ("files", "shards")}
-    text = _card(zoo, folder, {MODELS: [TABLE], WEIGHTS: names}, files, license).encode()
+    text = _card(zoo, folder, configs, files, license).encode()
     store.write_flushed(folder / CARD, text)
     files[CARD] = store.file_entry(folder / CARD)
     store.write_flushed(folder / RECORD, store.pretty({"zoo": head, "files": files, "license": license}))
@@ -121,14 +121,25 @@ def _card(zoo: Zoo, folder: Path, configs: Mapping[str, Sequence[str]], files: M
     data = huggingface_hub.DatasetCardData(
         license=license,
         pretty_name=zoo.manifest["recipe"].get("title", "A zoo of recurrent networks"),
-        tags=["weight-space-learning", "recurrent-neural-networks"],
+        tags=["weight-space-learning", "recurrent-neural-networks", *_tags(zoo)],
+        task_categories=["feature-extraction"],
+        size_categories=[next((name for most, name in SIZES if zoo.num_rows < most), "n>10M")],
+        library_name="weightspace",
         configs=loading,
     )
     infos.to_dataset_card_data(data)
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(zoo, license)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(zoo, configs, license)}"
 
 
-def _body(zoo: Zoo, license: str) -> str:
+def _tags(zoo: Zoo) -> list[str]:
+    """Tags of the families and tasks of a zoo, as `family:GRU` and `task:Copy`, by which the Hub finds it."""
+    table = pq.read_table(zoo.path / TABLE, columns=["family", "task"])
+    return [
+        f"{column}:{name}" for column in table.column_names for name in sorted(set(table[column].to_pylist()) - {None})
+    ]
+
+
+def _body(zoo: Zoo, configs: Iterable[str], license: str) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "&#124;")
     template = environment.from_string((Path(__file__).parent / "hub_card.md.j2").read_text())
@@ -145,7 +156,7 @@ def _body(zoo: Zoo, license: str) -> str:
         "license": license,
         "version": __version__,
         "columns": [(field.name, field.type, described.get(field.name, {})) for field in schema],
-        "fields": FIELDS,
+        "configurations": {name: CONFIGURATIONS[name].fields for name in configs if name != MODELS},
         "layouts": dict(sorted(layouts.items())),
         "counts": _counts(zoo),
         "recipe": yaml.safe_dump(manifest["recipe"], sort_keys=True).strip(),

@@ -18,8 +18,8 @@ from weightspace import store
 
 RECORD = "export.json"
 """File that lists the files of an export, with the size and sha256 of each."""
-FILES = re.compile(r"README\.md|models\.parquet|export\.json|weights/train-\d{5}-of-\d{5}\.parquet")
-FOLDERS = ("weights",)
+FILES = re.compile(r"README\.md|models\.parquet|export\.json|(weights|rollouts)/train-\d{5}-of-\d{5}\.parquet")
+FOLDERS = ("weights", "rollouts")
 
 
 def record(folder: Path) -> dict[str, Any]:

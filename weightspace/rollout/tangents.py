@@ -114,6 +114,14 @@ def unflatten(family: Family, flat: Tensor) -> State:
     return dict(zip(spec.states, pieces, strict=True))
 
 
+def to_unit(tangent: State) -> tuple[State, Tensor]:
+    """Tangent vectors (..., axis) scaled to length 1 over all states together, and the lengths (...) they had."""
+    length = torch.stack([value.square().sum(-1) for value in tangent.values()]).sum(0).sqrt()
+    # A vanished vector stays 0: its log growth is then minus infinity.
+    safe = torch.where(length > 0, length, 1)
+    return {name: value / safe[..., None] for name, value in tangent.items()}, length
+
+
 def _step_with_tangent(
     family: Family, params: Params, state: State, tangent: State, x: Tensor, noise: Mapping[str, Tensor]
 ) -> tuple[State, State]:

@@ -29,7 +29,7 @@ from weightspace.store.durable import (
     write_flushed,
 )
 from weightspace.store.inside import refuse_links
-from weightspace.store.label_columns import LabelColumn
+from weightspace.store.label_columns import LabelColumn, refuse_missing_column
 from weightspace.store.layout import FORMAT, SHARDS, canonical, content_version, digest, file_entry, pretty
 from weightspace.store.lock import locked
 from weightspace.store.manifest import DamagedManifest
@@ -105,6 +105,7 @@ __all__ = [
     "read_document",
     "recorded_split",
     "refuse_links",
+    "refuse_missing_column",
     "remove_shard",
     "split_title",
     "stage_table",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from weightspace.components.discovery import refuse_unknown_name
 
 NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
 
@@ -36,3 +41,10 @@ class LabelColumn:
         """Mask (rows) of snapshots that do not count: those of step 0, if trained ones alone do."""
         mask: np.ndarray = (table.column("step").to_numpy(zero_copy_only=False) == 0) & self.trained_only
         return mask
+
+
+def refuse_missing_column(name: str, columns: Sequence[str], zoo: str | Path) -> None:
+    """Raise ValueError, with the command that may add it, unless a zoo's table has the column `name`."""
+    command = f"zoo-builder label {shlex.quote(str(zoo))} --labels {shlex.quote(name)}"
+    hint = f" A label that was not measured is added by `{command}`."
+    refuse_unknown_name("column of the zoo", name, columns, hint)

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from weightspace.components.discovery import refuse_unknown_name
 from weightspace.families import Family
 from weightspace.spec import Params, WeightSpec
+from weightspace.store.label_columns import refuse_missing_column
 from weightspace.store.layout import MANIFEST, TABLE, Damaged
 from weightspace.store.manifest import read_manifest
 from weightspace.store.shard_files import ShardFiles, finite, promised
@@ -252,7 +252,7 @@ class Selection:
         """The rows whose columns have these values, as `Zoo.filter`."""
         kept = np.ones(len(self), dtype=bool)
         for name, value in wanted.items():
-            refuse_unknown_name("column of the zoo", name, self.zoo.table.column_names)
+            refuse_missing_column(name, self.zoo.table.column_names, self.zoo.path)
             choices = value if isinstance(value, list | tuple | set) else [value]
             cells = self.table[name].to_pylist()
             if callable(value):

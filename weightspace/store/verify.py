@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,24 @@ class Fault:
     problem: str
 
 
-def verify(zoo: Path, progress: Callable[[str], None] | None = None) -> list[Fault]:
-    """Every fault of a zoo, in the order of its files; `progress` is called with a shard's name before it is read."""
+def verify(zoo: Path) -> list[Fault]:
+    """Every fault of a zoo, in the order of its files, with a bar of its shards in a terminal."""
     if not zoo.is_dir():
         raise ValueError(f"{zoo} is not a folder; give the folder that `zoo-builder build --out` made.")
     try:
         opened = Zoo(zoo, read_manifest(zoo))
     except ValueError as error:
         return [Fault(MANIFEST, str(error))]
-    return list(_faults(opened, progress))
+    return list(_faults(opened))
 
 
-def _faults(zoo: Zoo, progress: Callable[[str], None] | None) -> Iterator[Fault]:
+def _faults(zoo: Zoo) -> Iterator[Fault]:
+    from tqdm import tqdm
+
     faults = [fault for name, entry in zoo.manifest["files"].items() for fault in _file_faults(zoo.path, name, entry)]
     yield from faults
     damaged = False
-    for index, shard in enumerate(zoo.shards):
-        if progress is not None:
-            progress(shard.entry["name"])
+    for index in tqdm(range(len(zoo.shards)), desc="verify", unit=" shards", disable=not sys.stderr.isatty()):
         for fault in _shard_faults(zoo, index):
             damaged = True
             yield fault

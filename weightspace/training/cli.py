@@ -212,7 +212,8 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
     class Parser(LightningArgumentParser):
         def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
             # The message alone: the usage of a whole trainer is pages long.
-            self.exit(2, f"error: {printable(hint(str(message)))}\n(`{prog} {argv[0]} --help` lists every option.)\n")
+            way_out = f"(`{prog} {argv[0]} --help_all` lists every option.)"
+            self.exit(2, f"error: {printable(hint(str(message)))}\n{way_out}\n")
 
     class OneCommand(TrainingCLI):
         @staticmethod

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weightspace.data.datamodule import ZooDataModule
-from weightspace.data.memory import pairs_of, room_for, usable_device
+from weightspace.data.memory import free_memory, pairs_of, refuse_beyond, room_for, usable_device
 from weightspace.data.sampling import batch_limits
 from weightspace.encoders.base import Encoder
-from weightspace.exchange.readings import Reading, as_float32, readings_of
+from weightspace.exchange.files import tensor_files
+from weightspace.exchange.readings import Reading, as_float32, read_models
 from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
@@ -89,7 +91,10 @@ def embed_state_dicts(
     encoder = opened(checkpoint).to(usable_device(device)).eval()
     read: list[str] = []
     parts = []
-    for stack in _stacks_of(readings_of(folder), batch_size, read):
+    # Files have a number before they are read, models have not.
+    files = tqdm(tensor_files(Path(folder)), desc="embed", unit=" files", disable=not sys.stderr.isatty())
+    readings = chain.from_iterable(map(read_models, files))
+    for stack in _stacks_of(readings, batch_size, read):
         parts.append((stack.rows, embed_stacks(encoder, [stack.to(device)]).float().cpu()))
     embeddings = torch.full((len(read), encoder.embedding_dim), torch.nan)
     for rows, part in parts:
@@ -102,7 +107,7 @@ def _stacks_of(readings: Iterable[Reading], max_models: int, names: list[str]) -
     """Stacks of at most `max_models` models of one family and size; their rows are indices of `names`, which is filled.
     """
     incomplete: dict[Family, list[tuple[int, Params]]] = {}
-    for row, reading in enumerate(tqdm(readings, desc="embed", unit="model", disable=not sys.stderr.isatty())):
+    for row, reading in enumerate(readings):
         names.append(reading.name)
         family = reading.family
         incomplete.setdefault(family, []).append((row, as_float32(reading)))
@@ -150,7 +155,7 @@ def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Te
     data.serve()
     data.refuse_unusable()
     embeddings = torch.full((data.zoo.table.num_rows, encoder.embedding_dim), torch.nan)
-    batches = tqdm(data.predict_dataloader(), desc="embed", unit="batch", disable=not sys.stderr.isatty())
+    batches = tqdm(data.predict_dataloader(), desc="embed", unit=" batches", disable=not sys.stderr.isatty())
     for batch in batches:
         embeddings[batch.rows] = embed_stacks(encoder, batch.to(device).stacks).float().cpu()
     return embeddings
@@ -158,6 +163,7 @@ def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Te
 
 def embed_stacks(encoder: Encoder, stacks: list[Stack]) -> Tensor:
     """Embeddings (models, embedding_dim) of stacks, with the encoder frozen and in evaluation mode."""
+    refuse_beyond(stacks, encoder.bytes_of, free_memory(stacks[0].rows.device) if stacks else None)
     was_training = encoder.training
     encoder.eval()
     try:

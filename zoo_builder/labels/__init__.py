@@ -16,7 +16,7 @@ from weightspace.families import Family
 from weightspace.rollout import Method
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import JACOBIAN_STEPS, TRAJECTORIES, Driven
+from zoo_builder.labels.driven import MOST_BYTES, Driven, jacobian_bytes
 from zoo_builder.labels.inputs import SEQUENCES_TOGETHER
 from zoo_builder.members import MULTIPLE, Members
 from zoo_builder.tasks import Task
@@ -27,8 +27,6 @@ MODELS_TOGETHER: dict[Method, int] = {"native": 64, "stacked": 32, "sequential":
 """Models measured at once on the CPU: enough to hide the cost of a call, few enough for its caches."""
 CPU_BYTES, CUDA_BYTES = 2**28, 4 * 2**30
 """Bytes of the Jacobians of a chunk that are fast on the CPU, and most on CUDA, there of its rollout's states, too."""
-MOST_CPU_BYTES = 2**30
-"""Most bytes of the Jacobians of a chunk of several models on the CPU: those of one large model may be more."""
 
 
 def available() -> dict[str, type[Label]]:
@@ -38,11 +36,17 @@ def available() -> dict[str, type[Label]]:
 
 def load(name: str, fields: Mapping[str, Any]) -> Label:
     """The label with this class name and these fields; the refusal of a column's name says which label measures it."""
-    if isinstance(name, str) and name not in available():
-        measuring = [label for label, kind in available().items() if name in _columns_on_examples(kind())]
-        if measuring:
-            raise ValueError(f"'{name}' is a column of the label {measuring[0]}; name that: `{measuring[0]}`.")
+    if isinstance(name, str) and (measuring := measuring_column(name)) != name:
+        raise ValueError(f"'{name}' is a column of the label {measuring}; name that: `{measuring}`.")
     return load_from(available(), "label", name, fields)
+
+
+def measuring_column(name: str) -> str:
+    """The name of the label that has a column of this name; any other name, such as that of a label, stays."""
+    if name in available():
+        return name
+    measuring = [label for label, kind in available().items() if name in _columns_on_examples(kind())]
+    return measuring[0] if measuring else name
 
 
 def _columns_on_examples(label: Label) -> set[str]:
@@ -144,13 +148,12 @@ def _chunk_size(
     family: Family, task: Task | None, device: torch.device, method: Method, num_models: int
 ) -> _ChunkSize:
     """The largest chunk that fits a GPU's memory, or that is fast on the CPU."""
-    size = family.spec.state_size
-    jacobians = JACOBIAN_STEPS * TRAJECTORIES * size**2
+    jacobians = jacobian_bytes(family)
     if device.type == "cpu":
-        models = min(MODELS_TOGETHER[method], max(MOST_CPU_BYTES // (8 * jacobians), 1))
-        return _ChunkSize(models, max(CPU_BYTES // (8 * jacobians * models), 1) if method == "native" else 1)
-    states = 0 if task is None else SEQUENCES_TOGETHER * task.num_steps * size
-    fitting = max(CUDA_BYTES // (8 * max(jacobians, states)), 2)
+        models = min(MODELS_TOGETHER[method], max(MOST_BYTES // jacobians, 1))
+        return _ChunkSize(models, max(CPU_BYTES // (jacobians * models), 1) if method == "native" else 1)
+    states = 0 if task is None else 8 * SEQUENCES_TOGETHER * task.num_steps * family.spec.state_size
+    fitting = max(CUDA_BYTES // max(jacobians, states), 2)
     models = min(fitting, num_models)
     return _ChunkSize(models, fitting // models)
 

@@ -21,25 +21,18 @@ from weightspace.rollout.tangents import (
     log_product_norms,
     push,
     tangent_rollout,
+    to_unit,
     unflatten,
 )
-from weightspace.spec import Params, State
+from weightspace.spec import Params
 from zoo_builder.labels.inputs import SEQUENCES, TRAJECTORIES, Inputs
+from zoo_builder.labels.spectra import covariance
 from zoo_builder.members import Members
 from zoo_builder.tasks import Batch, Split, Task
 from zoo_builder.tasks.categorical import counts_right_answers
 
-__all__ = [
-    "DRIVE",
-    "JACOBIANS",
-    "JACOBIAN_STEPS",
-    "SEQUENCES",
-    "TRAJECTORIES",
-    "WARM_UP",
-    "WINDOW",
-    "Driven",
-    "Trajectory",
-]
+__all__ = ["DRIVE", "JACOBIANS", "JACOBIAN_STEPS", "MOST_BYTES", "SEQUENCES", "TRAJECTORIES", "WARM_UP", "WINDOW"]
+__all__ += ["Driven", "Trajectory", "jacobian_bytes"]
 
 WARM_UP, TANGENT_WARM_UP = 48, 16
 """Steps from the initial state that no label reads, and further ones over which tangent vectors align."""
@@ -47,6 +40,8 @@ WINDOW = 48
 """Steps after the warm-up that labels read."""
 JACOBIAN_STEPS = 12
 """First steps of the window along which whole Jacobians are taken."""
+MOST_BYTES, PART_BYTES = 2**30, 2**28
+"""Most bytes of the Jacobians of models measured together on the CPU, and of those of a single model that has more."""
 
 _DRIVEN = (
     f"{TRAJECTORIES} trajectories driven by held-out sequences of the model's own task (without a task: by inputs that "
@@ -82,6 +77,9 @@ class Driven:
     "labels/..." of each model. Models with non-finite params take part as zeros and are marked in `finite`. A single
     model is doubled, because the arithmetic of a stack of one differs in the last bits.
 
+    A model whose Jacobians take more than MOST_BYTES comes alone and not doubled, since no chunk holds two, and its
+    Jacobians are taken by torch, those of a few trajectories at a time.
+
     Several snapshots of the models may be measured at once, one after another in `params` (snapshots * models, ...).
     They have the same inputs; `inputs` are those of an earlier call. "models" in shapes then counts snapshots * models.
     """
@@ -97,7 +95,8 @@ class Driven:
     ) -> None:
         first = next(iter(params.values()))
         self.num_models = len(first)
-        repeat = 2 if self.num_models == 1 else 1
+        self.is_large = first.device.type == "cpu" and jacobian_bytes(family) > MOST_BYTES
+        repeat = 2 if self.num_models == 1 and not self.is_large else 1
         wide = {k: torch.cat([v] * repeat).detach() for k, v in params.items()}
         self.family, self.task, self.device = family, task, first.device
         members = members.repeated(repeat)
@@ -168,14 +167,19 @@ class Driven:
     @cached_property
     def measured(self) -> Measured:
         """Averages along the driven trajectories."""
-        if self.method == "native":
+        if self.method == "native" and not self.is_large:
             return self._natively(self.dtype, JACOBIAN_STEPS)
         driven = self.trajectory
+        means, log_norms = [], []
+        for _, part in self.jacobian_parts():
+            share = part.shape[2] / TRAJECTORIES
+            means.append(share * part.mean((1, 2)))
+            log_norms.append(share * log_product_norms(part))
         return Measured(
             growth=driven.log_growth,
-            covariance=_covariance(driven.before.flatten(1, 2)),
-            mean_jacobian=self.jacobians.mean((1, 2)),
-            log_norms=log_product_norms(self.jacobians),
+            covariance=covariance(driven.before.flatten(1, 2)),
+            mean_jacobian=torch.stack(means).sum(0),
+            log_norms=torch.stack(log_norms).sum(0),
             visited=driven.before,
         )
 
@@ -218,29 +222,45 @@ class Driven:
                 self.family, self.params, x[:, t : t + 1], state, tangent, now, method=self.method
             )
             state = {name: value[:, 0] for name, value in states.items()}
-            tangent, length = _unit({name: value[:, 0] for name, value in moved.items()})
+            tangent, length = to_unit({name: value[:, 0] for name, value in moved.items()})
             growth.append(length.log())
         return torch.stack(visited[-WINDOW:], dim=1), torch.stack(growth[-WINDOW:], dim=1)
+
+    def jacobian_parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some trajectories after others, with the Jacobians along them, shaped as `jacobians`.
+
+        All at once, but for a large model.
+        """
+        if not self.is_large:
+            yield slice(0, TRAJECTORIES), self.jacobians
+            return
+        together = max(PART_BYTES * TRAJECTORIES // jacobian_bytes(self.family), 1)
+        for first in range(0, TRAJECTORIES, together):
+            lanes = slice(first, first + together)
+            yield lanes, self._jacobians_along(lanes)
 
     @cached_property
     def jacobians(self) -> Tensor:
         """dh(t+1)/dh(t) of the whole state, (models, time, trajectory, to state, from state)."""
         driven = self.trajectory
-        if self.method == "native":
-            x, noise = driven.x[:, :JACOBIAN_STEPS], {k: v[:, :JACOBIAN_STEPS] for k, v in driven.noise.items()}
-            state = unflatten(self.family, driven.before[:, 0])
-            return jacobians(self.family, self.params, x, state, noise, method=self.method)
-        steps = []
+        if self.method != "native":
+            return self._jacobians_along(slice(0, TRAJECTORIES))
+        x, noise = driven.x[:, :JACOBIAN_STEPS], {k: v[:, :JACOBIAN_STEPS] for k, v in driven.noise.items()}
+        state = unflatten(self.family, driven.before[:, 0])
+        return jacobians(self.family, self.params, x, state, noise, method=self.method)
+
+    def _jacobians_along(self, lanes: slice) -> Tensor:
+        driven, steps = self.trajectory, []
         # One time step at a time: Jacobians that fit in the cache cost a fraction of those that do not.
         for t in range(JACOBIAN_STEPS):
-            noise = {name: value[:, t] for name, value in driven.noise.items()}
-            steps.append(self.jacobians_at(driven.before[:, t], driven.x[:, t], noise))
+            noise = {name: value[:, t, lanes] for name, value in driven.noise.items()}
+            steps.append(self.jacobians_at(driven.before[:, t, lanes], driven.x[:, t, lanes], noise))
         return torch.stack(steps, dim=1)
 
     @cached_property
     def mean_jacobian(self) -> Tensor:
         """The mean of the Jacobians over time and trajectories, (models, to state, from state), float64."""
-        if self.dtype == torch.float64:
+        if self.dtype == torch.float64 or self.is_large:
             return self.measured.mean_jacobian
         # Transposed, so that sums run in the order of the native Jacobians' memory.
         return self.jacobians.transpose(-1, -2).flatten(1, 2).mean(1).transpose(-1, -2)
@@ -263,35 +283,13 @@ class Driven:
     def jacobians_at(self, state: Tensor, x: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
         """dh(t+1)/dh(t) at states (models, point, state), as (models, point, to state, from state)."""
         early = {name: value[:, None] for name, value in noise.items()}
-        states = unflatten(self.family, state)
-        return jacobians(self.family, self.params, x[:, None], states, early, method=self.method)[:, 0]
-
-    def flat_readout(self, params: Params, state: Tensor) -> Tensor:
-        """One model's outputs (point, output) at states (point, state)."""
-        return self.family.readout(params, unflatten(self.family, state))
+        states, method = unflatten(self.family, state), "stacked" if self.is_large else self.method
+        return jacobians(self.family, self.params, x[:, None], states, early, method=method)[:, 0]
 
 
-def _length(tangent: State) -> Tensor:
-    """Lengths (...) of tangent vectors (..., axis) over all states together."""
-    return torch.stack([value.square().sum(-1) for value in tangent.values()]).sum(0).sqrt()
-
-
-def _unit(tangent: State) -> tuple[State, Tensor]:
-    """Tangent vectors (..., axis) scaled to length 1, and the lengths (...) they had."""
-    length = _length(tangent)
-    # A vanished vector stays 0: its log growth is then minus infinity.
-    safe = torch.where(length > 0, length, 1)
-    return {name: value / safe[..., None] for name, value in tangent.items()}, length
-
-
-def _covariance(states: Tensor) -> Tensor:
-    """The covariance (models, state, state) of states (models, sample, state), up to a factor per model."""
-    centred = states - states.mean(1, keepdim=True)
-    # Scaled to 1 against overflow and underflow of the squares.
-    flat = centred.flatten(1)
-    largest = torch.maximum(-flat.amin(1), flat.amax(1))
-    centred = centred / torch.where(largest > 0, largest, 1)[:, None, None]
-    return centred.transpose(1, 2) @ centred / centred.shape[1]
+def jacobian_bytes(family: Family) -> int:
+    """Bytes of the Jacobians of one model along its trajectories."""
+    return 8 * JACOBIAN_STEPS * TRAJECTORIES * family.spec.state_size**2
 
 
 def _like(flags: Tensor, tensor: Tensor) -> Tensor:

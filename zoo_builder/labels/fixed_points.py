@@ -83,15 +83,23 @@ def locate(driven: Driven, held: Tensor | None = None, starts: Tensor | None = N
     else:
         starts = starts.to(driven.device, torch.float64).expand(len(driven.finite), -1, -1)
     starts, finite = finite_only(starts.contiguous())
+    # One start after another where the Jacobians of all would take too much memory.
+    parts = starts.split(1 if driven.is_large else max(starts.shape[1], 1), dim=1)
+    columns = zip(*(_reached(driven, part, held) for part in parts), strict=True)
+    points, converged, speeds, values, usable = (torch.cat(column, dim=1) for column in columns)
+    finite = finite & driven.finite
+    chosen = first_of_each(points, converged) & finite[:, None]
+    return Located(points, speeds, values, chosen, (values.abs().amax(-1) < 1) & usable, finite)
+
+
+def _reached(driven: Driven, starts: Tensor, held: Tensor | None) -> tuple[Tensor, ...]:
+    """Points reached from starts, which are fixed, their speeds, and eigenvalues with whether these are finite."""
     points, converged = find(driven, starts, held)
     x, noise = _still(driven, points, held)
     jacobians, usable = finite_only(driven.jacobians_at(points, x, noise).flatten(0, 1))
     values = eigenvalues(jacobians).unflatten(0, points.shape[:2])
-    stable = (values.abs().amax(-1) < 1) & usable.unflatten(0, points.shape[:2])
     speeds = (driven.step(points, x, noise) - points).norm(dim=-1)
-    finite = finite & driven.finite
-    chosen = first_of_each(points, converged) & finite[:, None]
-    return Located(points, speeds, values, chosen, stable, finite)
+    return points, converged, speeds, values, usable.unflatten(0, points.shape[:2])
 
 
 def find(driven: Driven, starts: Tensor, held: Tensor | None = None) -> tuple[Tensor, Tensor]:

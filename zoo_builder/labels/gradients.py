@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightspace.rollout.tangents import unflatten
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
-from zoo_builder.labels.driven import JACOBIANS, Driven
+from zoo_builder.labels.driven import JACOBIAN_STEPS, JACOBIANS, Driven
 
-MAX_LAG = 12
+MAX_LAG = JACOBIAN_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +43,22 @@ class GradientFlow(Label):
 
 def log_gradients(driven: Driven) -> Tensor:
     """Log of the mean over trajectories of the norm of an output's gradient, (models, lag), lags 0 to MAX_LAG."""
-    before, jacobians = driven.trajectory.before, driven.jacobians
-    last = jacobians.shape[1]
-    num_outputs = driven.family.output_size
-    v = driven.streams("gradients").normal(before.shape[2], num_outputs, dtype=torch.float64)
+    family, before = driven.family, driven.trajectory.before
+    v = driven.streams("gradients").normal(before.shape[2], family.output_size, dtype=torch.float64)
     v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
     def pulled(params: Params, state: Tensor, v: Tensor) -> Tensor:
-        cotangent: Tensor = torch.func.vjp(lambda flat: driven.flat_readout(params, flat), state)[1](v)[0]
+        pull = torch.func.vjp(lambda flat: family.readout(params, unflatten(family, flat)), state)[1]
+        cotangent: Tensor = pull(v)[0]
         return cotangent
 
-    gradient = torch.func.vmap(pulled)(driven.params, before[:, last].contiguous(), v)
-    found = [torch.linalg.vector_norm(gradient, dim=-1)]
-    for lag in range(1, MAX_LAG + 1):
-        gradient = (jacobians[:, last - lag] * gradient[..., None]).sum(-2)
-        found.append(torch.linalg.vector_norm(gradient, dim=-1))
-    return torch.stack(found, dim=1).mean(-1).log()
+    first = torch.func.vmap(pulled)(driven.params, before[:, MAX_LAG].contiguous(), v)
+    norms = []
+    for lanes, jacobians in driven.jacobian_parts():
+        gradient = first[:, lanes]
+        found = [torch.linalg.vector_norm(gradient, dim=-1)]
+        for lag in range(1, MAX_LAG + 1):
+            gradient = (jacobians[:, MAX_LAG - lag] * gradient[..., None]).sum(-2)
+            found.append(torch.linalg.vector_norm(gradient, dim=-1))
+        norms.append(torch.stack(found, dim=1))
+    return torch.cat(norms, dim=2).mean(-1).log()

@@ -13,6 +13,8 @@ from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import WARM_UP, Driven
 
 SIGNED_LAG, ENERGY_LAG = 1, 3
+MOST_NUMBERS = 2**24
+"""Most numbers of one model's inputs and states that are kept at once."""
 
 _RESPONSE = (
     "half the difference between the output after an impulse of 1 at an input and that after an impulse of -1, with no "
@@ -52,14 +54,22 @@ class LaggedResponse(Label):
 
 def responses(driven: Driven, lags: int) -> Tensor:
     """Odd parts of impulse responses (models, lag, input, output), lags 0 to `lags`, float64."""
-    family, models = driven.family, len(next(iter(driven.params.values())))
+    family = driven.family
     impulses = torch.eye(family.input_size, dtype=torch.float64, device=driven.device)
-    x = impulses.new_zeros(models, WARM_UP + 1 + lags, 2 * family.input_size, family.input_size)
+    numbers = 2 * (WARM_UP + 1 + lags) * (family.input_size + family.spec.state_size)
+    parts = impulses.split(max(MOST_NUMBERS // numbers, 1))
+    return torch.cat([_responses(driven, part, lags) for part in parts], dim=2)
+
+
+def _responses(driven: Driven, impulses: Tensor, lags: int) -> Tensor:
+    """Responses (models, lag, impulse, output) to impulses (impulse, input)."""
+    family, models = driven.family, len(driven.finite)
+    x = impulses.new_zeros(models, WARM_UP + 1 + lags, 2 * len(impulses), family.input_size)
     x[:, WARM_UP] = torch.cat([impulses, -impulses])
     axes = family.spec.noise.items()
     noise = {name: x.new_zeros(*x.shape[:3], family.spec.axes[axis].size) for name, axis in axes}
     start = x.new_zeros(models, x.shape[2], 0)
     outputs = last_outputs(family, driven.params, x, start, noise, 1 + lags, method=driven.method)
-    up, down = outputs.unflatten(2, (2, family.input_size)).unbind(2)
+    up, down = outputs.unflatten(2, (2, len(impulses))).unbind(2)
     response: Tensor = (up - down) / 2
     return response

@@ -32,6 +32,16 @@ def participation_ratio(squares: Tensor) -> Tensor:
     return share.sum(-1) ** 2 / share.square().sum(-1)
 
 
+def covariance(states: Tensor) -> Tensor:
+    """The covariance (models, state, state) of states (models, sample, state), up to a factor per model."""
+    centred = states - states.mean(1, keepdim=True)
+    # Scaled to 1 against overflow and underflow of the squares.
+    flat = centred.flatten(1)
+    largest = torch.maximum(-flat.amin(1), flat.amax(1))
+    centred = centred / torch.where(largest > 0, largest, 1)[:, None, None]
+    return centred.transpose(1, 2) @ centred / centred.shape[1]
+
+
 def of_each(
     matrices: Mapping[str, Tensor], measure: Callable[[list[str], Tensor], dict[str, Tensor]]
 ) -> dict[str, Tensor]:

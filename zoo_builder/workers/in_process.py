@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zoo_builder.workers import processes
 from zoo_builder.workers.environment import ENVIRONMENT
@@ -61,7 +61,11 @@ def _run(job: Job, indices: Sequence[int], report: Report) -> None:
     plan = make_plan(job.recipe)
     for index in indices:
         try:
-            make_and_write(job, plan, plan.shards[index], lambda count: report({"progress": count}))
+            make_and_write(job, plan, plan.shards[index], _progress_of(index, report))
         except (ValueError, OSError) as error:
             raise BuildFailed(f"Shard {index:05d}: {error}") from error
         report({"done": index})
+
+
+def _progress_of(index: int, report: Report) -> Callable[[int], None]:
+    return lambda count: report({"progress": count, "shard": index})

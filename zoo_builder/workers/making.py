@@ -46,14 +46,14 @@ def serve(lines: queue.Queue[str], reports: TextIO) -> None:
 
 def make_and_report(job: Job, plan: Plan, shard: Shard, reports: TextIO) -> None:
     """Do a job for one shard, with its progress in lines of JSON."""
-    reported = time.monotonic()
-    waiting = 0
+    reported, waiting = time.monotonic(), 0
+    _report(reports, {"progress": 0, "shard": shard.index})
 
     def progress(count: int) -> None:
         nonlocal reported, waiting
         waiting += count
         if time.monotonic() - reported > 0.5:
-            _report(reports, {"progress": waiting})
+            _report(reports, {"progress": waiting, "shard": shard.index})
             reported, waiting = time.monotonic(), 0
 
     make_and_write(job, plan, shard, progress)
@@ -63,7 +63,7 @@ def make_and_write(job: Job, plan: Plan, shard: Shard, progress: Callable[[int],
     """Do a job for one shard: make it, or measure its labels, and put the result into place."""
     out = Path(job.out)
     if job.labelling is not None:
-        stage_shard(out, plan, shard, job.labelling.names, job.labelling.key, job.device, job.method)
+        stage_shard(out, plan, shard, job.labelling.names, job.labelling.key, job.device, job.method, progress)
         return
     assert job.plan_digest is not None
     with memory_named(plan, shard.cohort):

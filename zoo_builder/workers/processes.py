@@ -17,7 +17,7 @@ from zoo_builder.workers.environment import ENVIRONMENT
 from zoo_builder.workers.job import Job
 
 Report = Callable[[Mapping[str, Any]], None]
-"""Receiver of the messages of workers: "progress" (updates done) and "done" (the index of a shard)."""
+"""Receiver of the messages of workers: "progress" (work done on a "shard") and "done" (the index of a shard)."""
 Engine = Callable[[Job, Sequence[int], int | None, Report], None]
 """Function that makes shards, of a job, indices, the number of workers (None: as many as fit) and a report."""
 
