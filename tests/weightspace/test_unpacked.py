@@ -183,6 +183,14 @@ def test_what_is_neither_here_nor_on_the_hub_is_said_in_one_line(tmp_path, monke
         ws.open_zoo("-a/b")
 
 
+def test_a_slip_beside_folders_that_are_here_does_not_ask_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("weightspace.exchange.unpacked.located", lambda source: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match="runs/zoo"):
+        ws.open_zoo("runs/zoo")
+
+
 def test_another_fingerprint_is_said(exported, tmp_path, caplog):
     def older(copy, record):
         record["zoo"]["digest"] = "0" * 64

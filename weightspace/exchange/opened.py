@@ -16,7 +16,9 @@ def open_zoo(source: str | Path) -> Zoo:
     ValueError names the problem and the way out.
     """
     path = Path(source)
-    if (path / RECORD).is_file() or (not path.exists() and str(source).count("/") == 1):
+    # Beside folders that are here a missing one is a slip, of which the Hub knows nothing.
+    is_name = str(source).count("/") == 1 and not path.parent.exists()
+    if (path / RECORD).is_file() or is_name:
         # The client of the Hub takes a second to import.
         from weightspace.exchange.unpacked import located
 
