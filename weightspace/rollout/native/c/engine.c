@@ -241,16 +241,22 @@ static void run_sum_of_products(const Job *job, Memory *m, const Instruction *op
     const AddendSpec *factor = job->addends + op->first_addend;
     for (int i = 0; i < op->num_addends / 2; i++, factor += 2)
         pair[i] = (Pair){at(m, factor[0].tile), at(m, factor[1].tile), (REAL)job->constants[factor[0].constant]};
+    int count = (int)op->num_addends / 2, plain = 1;
     int64_t n = op->rows * LANES;
+    REAL *out = at(m, op->out);
     if (op->opcode == SUM_CROSSED_INTO) {
-        add_crossed(n, at(m, op->out), at(m, op->b), pair);
+        for (int i = 0; i < 3; i++) plain &= pair[i].scale == 1;
+        if (plain && pair[3].scale == 1) add_crossed(1, n, out, at(m, op->b), pair);
+        else if (plain && pair[3].scale == -1) add_crossed(-1, n, out, at(m, op->b), pair);
+        else add_crossed(0, n, out, at(m, op->b), pair);
         return;
     }
-    switch (op->num_addends / 2) {
-        case 1: add_products(1, n, at(m, op->out), pair); return;
-        case 2: add_products(2, n, at(m, op->out), pair); return;
-        case 3: add_products(3, n, at(m, op->out), pair); return;
-        case 4: add_products(4, n, at(m, op->out), pair); return;
+    for (int i = 0; i < count; i++) plain &= pair[i].scale == 1;
+    switch (count) {
+        case 1: if (plain) add_products(1, 1, n, out, pair); else add_products(1, 0, n, out, pair); return;
+        case 2: if (plain) add_products(2, 1, n, out, pair); else add_products(2, 0, n, out, pair); return;
+        case 3: add_products(3, 0, n, out, pair); return;
+        case 4: add_products(4, 0, n, out, pair); return;
     }
 }
 

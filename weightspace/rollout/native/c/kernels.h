@@ -138,27 +138,36 @@ typedef struct {
     REAL scale;
 } Pair;
 
-// out += the sum of COUNT products scale * a * b, element by element, in one pass.
-INLINE void add_products(const int COUNT, int64_t n, REAL *out, const Pair *pairs) {
+// sum + scale a b, where SIGN is the scale if that is 1 or -1, and else 0.
+INLINE V with_product(const int SIGN, V sum, V a, REAL scale, V b) {
+    return SIGN == 1 ? sum + a * b : SIGN == -1 ? sum - a * b : sum + a * scale * b;
+}
+
+// out += the sum of COUNT products scale * a * b, element by element, in one pass; all of the scale SIGN unless that is 0.
+INLINE void add_products(const int COUNT, const int SIGN, int64_t n, REAL *out, const Pair *pairs) {
     Pair p[MAX_PAIRS];
     UNROLL(4)
     for (int i = 0; i < COUNT; i++) p[i] = pairs[i];
     for (int64_t at = 0; at < n; at += WIDTH) {
         V sum = load(out + at);
         UNROLL(4)
-        for (int i = 0; i < COUNT; i++) sum += load(p[i].a + at) * p[i].scale * load(p[i].b + at);
+        for (int i = 0; i < COUNT; i++)
+            sum = with_product(SIGN, sum, load(p[i].a + at), p[i].scale, load(p[i].b + at));
         store(out + at, sum);
     }
 }
 
-// out += a b + c d and other += a d + c b, each product scaled, in one pass; the pairs are (a, b), (c, d), (a, d), (c, b).
-INLINE void add_crossed(int64_t n, REAL *out, REAL *other, const Pair *pairs) {
+// out += a b + c d and other += a d + SIGN c b in one pass; the pairs are (a, b), (c, d), (a, d), (c, b). Where SIGN is 0
+// each product has a scale.
+INLINE void add_crossed(const int SIGN, int64_t n, REAL *out, REAL *other, const Pair *pairs) {
     const Pair p[4] = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    const int PLUS = SIGN ? 1 : 0;
     for (int64_t at = 0; at < n; at += WIDTH) {
         V a = load(p[0].a + at), b = load(p[0].b + at), c = load(p[1].a + at), d = load(p[1].b + at);
-        V sum = load(out + at) + a * p[0].scale * b, crossed = load(other + at) + a * p[2].scale * d;
-        store(out + at, sum + c * p[1].scale * d);
-        store(other + at, crossed + c * p[3].scale * b);
+        V sum = with_product(PLUS, load(out + at), a, p[0].scale, b);
+        V crossed = with_product(PLUS, load(other + at), a, p[2].scale, d);
+        store(out + at, with_product(PLUS, sum, c, p[1].scale, d));
+        store(other + at, with_product(SIGN, crossed, c, p[3].scale, b));
     }
 }
 
