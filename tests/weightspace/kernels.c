@@ -39,10 +39,28 @@ static double pairs_error(int64_t rows) {
     double worst = 0;
     memcpy(out, before, n * sizeof(REAL));
     Pair pairs[3] = {{a, b, 1}, {b, c, -1}, {c, c, 3}};
-    add_products(3, n, out, pairs);
+    add_products(3, 0, n, out, pairs);
     for (int64_t i = 0; i < n; i++) {
         double sum = before[i] + (double)a[i] * b[i] - (double)b[i] * c[i] + 3 * (double)c[i] * c[i];
         note(fabs(sum - out[i]), &worst);
+    }
+    memcpy(out, before, n * sizeof(REAL));
+    add_products(1, 1, n, out, pairs);
+    for (int64_t i = 0; i < n; i++) note(fabs(before[i] + (double)a[i] * b[i] - out[i]), &worst);
+    for (int sign = -1; sign <= 1; sign++) {
+        double scale[4] = {sign ? 1 : 2, sign ? 1 : -3, sign ? 1 : 0.5, sign ? sign : -1};
+        Pair crossed[4] = {{a, b, scale[0]}, {c, before, scale[1]}, {a, before, scale[2]}, {c, b, scale[3]}};
+        REAL *other = room(n), *start = room(n);
+        memcpy(out, before, n * sizeof(REAL));
+        memcpy(start, other, n * sizeof(REAL));
+        if (sign == 1) add_crossed(1, n, out, other, crossed);
+        else if (sign == -1) add_crossed(-1, n, out, other, crossed);
+        else add_crossed(0, n, out, other, crossed);
+        for (int64_t i = 0; i < n; i++) {
+            double ab = (double)a[i] * b[i], cd = (double)c[i] * before[i], ad = (double)a[i] * before[i], cb = (double)c[i] * b[i];
+            note(fabs(before[i] + scale[0] * ab + scale[1] * cd - out[i]), &worst);
+            note(fabs(start[i] + scale[2] * ad + scale[3] * cb - other[i]), &worst);
+        }
     }
     return worst;
 }
