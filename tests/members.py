@@ -29,7 +29,7 @@ ONE_OF_EACH_FAST = [
 
 
 class Drive(NamedTuple):
-    """What drives a stack: inputs (models, time, batch, input), starts (models, batch, start) and noise by name."""
+    """Drive of a stack: inputs (models, time, batch, input), starts (models, batch, start) and noise by name."""
 
     x: Tensor
     start: Tensor

@@ -17,7 +17,7 @@ from weightspace.spec import Params
 from weightspace.store import Model, Selection, Stack, Zoo
 
 Models: TypeAlias = "Zoo | Selection | Stack | tuple[Family, Params] | nn.Module | str | Path | Iterable[Models]"
-"""What is taken as models: a zoo or rows of one, a stack, a family with params (with or without a models axis), a layer
+"""Models as users have them: a zoo or rows, a stack, a family with params (with or without a models axis), a layer
 or cell of torch.nn, a zoo's folder, a file or folder of state dicts, or several of these one after another."""
 BATCH = 64
 

@@ -177,8 +177,8 @@ def manifest_head(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
             {"class": type(f).__name__, "config": f.config, "spec": json.loads(f.spec.to_json())} for f in families
         ],
         "tasks": {
-            name: {**_io_of_all(own), "definition": " ".join((type(own[0]).__doc__ or "").split())}
-            for name, own in sorted(tasks.items())
+            name: {**_io_of_all(alike), "definition": " ".join((type(alike[0]).__doc__ or "").split())}
+            for name, alike in sorted(tasks.items())
         },
         "labels": {
             name: {"unit": column.unit, "definition": column.definition, "source": column.source}

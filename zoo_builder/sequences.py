@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     x: Tensor
     """Inputs (models, time, sequence, input)."""
     start: Tensor
-    """What the initial state reads, (models, sequence, start)."""
+    """Inputs to the initial state, (models, sequence, start)."""
     noise: Mapping[str, Tensor]
     """Noise (models, time, sequence, axis) by name."""
 

@@ -161,7 +161,7 @@ figure_spectra
 # %% [markdown]
 # ## Labels
 #
-# What zoos store about their models can be measured on yours, driven by your inputs: `zoo-builder list labels` says
+# Labels of zoos can be measured on your own models, driven by your inputs: `zoo-builder list labels` says
 # what there is, and `zoo-builder list labels Rank` what its columns mean.
 
 # %%

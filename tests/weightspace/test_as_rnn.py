@@ -168,7 +168,7 @@ def test_gradients_flow_to_tensors_that_something_else_computes():
 
 
 def minimise_speed(rnn, x, h, steps=1500):
-    """What finders of fixed points do with a module: descend on q = |F(h) - h|^2 / 2 for a batch of states at once."""
+    """Descent of finders of fixed points on q = |F(h) - h|^2 / 2 for a batch of states at once."""
     for parameter in rnn.parameters():
         parameter.requires_grad_(False)
     inputs = x[:, None] if rnn.batch_first else x[None]

@@ -16,8 +16,8 @@ from weightspace.store import Stack
 
 logger = logging.getLogger(__name__)
 
-TOLD = 2**30
-"""Bytes from which an estimate is told."""
+LOGGED = 2**30
+"""Bytes from which an estimate is logged."""
 
 
 def nodes_of(family: Family) -> int:
@@ -33,10 +33,10 @@ def pairs_of(family: Family) -> int:
 def refuse_beyond(stacks: Sequence[Stack], bytes_of: Callable[[Family], int], free: int | None) -> None:
     """Raise ValueError where reading these models takes more than `free` bytes, by the estimate of an encoder.
 
-    An estimate of GBs is told before they are spent; None is an unknown number.
+    An estimate of GBs is logged before they are spent; None is an unknown number.
     """
     needed = sum(len(stack) * bytes_of(stack.family) for stack in stacks)
-    if needed < TOLD:
+    if needed < LOGGED:
         return
     models = f"{_named(stacks)} takes about {needed / 2**30:.1f} GB of memory"
     if free is not None and needed > free:

@@ -15,7 +15,7 @@ Hidden: TypeAlias = "Tensor | tuple[Tensor, ...]"
 
 
 class Steps(Protocol):
-    """What a family computes, as far as a module needs it."""
+    """Functions of a family that a module calls."""
 
     @property
     def spec(self) -> WeightSpec: ...

@@ -25,7 +25,7 @@ LIMIT = 1e8
 
 
 class Driven(NamedTuple):
-    """What drives a stack of models: all that the states of all steps depend on."""
+    """Params, inputs, noise and first states of a stack of models, on which the states of all steps depend."""
 
     params: Params
     x: Tensor

@@ -25,7 +25,7 @@ ROUNDING = 1e-14
 
 @dataclass(frozen=True)
 class Solved:
-    """What Newton's method did on one sequence of each model."""
+    """Iterations of Newton's method on one sequence of each model, beside the sequential rollout."""
 
     exponent: Tensor
     """Largest Lyapunov exponent (models,) of the trajectory that was solved for, nats per step."""

@@ -172,7 +172,7 @@ class ParallelTime(Study):
 
 
 def by_gain(zoo: Zoo, num_steps: int) -> dict[float, Solved]:
-    """What Newton's method did on Gaussian noise, by the gain of random networks."""
+    """Runs of Newton's method on Gaussian noise, by the gain of random networks."""
     learners = [json.loads(text) for text in zoo.table["learning_config"].to_pylist()]
     found = {}
     for gain in GAINS:
