@@ -60,8 +60,13 @@ LRU = pytest.param("LRU", marks=pytest.mark.xfail(reason="products of 8 columns 
 @pytest.mark.parametrize("hidden", [32, 64])
 @pytest.mark.parametrize("name", ["Leaky", "LIF", LRU])
 def test_an_operation_costs_little_more_than_that_of_a_gru(name, hidden):
-    rows = {row["family"]: row for row in measured(["GRU", name], ["native"], hidden=[hidden])}
-    assert rows["GRU"]["share_with_elements"] / rows[name]["share_with_elements"] <= TO_GRU
+    # In turns, because what the machine gives changes from one minute to the next.
+    ratios = []
+    for _ in range(7):
+        rows = {row["family"]: row for row in measured(["GRU", name], ["native"], hidden=[hidden], repeats=2)}
+        ratios.append(rows["GRU"]["share_with_elements"] / rows[name]["share_with_elements"])
+    print("cost over that of a GRU:", ratios)
+    assert statistics.median(ratios) <= TO_GRU
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
