@@ -185,18 +185,22 @@ def test_the_gradient_of_the_policy_is_that_of_the_expected_reward():
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-14)
 
 
-def learned(ids=IDS, steps=(0, 6), gradient="rtrl", method="stacked", **settings):
-    family, maze = ELSTM(input_size=3, hidden_size=4, output_size=3), TMaze(corridor_length=3)
-    options = {"num_updates": 6, "batch_size": 4, "segment": 3, "learning_rate": 1e-2, **settings}
-    return ActorCritic(gradient=gradient, **options).learn(family, maze, Members(0, ids), steps, Run(method=method))
+def learned(ids=IDS, steps=(0, 6), gradient="rtrl", method="stacked"):
+    family, maze = ELSTM(input_size=3, hidden_size=5, output_size=3), TMaze(corridor_length=3)
+    learner = ActorCritic(num_updates=6, batch_size=5, segment=3, learning_rate=1e-2, gradient=gradient)
+    # In whole stacks, as zoos are built.
+    return learner.learn(family, maze, Members(0, ids).padded(), steps, Run(method=method))
 
 
+@pytest.mark.parametrize("method", ["stacked", "native"])
 @pytest.mark.parametrize("gradient", ["rtrl", "truncated"])
-def test_a_models_learning_does_not_depend_on_its_neighbours(gradient):
-    together, alone = learned(gradient=gradient), learned(["b", "b"], gradient=gradient)
+def test_not_a_bit_of_a_model_depends_on_its_neighbours(gradient, method):
+    together, alone = learned(gradient=gradient, method=method), learned(["b"], gradient=gradient, method=method)
+    # With MKL told to be reproducible (see conftest) not a bit depends on the stack; elsewhere the last ones may.
+    tolerance = 0 if torch.backends.mkl.is_available() else 1e-5
     for name, value in together.params.items():
-        torch.testing.assert_close(alone.params[name][0], value[1], rtol=1e-5, atol=1e-6)
-        assert torch.equal(alone.params[name][0], alone.params[name][1])
+        for number in (0, 31):
+            torch.testing.assert_close(alone.params[name][number], value[1], rtol=tolerance, atol=tolerance)
     moved = (together.params["weight_ih"][:, 1] - together.params["weight_ih"][:, 0]).abs().amax((1, 2, 3))
     assert (moved > 0.01).all()
     assert set(together.params) == set(ELSTM.examples()[0].spec.tensors)

@@ -36,7 +36,8 @@ class ActorCriticMemory(Study):
     carried from segment to segment and once without. The right turn earns 1; who walks straight to the junction and
     guesses earns 0.45. Returns are those of the most probable actions, and the interval is that of the mean difference
     between the two trainings of a network, by bootstrap over networks. Size, learning rate and length of training were
-    chosen in a pilot with 8 other networks.
+    chosen in a pilot with 8 other networks; there, truncated gradients with segments of 30 steps, which whole walks fit
+    into, taught 7 of them the way. With seed 1 in place of 0 all gates pass, too.
     """
 
     hidden_size: int = 16
@@ -122,7 +123,7 @@ class ActorCriticMemory(Study):
 def by_model(zoo: Zoo, column: str, snapshots: int) -> Tensor:
     """A column of the table as (models, snapshots), float64, NaN for null."""
     values = [torch.nan if value is None else value for value in zoo.table[column].to_pylist()]
-    return torch.tensor(values, dtype=torch.float64).unflatten(0, (-1, snapshots))
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, snapshots)
 
 
 def interval(differences: Tensor) -> tuple[float, float, float]:
