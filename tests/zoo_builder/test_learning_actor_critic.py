@@ -1,4 +1,4 @@
-"""Actor-critic learning: gradients against backpropagation through whole lives, returns, streams, refusals."""
+"""Actor-critic learning: gradients against backpropagation through all steps, returns, streams, refusals."""
 
 import dataclasses
 
@@ -14,6 +14,8 @@ from weightspace.families.para_lstm import ParaLSTM
 from weightspace.rollout import Streams, generator
 from zoo_builder.learning.actor_critic import ActorCritic
 from zoo_builder.learning.base import Run
+from zoo_builder.learning.exams import Exams
+from zoo_builder.learning.schedule import Schedule
 from zoo_builder.learning.segments import (
     CRITIC,
     Moment,
@@ -58,14 +60,14 @@ def drawn_params(family):
     return params | {CRITIC: torch.randn(size, dtype=torch.float64, generator=generator(0, "a", "critic"))}
 
 
-def lived(family, maze, params, lengths, *, exact):
+def through_segments(family, maze, params, lengths, *, exact):
     """Losses and gradients of segments of these lengths, summed, with params as they are throughout."""
-    streams, life = Streams(0, IDS, "train"), None
+    streams, carried = Streams(0, IDS, "train"), None
     losses, total = 0, None
     for length in lengths:
         part = Segments(family, maze, streams, dict, length=length, episodes=EPISODES, exact=exact)
-        life = part.begin(params) if life is None else life
-        loss, gradients, life = part.live(params, life, WEIGHING)
+        carried = part.begin(params) if carried is None else carried
+        loss, gradients, carried = part.next(params, carried, WEIGHING)
         losses = losses + loss
         total = gradients if total is None else {name: total[name] + gradients[name] for name in total}
     return losses, total
@@ -73,7 +75,7 @@ def lived(family, maze, params, lengths, *, exact):
 
 def backpropagated(family, maze, params, lengths):
     """The same for one model after another, by autograd through everything that was seen."""
-    found = []
+    models = []
     for m in range(len(IDS)):
         leaves = {name: value[m].clone().requires_grad_() for name, value in params.items()}
         seen, done = iter([x[m] for x in maze.seen]), iter([[part[m] for part in step] for step in maze.done])
@@ -97,9 +99,9 @@ def backpropagated(family, maze, params, lengths):
             loss = loss + torch.stack(terms).mean()
         names = [*family.spec.trained, CRITIC]
         gradients = torch.autograd.grad(loss, [leaves[name] for name in names])
-        found.append((loss.detach(), dict(zip(names, gradients, strict=True))))
-    losses, gradients = zip(*found, strict=True)
-    return torch.stack(losses), {name: torch.stack([own[name] for own in gradients]) for name in gradients[0]}
+        models.append((loss.detach(), dict(zip(names, gradients, strict=True))))
+    losses, gradients = zip(*models, strict=True)
+    return torch.stack(losses), {name: torch.stack([model[name] for model in gradients]) for name in gradients[0]}
 
 
 def valued(family, params, state):
@@ -107,36 +109,36 @@ def valued(family, params, state):
     return side_by_side @ params[CRITIC][:-1] + params[CRITIC][-1]
 
 
-def furthest(found, expected):
+def furthest(gradients, expected):
     """Largest difference of two sets of gradients, as a share of the largest entry of each tensor."""
-    assert set(found) == set(expected)
+    assert set(gradients) == set(expected)
     assert all(value.abs().max() > 0 for value in expected.values())
-    return max(float((found[name] - value).abs().max() / value.abs().max()) for name, value in expected.items())
+    return max(float((gradients[name] - value).abs().max() / value.abs().max()) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("family", [ELSTM, LRU, ParaLSTM])
-def test_gradients_by_rtrl_are_those_of_backpropagation_through_whole_lives(family):
+def test_gradients_by_rtrl_are_those_of_backpropagation_through_all_steps(family):
     family, maze = family(input_size=3, hidden_size=4, output_size=3), Watched(corridor_length=3)
     params, lengths = drawn_params(family), [3, 1, 4, 3]
-    losses, found = lived(family, maze, params, lengths, exact=True)
+    losses, exact = through_segments(family, maze, params, lengths, exact=True)
     expected, reference = backpropagated(family, maze, params, lengths)
     ended = torch.stack([step[2] for step in maze.done])
     assert ended[:-1].any()
     assert not ended.all(0).any()
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
-    assert furthest(found, reference) < 1e-10
+    assert furthest(exact, reference) < 1e-10
     # The same steps, without what came before each segment.
-    again, cut = lived(family, TMaze(corridor_length=3), params, lengths, exact=False)
+    again, cut = through_segments(family, TMaze(corridor_length=3), params, lengths, exact=False)
     assert torch.equal(again, losses)
     assert furthest(cut, reference) > 1e-3
 
 
-def test_segments_as_long_as_a_life_need_no_sensitivities():
+def test_segments_longer_than_an_episode_need_no_sensitivities():
     family, maze = ELSTM(input_size=3, hidden_size=4, output_size=3), Watched(corridor_length=2)
     params = drawn_params(family)
-    _, exact = lived(family, maze, params, [maze.longest + 2], exact=True)
+    _, exact = through_segments(family, maze, params, [maze.longest + 2], exact=True)
     reference = backpropagated(family, maze, params, [maze.longest + 2])[1]
-    _, cut = lived(family, TMaze(corridor_length=2), params, [maze.longest + 2], exact=False)
+    _, cut = through_segments(family, TMaze(corridor_length=2), params, [maze.longest + 2], exact=False)
     assert furthest(exact, reference) < 1e-10
     assert furthest(cut, reference) < 1e-10
 
@@ -146,19 +148,19 @@ def test_a_segment_in_which_all_episodes_begin_is_the_same_with_and_without_sens
     params, gradients = drawn_params(family), []
     for exact in (True, False):
         part = Segments(family, TMaze(), Streams(0, IDS, "train"), dict, length=3, episodes=2, exact=exact)
-        life = part.live(params, part.begin(params), WEIGHING)[2]
-        forgotten = {name: torch.zeros_like(value) for name, value in life.sensitivities.items()}
-        again = dataclasses.replace(life, begins=torch.ones_like(life.begins), sensitivities=forgotten)
-        gradients.append(part.live(params, again, WEIGHING)[1])
+        carried = part.next(params, part.begin(params), WEIGHING)[2]
+        forgotten = {name: torch.zeros_like(value) for name, value in carried.sensitivities.items()}
+        again = dataclasses.replace(carried, begins=torch.ones_like(carried.begins), sensitivities=forgotten)
+        gradients.append(part.next(params, again, WEIGHING)[1])
     assert all(torch.equal(gradients[0][name], value) for name, value in gradients[1].items())
 
 
 def test_returns_are_those_of_a_loop_and_stop_at_ends():
     rewards = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]).T[None].double()
     ended = torch.tensor([[False, True, False, False], [False, False, False, True]]).T[None]
-    found = discounted(rewards, ended, torch.tensor([[10.0, 10.0]]).double(), 0.5)
-    assert found[0, :, 0].tolist() == [2.0, 2.0, 7.5, 9.0]
-    assert found[0, :, 1].tolist() == [3.25, 4.5, 5.0, 4.0]
+    returns = discounted(rewards, ended, torch.tensor([[10.0, 10.0]]).double(), 0.5)
+    assert returns[0, :, 0].tolist() == [2.0, 2.0, 7.5, 9.0]
+    assert returns[0, :, 1].tolist() == [3.25, 4.5, 5.0, 4.0]
 
 
 def test_actions_are_drawn_as_often_as_their_probabilities_say():
@@ -224,9 +226,9 @@ def test_a_model_that_diverges_keeps_its_last_finite_params_and_spares_the_other
     family, maze = ELSTM(input_size=3, hidden_size=4, output_size=3), TMaze(corridor_length=3)
     learner = ActorCritic(num_updates=6, batch_size=4, segment=3, gradient=gradient, clip=0.0)
     members = [Members(0, IDS, settings={"learning_rate": value}) for value in (rates, torch.full_like(rates, 1e-2))]
-    found, calm = (learner.learn(family, maze, some, [6]) for some in members)
-    assert (found.diverged_step >= 0).tolist() == [False, True, False]
-    for name, value in found.params.items():
+    wild, calm = (learner.learn(family, maze, some, [6]) for some in members)
+    assert (wild.diverged_step >= 0).tolist() == [False, True, False]
+    for name, value in wild.params.items():
         assert value.isfinite().all()
         assert torch.equal(value[::2], calm.params[name][::2])
 
@@ -266,3 +268,16 @@ def test_families_whose_units_read_one_another_learn_with_truncated_gradients(fa
     done = learner.learn(family, TMaze(corridor_length=2), Members(0, IDS), [0, 3])
     assert (done.diverged_step == -1).all()
     assert all((value[:, 1] != value[:, 0]).any() for value in done.params.values())
+
+
+def test_exams_and_schedules_are_those_of_every_learner():
+    family, maze = ELSTM(input_size=3, hidden_size=4, output_size=3), TMaze(corridor_length=3)
+    exams = Exams(every=2, sequences=64, threshold=0.0, stop=True)
+    learner = ActorCritic(num_updates=6, batch_size=4, segment=3, exams=exams, schedule=Schedule(warm_up=1))
+    done = learner.learn(family, maze, Members(0, IDS), [0, 2, 6])
+    assert done.records["exam_score"][:, 0].isnan().all()
+    assert ((done.records["exam_score"][:, 1:] >= 0) & (done.records["exam_score"][:, 1:] <= 1)).all()
+    assert done.records["stopped_step"].tolist() == [[2.0] * 3] * 3
+    assert all(torch.equal(value[:, 1], value[:, 2]) for value in done.params.values())
+    with pytest.raises(ValueError, match="TMaze declares no `difficulty`, so there is no curriculum for it"):
+        ActorCritic(exams=Exams(curriculum=True)).check(family, maze)

@@ -17,7 +17,7 @@ def random_actions(task, streams, episodes):
     return streams.integers(task.output_size, episodes)
 
 
-def lived(task, ids, episodes=5, steps=None):
+def explored(task, ids, episodes=5, steps=None):
     """Inputs, rewards and ends (models, time, episode, ...) of random actions."""
     streams, luck = Streams(0, ids, "world"), Streams(0, ids, "luck")
     world, seen = task.begin({}, streams, episodes), []
@@ -35,7 +35,7 @@ def test_there_is_an_environment():
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
 def test_what_is_seen_and_earned_has_the_declared_shapes(task):
-    x, rewards, ended = lived(task, IDS)
+    x, rewards, ended = explored(task, IDS)
     assert (x.dtype, rewards.dtype, ended.dtype) == (torch.float32, torch.float32, torch.bool)
     assert x.shape == (3, task.longest, 5, task.input_size)
     assert rewards.shape == ended.shape == x.shape[:3]
@@ -45,16 +45,16 @@ def test_what_is_seen_and_earned_has_the_declared_shapes(task):
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
 def test_every_episode_ends_in_time(task):
-    ended = lived(task, IDS, episodes=50)[2]
+    ended = explored(task, IDS, episodes=50)[2]
     assert ended.any(1).all()
     assert task.num_steps <= task.longest
 
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
 def test_a_models_world_does_not_depend_on_its_neighbours(task):
-    together, alone = lived(task, IDS), lived(task, ["b"])
-    for all_models, one in zip(together, alone, strict=True):
-        assert torch.equal(all_models[1:2], one)
+    together, alone = explored(task, IDS), explored(task, ["b"])
+    for all_models, single in zip(together, alone, strict=True):
+        assert torch.equal(all_models[1:2], single)
 
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
@@ -99,7 +99,7 @@ class Scripted:
 def test_returns_are_those_of_a_loop_over_episodes(task):
     log_odds = torch.randn(task.longest, 3, 7, task.output_size, generator=torch.Generator().manual_seed(1))
     log_odds[..., 0] += 1
-    found = task.returns(Scripted(log_odds), {}, Streams(0, IDS, "world"), 7)
+    returns = task.returns(Scripted(log_odds), {}, Streams(0, IDS, "world"), 7)
     streams = Streams(0, IDS, "world")
     world, rewards, ended = task.begin({}, streams, 7), [], []
     for t in range(task.longest):
@@ -112,7 +112,7 @@ def test_returns_are_those_of_a_loop_over_episodes(task):
         for episode in range(7):
             last = next(t for t in range(task.longest) if ended[t][m][episode])
             earned.append(sum(rewards[t][m][episode] for t in range(last + 1)))
-        assert found[m].item() == pytest.approx(sum(earned) / 7, abs=1e-6)
+        assert returns[m].item() == pytest.approx(sum(earned) / 7, abs=1e-6)
 
 
 @pytest.mark.parametrize("task", EXAMPLES, ids=str)
@@ -126,6 +126,6 @@ def test_a_policy_that_is_not_finite_has_no_return_and_spares_the_others(task):
 def test_new_episodes_take_the_places_of_those_that_ended():
     ended = torch.tensor([[True, False]])
     old, fresh = {"a": torch.zeros(1, 2), "b": torch.full((1, 2, 3), torch.nan)}, {"a": torch.ones(1, 2)}
-    found = renewed(ended, fresh | {"b": torch.ones(1, 2, 3)}, old)
-    assert found["a"].tolist() == [[1.0, 0.0]]
-    assert found["b"].isnan().tolist() == [[[False] * 3, [True] * 3]]
+    mixed = renewed(ended, fresh | {"b": torch.ones(1, 2, 3)}, old)
+    assert mixed["a"].tolist() == [[1.0, 0.0]]
+    assert mixed["b"].isnan().tolist() == [[[False] * 3, [True] * 3]]

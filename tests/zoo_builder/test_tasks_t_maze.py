@@ -15,16 +15,16 @@ IDS = ["a", "b", "c"]
 
 def walked(length, way, actions):
     """Places, rewards and the step of the end of one walk."""
-    place, places, rewards = 0, [], []
+    passed, places, rewards = 0, [], []
     for step, action in enumerate(actions):
-        places.append("entrance" if place == 0 else "junction" if place == length else "corridor")
-        if place == length and action != FORWARD:
+        places.append("entrance" if passed == 0 else "junction" if passed == length else "corridor")
+        if passed == length and action != FORWARD:
             return places, [*rewards, 1.0 if action == way else -0.1], step
-        if place == length or action != FORWARD:
+        if passed == length or action != FORWARD:
             rewards.append(-0.1)
         else:
             rewards.append(0.0)
-            place += 1
+            passed += 1
     return places, rewards, len(actions) - 1
 
 
@@ -41,17 +41,17 @@ def test_walks_are_those_of_a_loop_in_plain_python():
         world = outcome.world
     for m in range(3):
         for episode in range(episodes):
-            own = [[part[m, episode].tolist() for part in step] for step in steps]
-            x, actions, rewards, ended = (list(part) for part in zip(*own, strict=True))
+            walk = [[part[m, episode].tolist() for part in step] for step in steps]
+            x, actions, rewards, ended = (list(part) for part in zip(*walk, strict=True))
             places, expected, last = walked(3, int(ways[m, episode]), actions)
             assert rewards[: last + 1] == pytest.approx(expected)
             assert ended[: last + 1] == [False] * last + [True]
             lengths.add(last + 1)
-            for seen, place in zip(x, places, strict=False):
+            for seen, where in zip(x, places, strict=False):
                 sign = [0.0, 1.0, 1.0] if ways[m, episode] == LEFT else [1.0, 1.0, 0.0]
-                assert place != "entrance" or seen == sign
-                assert place != "junction" or seen == [0.0, 1.0, 0.0]
-                assert place != "corridor" or (seen[1] == 0 and 0 < seen[0] < 1 and 0 < seen[2] < 1)
+                assert where != "entrance" or seen == sign
+                assert where != "junction" or seen == [0.0, 1.0, 0.0]
+                assert where != "corridor" or (seen[1] == 0 and 0 < seen[0] < 1 and 0 < seen[2] < 1)
     assert {4, PATIENCE * 4} <= lengths
 
 
@@ -90,9 +90,9 @@ def test_networks_that_act_earn_what_they_know():
     a, b = torch.diag(torch.tensor([1.0, 0.0])), torch.tensor([[1.0, 0.0, -1.0], [1.0, 0.0, 1.0]])
     c = torch.tensor([[[0.0, 0.5], [-turn, 0.0], [turn, 0.0]] for turn in (0.3, -0.3, 0.0)])
     params = {"a": a.expand(3, 2, 2), "b": b.expand(3, 2, 3), "c": c}
-    found = labels.measure(["EpisodeReturn", "Performance"], family, params, maze, Members(0, IDS))
-    assert found["episode_return"].tolist() == pytest.approx([1.0, -0.1, -0.1 * (maze.longest - 4)], abs=1e-6)
-    assert found["score"].tolist() == [1.0, 0.0, 0.0]
+    measured = labels.measure(["EpisodeReturn", "Performance"], family, params, maze, Members(0, IDS))
+    assert measured["episode_return"].tolist() == pytest.approx([1.0, -0.1, -0.1 * (maze.longest - 4)], abs=1e-6)
+    assert measured["score"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_where_there_is_no_world_there_is_no_return():

@@ -37,7 +37,7 @@ class ActorCritic(Trained):
     """
 
     batch_size: int = field(default=16, metadata={"least": 1})
-    """Episodes that a model lives through side by side."""
+    """Episodes of a model side by side."""
     gradient: Literal["rtrl", "truncated"] = "rtrl"
     """Whether gradients know what happened before the segment, or stop at its first step."""
     segment: int = field(default=5, metadata={"least": 1})
@@ -103,7 +103,7 @@ class SegmentUpdates(Updates):
     def __init__(self, segments: Segments, weighing: Weighing, optimiser: StackedAdamW, fixed: Params) -> None:
         super().__init__(optimiser, fixed)
         self._segments, self._weighing = segments, weighing
-        self._life = segments.begin(self.params)
+        self._carried = segments.begin(self.params)
 
     @property
     def params(self) -> Params:
@@ -111,6 +111,6 @@ class SegmentUpdates(Updates):
 
     def make(self, first: int, stop: int, rate: Rate) -> int:
         params = super().params
-        losses, gradients, self._life = self._segments.live(params, self._life, self._weighing)
+        losses, gradients, self._carried = self._segments.next(params, self._carried, self._weighing)
         self.optimiser.update(losses, gradients, rate(first))
         return 1

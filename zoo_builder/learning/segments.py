@@ -30,8 +30,8 @@ class Weighing:
 
 
 @dataclass(frozen=True)
-class Life:
-    """Episodes of a stack of models between two segments."""
+class Carried:
+    """Episodes of a stack of models between two segments: what the next segment begins with."""
 
     world: World
     state: State
@@ -58,7 +58,7 @@ class Moment(NamedTuple):
 
 
 class Segments:
-    """Segments of `length` steps that models live through, each with `episodes` episodes side by side.
+    """Segments of `length` steps in which models act, each with `episodes` episodes side by side.
 
     The state is carried from one segment to the next. Within a segment gradients go back through time. What happened
     before it reaches them through its first state s: to the gradients dL/ds (ds/dparams) is added, with the
@@ -83,38 +83,38 @@ class Segments:
         self._length, self._episodes = length, episodes
         self._sensitivity = Sensitivity(family) if exact else None
 
-    def begin(self, params: Params) -> Life:
+    def begin(self, params: Params) -> Carried:
         """First steps of new episodes of models with these params (models, ...)."""
         world = self._environment.begin(self._values(), self._streams, self._episodes)
         start = self._start(params)
         begins = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
-        carried = {} if self._sensitivity is None else self._sensitivity.at_start(params, self._episodes)
-        return Life(world, self._first_state(params), begins, carried)
+        sensitivities = {} if self._sensitivity is None else self._sensitivity.at_start(params, self._episodes)
+        return Carried(world, self._first_state(params), begins, sensitivities)
 
-    def live(self, params: Params, life: Life, weighing: Weighing) -> tuple[Tensor, Params, Life]:
-        """Losses (models,) of a segment, their gradients (models, ...), and the life after it.
+    def next(self, params: Params, carried: Carried, weighing: Weighing) -> tuple[Tensor, Params, Carried]:
+        """Losses (models,) of the next segment, their gradients (models, ...), and what is carried on from it.
 
         `params` (models, ...) are the family's and those of the critic; gradients are those of the trained ones.
         """
         leaves = {name: params[name].detach().requires_grad_() for name in (*self._family.spec.trained, CRITIC)}
-        carried = life.sensitivities
         reached = () if self._sensitivity is None else self._sensitivity.memory.states
-        before = {name: life.state[name].detach().requires_grad_() for name in reached}
+        before = {name: carried.state[name].detach().requires_grad_() for name in reached}
         with torch.enable_grad():
-            moments, after, expected = self._act(params | leaves, life, before)
+            moments, after, expected = self._act(params | leaves, carried, before)
             losses = actor_critic_losses(moments, expected, weighing)
         wanted = [*leaves.values(), *before.values()]
-        found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
-        gradients = dict(zip(leaves, found, strict=False))
+        derivatives = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(leaves, derivatives, strict=False))
         if self._sensitivity is not None:
-            errors = dict(zip(before, found[len(leaves) :], strict=True))
-            for name, through in self._sensitivity.gradients(carried, errors).items():
+            errors = dict(zip(before, derivatives[len(leaves) :], strict=True))
+            for name, through in self._sensitivity.gradients(carried.sensitivities, errors).items():
                 gradients[name] = gradients[name] + through
         return losses.detach(), gradients, after
 
-    def _act(self, params: Params, life: Life, before: State) -> tuple[list[Moment], Life, Tensor]:
-        """The moments of a segment, the life after it, and the values (models, episode) expected then."""
-        state, world, begins, carried = {**life.state, **before}, life.world, life.begins, life.sensitivities
+    def _act(self, params: Params, carried: Carried, before: State) -> tuple[list[Moment], Carried, Tensor]:
+        """The moments of a segment, what is carried on from it, and the values (models, episode) expected then."""
+        state, world, begins = {**carried.state, **before}, carried.world, carried.begins
+        sensitivities = carried.sensitivities
         kind = next(iter(state.values())).dtype
         noise = draw_noise(self._family.spec, self._streams, self._length + 1, self._episodes)
         luck = self._streams.uniform(self._length, self._episodes, dtype=torch.float64)
@@ -123,29 +123,30 @@ class Segments:
             state = renewed(begins, self._first_state(params), state)
             x, drive = self._environment.observe(world).to(kind), {name: v[:, t].to(kind) for name, v in noise.items()}
             if self._sensitivity is not None:
-                carried = self._carry(carried, params, state, x, drive)
+                sensitivities = self._one_step_on(sensitivities, params, state, x, drive)
             state = torch.func.vmap(self._family.step)(params, state, x, drive)
             log_odds = torch.func.vmap(self._family.readout)(params, state)
             action = drawn_actions(log_odds.detach(), luck[:, t])
             world, reward, begins = self._move(world, action)
             moments.append(Moment(log_odds, self._valued(params, state), action, reward.to(kind), begins))
-            carried = renewed(begins, {name: torch.zeros_like(v) for name, v in carried.items()}, carried)
+            nothing = {name: torch.zeros_like(value) for name, value in sensitivities.items()}
+            sensitivities = renewed(begins, nothing, sensitivities)
         with torch.no_grad():
             first = renewed(begins, self._first_state(params), state)
             drive = {name: value[:, -1].to(kind) for name, value in noise.items()}
             x = self._environment.observe(world).to(kind)
             expected = self._valued(params, torch.func.vmap(self._family.step)(params, first, x, drive))
         resting = {name: value.detach() for name, value in state.items()}
-        return moments, Life(world, resting, begins, carried), expected
+        return moments, Carried(world, resting, begins, sensitivities), expected
 
     @torch.no_grad()
-    def _carry(
-        self, carried: Sensitivities, params: Params, state: State, x: Tensor, noise: Mapping[str, Tensor]
+    def _one_step_on(
+        self, sensitivities: Sensitivities, params: Params, state: State, x: Tensor, noise: Mapping[str, Tensor]
     ) -> Sensitivities:
         """Sensitivities one step on from a state."""
         assert self._sensitivity is not None
         plain, resting = ({name: value.detach() for name, value in part.items()} for part in (params, state))
-        return self._sensitivity.after(carried, plain, resting, x, noise)
+        return self._sensitivity.after(sensitivities, plain, resting, x, noise)
 
     def _move(self, world: World, action: Tensor) -> tuple[World, Tensor, Tensor]:
         """World after an action, with new episodes for those that ended; rewards and ends (models, episode)."""

@@ -67,10 +67,10 @@ class TMaze(Environment):
     def observe(self, world: World) -> Tensor:
         walls = world["walls"]
         left = (world["way"] == LEFT).to(walls.dtype)
-        one, zero = torch.ones_like(left), torch.zeros_like(left)
-        entrance = torch.stack([1 - left, one, left], dim=-1)
+        full, zero = torch.ones_like(left), torch.zeros_like(left)
+        entrance = torch.stack([1 - left, full, left], dim=-1)
         corridor = torch.stack([walls[..., 0], zero, walls[..., 1]], dim=-1)
-        junction = torch.stack([zero, one, zero], dim=-1)
+        junction = torch.stack([zero, full, zero], dim=-1)
         inside = torch.where(self._at_junction(world)[..., None], junction, corridor)
         return torch.where((world["position"] == 0)[..., None], entrance, inside)
 
