@@ -21,6 +21,7 @@ from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import Streams, generator, rollout
 from zoo_builder import labels, tasks
 from zoo_builder.cli import main
+from zoo_builder.learning.actor_critic import ActorCritic
 from zoo_builder.learning.base import Run
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.learning.exams import Exams
@@ -29,6 +30,7 @@ from zoo_builder.planning.plan import make_plan
 from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.shard import make_shard
 from zoo_builder.stacks import CUDA_STACK, STACK, models_together
+from zoo_builder.tasks.t_maze import TMaze
 
 KINDS = [kind.examples()[0] for kind in families.available().values()]
 TASKS = [kind.examples()[-1] for kind in tasks.available().values()]
@@ -92,6 +94,24 @@ def test_learning_keeps_to_its_device(task, monkeypatch):
         assert not any(tensor.is_cuda for tensor in learned.params.values())
         for name, tensor in expected.params.items():
             assert torch.equal(learned.params[name], tensor), name
+
+
+@pytest.mark.parametrize("gradient", ["rtrl", "truncated"])
+def test_models_that_act_keep_to_their_device(gradient, monkeypatch):
+    maze, ids = TMaze(corridor_length=2), ["a", "b"]
+    family = families.load("ELSTM", {"input_size": 3, "hidden_size": 3, "output_size": 3})
+    learner = ActorCritic(num_updates=3, batch_size=2, segment=3, gradient=gradient)
+    arguments = (family, maze, Members(0, ids), [0, 3])
+    expected = learner.learn(*arguments).params
+    with pretended_cuda(monkeypatch):
+        params = learner.learn(*arguments, Run("cuda")).params
+        assert not any(tensor.is_cuda for tensor in params.values())
+        there = {name: tensor[:, 1].to("cuda") for name, tensor in params.items()}
+        returns = labels.measure(["EpisodeReturn"], family, there, maze, Members(0, ids))["episode_return"]
+    assert all(torch.equal(params[name], tensor) for name, tensor in expected.items())
+    here = {name: tensor[:, 1] for name, tensor in expected.items()}
+    again = labels.measure(["EpisodeReturn"], family, here, maze, Members(0, ids))["episode_return"]
+    assert torch.equal(returns.cpu(), again)
 
 
 def test_a_curriculum_keeps_to_its_device(monkeypatch):

@@ -153,7 +153,7 @@ def test_progress_is_told_of_every_update():
 def test_sequences_are_the_same_however_many_are_taken_at_once():
     task = DelayedRecall(num_steps=6, delay=2)
     family = Elman(input_size=task.input_size, hidden_size=3, output_size=task.output_size)
-    whole, parts = (BatchSource(Exercise(family, task, Streams(0, IDS, "train"), 3), dict) for _ in range(2))
+    whole, parts = (BatchSource(Exercise(family, task, Streams(0, IDS, "train"), 3)) for _ in range(2))
     expected = [whole.take(update, UPDATES_PER_DRAW) for update in (0, UPDATES_PER_DRAW)]
     found, update = [], 0
     for most in (3, 1, 100, 2, 100):

@@ -118,7 +118,7 @@ def test_another_seed_in_the_same_folder_is_refused(tmp_path, capsys):
 
 REFUSED = [
     (["Decayin"], r"No study is called 'Decayin'; there are .* Did you mean 'Decaying'?"),
-    ([], "Give names of studies or `--all`, and not both; there are ['CurseOfMemory', 'Decaying'"),
+    ([], "Give names of studies or `--all`, and not both; there are ['ActorCriticMemory', 'CurseOfMemory', 'Decaying'"),
     (["Decaying", "--all"], "Give names of studies or `--all`, and not both"),
     (["Decaying", "--workers", "0"], "`workers` (=0) must be at least 1."),
 ]

@@ -124,4 +124,4 @@ def test_results_that_do_not_fit_are_refused_with_the_way_out(run, tmp_path, cap
         assert message in error
         assert error.count("\n") == 1
     assert call(changed(run, tmp_path, lambda r: r.update(study="Nothing"))) == 2
-    assert "is of the study 'Nothing', which is not among ['CurseOfMemory'" in capsys.readouterr().err
+    assert "is of the study 'Nothing', which is not among ['ActorCriticMemory'" in capsys.readouterr().err

@@ -24,23 +24,18 @@ class Exercise:
     streams: Streams
     batch_size: int
     """Sequences of an update."""
+    values: Callable[[], Mapping[str, Tensor]] = dict
+    """Present values of the task's varying fields, asked for at each draw."""
+    values_change_every: int | None = None
+    """Number of updates after each of which values may change: no draw reaches beyond such an update."""
 
 
 class BatchSource:
     """The batches of a stack of models, `batch_size` sequences for each update."""
 
-    def __init__(
-        self,
-        exercise: Exercise,
-        values: Callable[[], Mapping[str, Tensor]],
-        values_change_every: int | None = None,
-    ) -> None:
-        """Draw sequences by the task's varying fields, whose values `values` returns at each draw.
-
-        Values may change after each `values_change_every` updates: no draw reaches beyond such an update.
-        """
-        self._task, self._values, self._streams = exercise.task, values, exercise.streams
-        self._batch_size, self._values_change_every = exercise.batch_size, values_change_every
+    def __init__(self, exercise: Exercise) -> None:
+        self._task, self._values, self._streams = exercise.task, exercise.values, exercise.streams
+        self._batch_size, self._values_change_every = exercise.batch_size, exercise.values_change_every
         self._drawn: Batch | None = None
         self._taken = 0
 

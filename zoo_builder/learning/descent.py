@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from weightspace.families import Family
 from weightspace.rollout import Method, Streams, native
-from weightspace.spec import Params
+from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import LabelColumn
 from zoo_builder.learning.base import HERE, Learned, Learner, Run, fresh_params, sorted_snapshots
-from zoo_builder.learning.batches import BatchSource, Exercise
+from zoo_builder.learning.batches import Exercise
 from zoo_builder.learning.exams import Examination, Exams
 from zoo_builder.learning.optimiser import Hyperparameters, StackedAdamW
 from zoo_builder.learning.schedule import Schedule
 from zoo_builder.learning.training import Training
-from zoo_builder.learning.updates import Updates
+from zoo_builder.learning.updates import BatchUpdates, Rate, Updates
 from zoo_builder.members import Members
 from zoo_builder.tasks import Batch, Task
 
@@ -31,8 +31,8 @@ KEPT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent(Learner):
-    """Gradient descent with AdamW on fresh data at each update; a subclass says how gradients are found.
+class Trained(Learner):
+    """Training with AdamW, on fresh data at each update; a subclass says what an update is.
 
     Every model has its own data, learning rate, weight decay and gradient clipping (by the norm over its trained
     tensors; 0 clips nothing), and its own scale of the initial recurrent matrices (diagonals keep theirs; params that
@@ -63,28 +63,18 @@ class Descent(Learner):
         *("schedule.warm_up", "schedule.final", "exams.threshold"),
     )
     groups: ClassVar[Mapping[str, type]] = {"schedule": Schedule, "exams": Exams}
-    native_updates: ClassVar[bool] = False
-    """Whether `gradients` are those of whole sequences, so that C can make whole updates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_settings(self._settings(Members(0, ["any"])))
 
     @abstractmethod
-    def gradients(
-        self,
-        family: Family,
-        task: Task,
-        params: Params,
-        batch: Batch,
-        noise: Mapping[str, Tensor],
-        method: Method,
-    ) -> tuple[Tensor, Params]:
-        """Losses (models,) on a batch and their gradients (models, ...) by trained tensor.
+    def updates(self, exercise: Exercise, optimiser: StackedAdamW, fixed: Params, method: Method) -> Updates:
+        """Updates of a stack of models; `fixed` are the tensors (models, ...) that are not trained."""
 
-        `params` are all tensors (models, ...), `noise[name]` (models, time, batch, axis). Pure, without random numbers
-        and without reading values on the host, so that it can be captured on CUDA; no model touches another.
-        """
+    def all_trained(self, family: Family, params: Params) -> tuple[WeightSpec, Params]:
+        """All that learns, with its first values (models, ...): the family, and what a learner needs beside it."""
+        return family.spec, params
 
     @property
     def mask_updates(self) -> Sequence[int]:
@@ -176,25 +166,21 @@ class Descent(Learner):
             examination = Examination(exams, threshold, family, task, members.values, exam_streams, method)
         fused = method == "native" and streams.device.type == "cpu" and native.why_not(family) is None
         rate, decay, clip = (settings[name] for name in ("learning_rate", "weight_decay", "clip"))
-        optimiser = StackedAdamW(family.spec, params, Hyperparameters(rate, decay, clip), fused=fused)
+        optimiser = StackedAdamW(*self.all_trained(family, params), Hyperparameters(rate, decay, clip), fused=fused)
         fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
-        gradients = partial(self.gradients, family, task, method=method)
-        natively = fused and self.native_updates and native.can_descend_on(family)
         changing = exams.every if exams is not None and exams.curriculum else None
         values = (lambda: members.values) if examination is None else (lambda: examination.values)
-        exercise = Exercise(family, task, streams, self.batch_size)
+        exercise = Exercise(family, task, streams, self.batch_size, values, changing)
         return Training(
             spec=family.spec,
-            updates=Updates(exercise, gradients, optimiser, fixed, natively=natively),
-            source=BatchSource(exercise, values, changing),
-            batch_size=self.batch_size,
+            updates=self.updates(exercise, optimiser, fixed, method),
             rate=self._rate(settings, streams.device),
             examination=examination,
             masks=partial(self.masks, family),
             mask_updates=self.mask_updates,
         )
 
-    def _rate(self, settings: Mapping[str, Tensor], device: torch.device) -> Callable[[int], Tensor | None]:
+    def _rate(self, settings: Mapping[str, Tensor], device: torch.device) -> Rate:
         """Factor of the learning rates at each update, None without a schedule."""
         if self.schedule is None:
             return lambda update: None
@@ -218,6 +204,38 @@ class Descent(Learner):
                 f"`schedule.warm_up` (={settings['schedule.warm_up'].max():g}) must be below `num_updates` "
                 f"(={self.num_updates})."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Trained):
+    """Gradient descent on fresh sequences at each update; a subclass says how gradients are found.
+
+    Settings, exams and snapshots are those of `Trained`.
+    """
+
+    native_updates: ClassVar[bool] = False
+    """Whether `gradients` are those of whole sequences, so that C can make whole updates."""
+
+    @abstractmethod
+    def gradients(
+        self,
+        family: Family,
+        task: Task,
+        params: Params,
+        batch: Batch,
+        noise: Mapping[str, Tensor],
+        method: Method,
+    ) -> tuple[Tensor, Params]:
+        """Losses (models,) on a batch and their gradients (models, ...) by trained tensor.
+
+        `params` are all tensors (models, ...), `noise[name]` (models, time, batch, axis). Pure, without random numbers
+        and without reading values on the host, so that it can be captured on CUDA; no model touches another.
+        """
+
+    def updates(self, exercise: Exercise, optimiser: StackedAdamW, fixed: Params, method: Method) -> Updates:
+        gradients = partial(self.gradients, exercise.family, exercise.task, method=method)
+        natively = optimiser.is_fused and self.native_updates and native.can_descend_on(exercise.family)
+        return BatchUpdates(exercise, gradients, optimiser, fixed, natively=natively)
 
 
 def _first_params(family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:

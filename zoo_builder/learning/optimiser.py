@@ -92,6 +92,11 @@ class StackedAdamW:
         self._learning_rate, self._weight_decay, self._clip = columns
 
     @property
+    def is_fused(self) -> bool:
+        """Whether updates are made in C, which changes the rows in place."""
+        return self._fused
+
+    @property
     def diverged_step(self) -> Tensor:
         """See `OptimiserState`."""
         return self.state.diverged_step

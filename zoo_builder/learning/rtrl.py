@@ -45,10 +45,15 @@ class RTRL(Descent):
         return super().why_not(family, task) or why_not(family)
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
-        memory = memory_of(family)
-        numbers = sum(torch.Size(family.spec.shape(name)).numel() for name in memory.tensors)
-        # The new sensitivities, the old ones, and their product with each Jacobian.
-        return 4 * self.batch_size * numbers * len(memory.states) * (2 + len(memory.states))
+        return carried_bytes(family, self.batch_size)
+
+
+def carried_bytes(family: Family, batch_size: int) -> int:
+    """Memory (bytes, roughly) of the sensitivities of one model while they are carried one step on."""
+    memory = memory_of(family)
+    numbers = sum(torch.Size(family.spec.shape(name)).numel() for name in memory.tensors)
+    # The new sensitivities, the old ones, and their product with each Jacobian.
+    return 4 * batch_size * numbers * len(memory.states) * (2 + len(memory.states))
 
 
 def online_gradients(

@@ -1,4 +1,4 @@
-"""Training of a stack of models by gradients: updates, data, learning rates, exams and masks."""
+"""Training of a stack of models by gradients: updates, learning rates, exams and masks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from weightspace.spec import Params, WeightSpec
-from zoo_builder.learning.batches import BatchSource
 from zoo_builder.learning.exams import Examination
-from zoo_builder.learning.updates import Updates
+from zoo_builder.learning.updates import Rate, Updates
 
 
 @dataclass(kw_only=True)
@@ -20,10 +19,7 @@ class Training:
 
     spec: WeightSpec
     updates: Updates
-    source: BatchSource
-    batch_size: int
-    rate: Callable[[int], Tensor | None]
-    """Factor (models,) of the learning rates at an update counted from 0, or None."""
+    rate: Rate
     examination: Examination | None
     masks: Callable[[Params, int], Params]
     """New masks from all params (models, ...) after so many updates."""
@@ -46,10 +42,7 @@ class Training:
         if not self._anyone_learns:
             self.made = stop
             return
-        batch = self.source.take(self.made, stop - self.made)
-        count = batch.x.shape[2] // self.batch_size
-        self.updates.make(batch, [self.rate(update) for update in range(self.made, self.made + count)])
-        self.made += count
+        self.made += self.updates.make(self.made, stop, self.rate)
         self._change_masks()
         self._examine()
 

@@ -1,7 +1,8 @@
-"""Updates of a stack of models: one by one by a learner's gradients, or several in one call of C."""
+"""Updates of a stack of models: the contract, and those on batches, one by one or several in one call of C."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from weightspace.rollout import Captured, native
 from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
-from zoo_builder.learning.batches import Exercise
+from zoo_builder.learning.batches import BatchSource, Exercise
 from zoo_builder.learning.optimiser import OptimiserState, StackedAdamW, StepConstants
 from zoo_builder.tasks import Batch
 
@@ -19,26 +20,48 @@ Gradients = Callable[[Params, Batch, Mapping[str, Tensor]], tuple[Tensor, Params
 """Losses (models,) and gradients (models, ...) by trained tensor, of all params, a batch and noise."""
 
 
-class Updates:
-    """Updates of a stack of models: its optimiser, the gradients, and the tensors that are not trained."""
+Rate = Callable[[int], Tensor | None]
+"""Factor (models,) of the learning rates at an update counted from 0, or None."""
+
+
+class Updates(ABC):
+    """Updates of a stack of models: its optimiser and the tensors that are not trained."""
+
+    def __init__(self, optimiser: StackedAdamW, fixed: Params) -> None:
+        self.optimiser, self.fixed = optimiser, fixed
+
+    @property
+    def params(self) -> Params:
+        """Present values of all tensors of the family (models, ...)."""
+        return self.fixed | self.optimiser.params()
+
+    @abstractmethod
+    def make(self, first: int, stop: int, rate: Rate) -> int:
+        """Make updates from number `first` on, at most up to `stop`; returns how many, at least one."""
+
+
+class BatchUpdates(Updates):
+    """Updates by the gradients of fresh batches."""
 
     def __init__(
         self, exercise: Exercise, gradients: Gradients, optimiser: StackedAdamW, fixed: Params, *, natively: bool
     ) -> None:
         """With `natively`, whole updates are made in C where the batch has a declared criterion."""
-        self.optimiser, self.fixed = optimiser, fixed
+        super().__init__(optimiser, fixed)
+        self._source = BatchSource(exercise)
         self._family, self._task = exercise.family, exercise.task
         self._streams, self._batch_size = exercise.streams, exercise.batch_size
         self._natively = natively
         # Everything that differs between updates is an argument: one capture serves them all.
         self._updated = Captured(partial(_updated, gradients, optimiser))
 
-    @property
-    def params(self) -> Params:
-        """Present values of all tensors (models, ...)."""
-        return self.fixed | self.optimiser.params()
+    def make(self, first: int, stop: int, rate: Rate) -> int:
+        batch = self._source.take(first, stop - first)
+        count = batch.x.shape[2] // self._batch_size
+        self._make(batch, [rate(update) for update in range(first, first + count)])
+        return count
 
-    def make(self, batch: Batch, rates: Sequence[Tensor | None]) -> None:
+    def _make(self, batch: Batch, rates: Sequence[Tensor | None]) -> None:
         """Make an update for each of `rates` (see `StackedAdamW.step_constants`), each on its batch of sequences."""
         criterion = self._task.criterion(batch) if self._natively else None
         if criterion is not None:
