@@ -139,6 +139,11 @@ class HRSNN(Family):
     def readout(self, params: Params, state: State) -> Tensor:
         return linear(state["trace"], params["weight_ho"], params["bias_o"])
 
+    @property
+    def numbers_per_step(self) -> int:
+        # Spikes are found before and after a potential changes, and every state has a sum of its own.
+        return self.spec.numbers_per_step + self.spec.state_size
+
     @classmethod
     def examples(cls) -> Sequence[Family]:
         return [

@@ -74,8 +74,13 @@ def keep_probabilities(importance: Array, expected: float) -> Array:
 
 
 def thinned(edges: Array, probability: Array, generator: torch.Generator) -> Array:
-    """Each connection with its probability, divided by it so that its mean stays; else 0."""
+    """Each connection with its probability, divided by it so that its mean stays; else 0.
+
+    Of symmetric connections both directions are drawn at once: the model then keeps its uniform stationary state.
+    """
     draws = torch.rand(edges.shape, generator=generator, dtype=torch.float64).numpy()
+    if np.array_equal(edges, edges.T):
+        draws = np.triu(draws) + np.triu(draws, 1).T
     return np.where(draws < probability, edges / np.where(probability > 0, probability, 1), 0)
 
 

@@ -26,8 +26,9 @@ from zoo_builder.learning.pruning import (
 )
 
 DENSITIES = (0.5, 0.2, 0.1)
-CLUSTERS, WITHIN, BETWEEN, WEAK = 3, 0.6, 60, 0.2
-"""Clusters of a network, density of connections within one, number of those between, and how strong these are."""
+CLUSTERS, WITHIN, BETWEEN, WEAK = 3, 0.6, 30, 0.4
+"""Clusters of a network, density of connections within one, pairs of units that are joined across clusters, by
+connections both ways, and how strong these are; those within have a strength from 0.5 to 1.5."""
 SLOW = 3
 """Eigenvalues that are compared."""
 HOLD, HOLDS, EARLY, LANES = 10, 400, 20, 16

@@ -58,7 +58,7 @@ class SpikingPruning(Study):
 
     size: int = 300
     """Units of a linear network."""
-    draws: int = 10
+    draws: int = 20
     """Linear networks."""
     paired_size: int = 64
     """Units of a spiking network whose memory is measured."""
