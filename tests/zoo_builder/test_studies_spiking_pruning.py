@@ -15,7 +15,7 @@ from zoo_builder.studies import pruning_runs
 from zoo_builder.studies.pruning_runs import Memories, clustered, driven, memories, slow_errors, slowest
 from zoo_builder.studies.spiking_pruning import (
     DENSE,
-    GAINED,
+    KEPT,
     LEARNED,
     READOUT,
     SAME,
@@ -87,7 +87,7 @@ def test_twins_have_the_mean_time_constant_and_a_drive_that_equals_rates(zoos):
         return driven(params, drive)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, few in {"HOLDS": 60, "LANES": 4}.items():
+        for name, few in {"HOLDS": 40, "LANES": 4, "TRIALS": 7}.items():
             patch.setattr(pruning_runs, name, few)
         patch.setattr(pruning_runs, "driven", watched)
         found = memories(stack, Streams(0, ["a", "b", "c"], "t"), "stacked")
@@ -126,13 +126,14 @@ def test_gates_compare_networks_before_and_after_training(zoos, measured):
     rows = zoo.table.to_pylist()
     final = {}
     for task in TASKS:
-        own = [
-            (row["step"], row["score"]) for row in rows
-            if row["task"] == task and '"lyapunov_noise"' in row["learning_config"]
-        ]  # fmt: skip
-        final[task] = {step: np.mean([score for at, score in own if at == step]) for step in (0, 2)}
-    assert measured.values[LEARNED] == pytest.approx(min(means[2] for means in final.values()), rel=1e-5)
-    assert measured.values[GAINED] == pytest.approx(min(means[2] - means[0] for means in final.values()), rel=1e-4)
+        for rule, said in (("published", {"method": "lyapunov_noise"}), ("dense", {"density": 1.0})):
+            final[task, rule] = np.mean([
+                row["score"] for row in rows
+                if row["task"] == task and row["step"] == 2 and said.items() <= json.loads(row["learning_config"]).items()
+            ])  # fmt: skip
+    assert measured.values[LEARNED] == pytest.approx(min(final[task, "published"] for task in TASKS), rel=1e-5)
+    shares = [final[task, "published"] / final[task, "dense"] for task in TASKS]
+    assert measured.values[KEPT] == pytest.approx(min(shares), rel=1e-5)
     assert measured.values[SAME] == 0
     dense = next(row for row in measured.reported if row["pruning"] == DENSE)
     assert dense["edge_density"] == pytest.approx(8 * 2 / (8 * 7))

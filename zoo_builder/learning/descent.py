@@ -86,6 +86,10 @@ class Descent(Learner):
         and without reading values on the host, so that it can be captured on CUDA; no model touches another.
         """
 
+    def updates_natively(self, family: Family) -> bool:
+        """Whether C can make whole updates of a family, because `gradients` are its own on whole sequences."""
+        return self.native_updates
+
     @property
     def mask_updates(self) -> Sequence[int]:
         """Numbers of updates after which `masks` is called; 0 is before the first."""
@@ -193,7 +197,7 @@ class Descent(Learner):
         optimiser = StackedAdamW(family.spec, params, Hyperparameters(rate, decay, clip), fused=fused)
         fixed = {name: tensor for name, tensor in params.items() if name not in family.spec.trained}
         gradients = partial(self.gradients, family, task, method=method)
-        natively = fused and self.native_updates and native.can_descend_on(family)
+        natively = fused and self.updates_natively(family) and native.can_descend_on(family)
         changing = exams.every if exams is not None and exams.curriculum else None
         values = (lambda: members.values) if examination is None else (lambda: examination.values)
         exercise = Exercise(family, task, streams, self.batch_size)

@@ -39,7 +39,7 @@ class Pruned(BPTT):
     declares a mask has them out of it. With `snapshots: [0]` nothing is trained.
 
     It takes families whose recurrent tensors are plain matrices that the function uses as they are. Settings of the
-    training, data, exams and snapshots are those of `Descent`; updates are made one by one.
+    training, data, exams and snapshots are those of `Descent`.
     """
 
     method: Literal["lyapunov_noise", "noise", "magnitude", "activity", "uniform"] = "noise"
@@ -52,7 +52,6 @@ class Pruned(BPTT):
     """Number of the random network that is pruned, the same one on every task; 0: each model has its own."""
 
     varying: ClassVar[tuple[str, ...]] = (*BPTT.varying, "density", "net")
-    native_updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.method not in CHOICES:
@@ -95,6 +94,10 @@ class Pruned(BPTT):
             if name in found:
                 found[name] = found[name] * (params[name] != 0)
         return losses, self._without_lost_units(family, found, params)
+
+    def updates_natively(self, family: Family) -> bool:
+        """See the base: where masks are declared and all units stay, what is gone has no gradient anyway."""
+        return self.unit_density == 1 and all(family.spec.tensors[name].mask for name in family.spec.recurrent())
 
     def _pruned(
         self, family: Family, params: Params, activity: Params, density: float, stream: torch.Generator
