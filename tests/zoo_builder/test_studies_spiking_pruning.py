@@ -90,7 +90,7 @@ def test_twins_have_the_mean_time_constant_and_a_drive_that_equals_rates(zoos):
         for name, few in {"HOLDS": 40, "LANES": 4, "TRIALS": 7}.items():
             patch.setattr(pruning_runs, name, few)
         patch.setattr(pruning_runs, "driven", watched)
-        found = memories(stack, Streams(0, ["a", "b", "c"], "t"), "stacked")
+        found = memories(stack, Streams(0, ["a", "b", "c"], "t"), "native")
     params, drive = seen[-1]
     assert torch.equal(params["tau"], stack.params["tau"].mean(1, keepdim=True).expand(3, 9))
     assert torch.equal(params["weight_hh"], stack.params["weight_hh"])
@@ -105,9 +105,9 @@ def test_memory_is_that_of_the_potentials_read_by_least_squares(zoos):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pruning_runs, "HOLDS", 60)
         u = 0.1 * (2 * torch.rand(1, 80, 16, generator=generator(0, "m", "u")) - 1)
-        found, rate = pruning_runs.remembered(stack, u, "stacked")
+        found, rate = pruning_runs.remembered(stack, u, "native")
     x = u.repeat_interleave(10, 1)[..., None]
-    v = rollout(stack.family, stack.params, x).states["v"][0]
+    v = rollout(stack.family, stack.params, x, method="native").states["v"][0]
     potentials, past = v[9::10].double().numpy(), u[0].double().numpy()
     total = 0.0
     for lag in range(1, 13):
@@ -124,13 +124,12 @@ def test_memory_is_that_of_the_potentials_read_by_least_squares(zoos):
 def test_gates_compare_networks_before_and_after_training(zoos, measured):
     zoo = zoos["pruned"]
     rows = zoo.table.to_pylist()
+    configs = [json.loads(row["learning_config"]) for row in rows]
     final = {}
     for task in TASKS:
         for rule, said in (("published", {"method": "lyapunov_noise"}), ("dense", {"density": 1.0})):
-            final[task, rule] = np.mean([
-                row["score"] for row in rows
-                if row["task"] == task and row["step"] == 2 and said.items() <= json.loads(row["learning_config"]).items()
-            ])  # fmt: skip
+            own = [row for row, config in zip(rows, configs, strict=True) if said.items() <= config.items()]
+            final[task, rule] = np.mean([row["score"] for row in own if row["task"] == task and row["step"] == 2])
     assert measured.values[LEARNED] == pytest.approx(min(final[task, "published"] for task in TASKS), rel=1e-5)
     shares = [final[task, "published"] / final[task, "dense"] for task in TASKS]
     assert measured.values[KEPT] == pytest.approx(min(shares), rel=1e-5)

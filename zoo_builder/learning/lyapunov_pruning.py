@@ -119,7 +119,7 @@ def retimed(tau: Array, parent: Array, pruned: Array, generator: torch.Generator
     log |eigenvalue| of diag(exp(-1 / tau)) + W, sorted, from those of the parent with its own time constants; without
     an improvement tau stays.
     """
-    from scipy.stats import gamma
+    from scipy.special import gammaincinv
 
     places = (tau.argsort(kind="stable").argsort(kind="stable") + 0.5) / len(tau)
     aim = spectrum(tau, parent)
@@ -129,7 +129,7 @@ def retimed(tau: Array, parent: Array, pruned: Array, generator: torch.Generator
 
     def at(point: Array) -> Array:
         mean, shape = np.exp(point)
-        quantiles: Array = gamma.ppf(places, shape, scale=mean / shape)
+        quantiles: Array = mean / shape * gammaincinv(shape, places)
         return quantiles.clip(min=1)
 
     means = tau.mean() / FARTHEST, tau.mean() * FARTHEST

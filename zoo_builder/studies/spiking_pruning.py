@@ -49,11 +49,11 @@ class SpikingPruning(Study):
     Noise pruning keeps the slow eigenvalues of linear networks of dense clusters that few weak connections join, where
     pruning by strength or chance moves them (Moore and Chaudhuri, NeurIPS 2020); networks with a strong leak and many
     long connections show no such advantage, and are not judged here. Then spiking networks whose time constants follow
-    a gamma distribution are compared with twins that have the mean of them everywhere and as many spikes: unmatched,
-    the former would also fire more often. At last spiking networks are pruned by each rule and every one is trained on
-    the Lorenz and on the Roessler system; those of the published rule are judged. Lyapunov noise pruning is reconstructed from the public description: the
-    paper's text was not at hand. How the rules compare is reported and not judged. Densities leave the read-out out,
-    which is never pruned; with it counted they are higher, as a reviewer of the paper remarked.
+    a gamma distribution are compared with twins that have the mean of them everywhere and a drive that makes them fire
+    as often. At last spiking networks are pruned by each rule, and each is trained on the Lorenz and on the Roessler
+    system; those of the published rule are judged, and how the rules compare is reported. Lyapunov noise pruning is
+    reconstructed from the public description: the paper's text was not at hand. Densities leave the read-out out, which
+    is never pruned; with it counted they are higher, as a reviewer of the paper remarked.
     """
 
     size: int = 300
