@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from tests.members import ONE_OF_EACH, sized_for
 from tests.zoo_builder.linear_family import Linear
 from weightspace.families.echo_state import EchoState
 from weightspace.families.elman import Elman
@@ -264,6 +265,21 @@ def test_pruned_connections_stay_absent_while_the_others_learn(family, method):
             mask = family.spec.tensors[name].mask
             if mask is not None:
                 assert torch.equal(params[mask] != 0, params[name] != 0)
+
+
+SIZED = [sized_for(example, TASK) for example in ONE_OF_EACH]
+PRUNABLE = [family for family in SIZED if Pruned().why_not(family, TASK) is None]
+
+
+@pytest.mark.parametrize("family", PRUNABLE, ids=lambda family: type(family).__name__)
+def test_every_family_that_is_not_refused_keeps_what_is_gone_absent(family):
+    learner = Pruned(method="magnitude", density=0.5, num_updates=2, batch_size=2, weight_decay=0.1)
+    params = learner.learn(family, TASK, Members(0, IDS), [0, 2], Run(method="native")).params
+    for name in family.spec.recurrent():
+        first, last = (off_diagonal(params[name][:, snapshot]) != 0 for snapshot in (0, 1))
+        assert torch.equal(first, last)
+        size = first.shape[-1]
+        assert 0 < int(first[0].sum()) <= (size * (size - 1) + 1) // 2
 
 
 def test_learning_after_pruning_is_that_of_bptt_on_what_is_left():

@@ -215,7 +215,9 @@ def draw_errors(axes: Axes, errors: Mapping[tuple[str, float], Tensor]) -> None:
         axes.plot(DENSITIES, means, marker="o", color=COLOURS[rule], label=rule)
     axes.set(title="Slow modes of linear networks", xlabel="density", ylabel="relative error of slow eigenvalues")
     axes.invert_xaxis()
-    axes.legend(frameon=False, fontsize="small")
+    # Room above the lines for the legend.
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])
+    axes.legend(frameon=False, fontsize="small", ncols=2, loc="upper left")
 
 
 def draw_pairs(axes: Axes, pairs: Memories) -> None:
