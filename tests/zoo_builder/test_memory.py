@@ -1,4 +1,4 @@
-"""Peak memory does not grow with the number of shards: of builder and workers, of merging and of checking."""
+"""Peak memory does not grow with the number of shards: of building, merging, checking and training an encoder."""
 
 import json
 import subprocess
@@ -93,4 +93,30 @@ def test_ten_times_the_shards_take_builder_and_workers_no_more_memory(tmp_path):
 def test_ten_times_the_shards_take_merging_and_checking_no_more_memory(tmp_path):
     few, many = (peaks(MERGE, shards, tmp_path / str(shards)) for shards in (FEW, MANY))
     print(f"merging {few['own']:.0f} -> {many['own']:.0f} MB")
+    assert many["own"] < 1.1 * few["own"]
+
+
+FIT = """
+import sys
+from weightspace.cli import main
+
+zoo, out = sys.argv[1:]
+options = {
+    "model.encoder": "MessagePassing", "model.encoder.embedding_dim": 16, "model.encoder.node_dim": 16,
+    "model.encoder.edge_dim": 8, "model.objective": "Emulation", "model.objective.sequences_per_model": 8,
+    "data.zoo": zoo, "data.cache_mb": 8, "data.batch_size": 32, "trainer.max_epochs": 1,
+    "trainer.enable_progress_bar": "false", "trainer.default_root_dir": out,
+}
+assert main(["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]) == 0
+"""
+
+
+def test_ten_times_the_shards_take_training_of_an_encoder_no_more_memory(tmp_path):
+    zoos = {shards: tmp_path / str(shards) for shards in (FEW, MANY)}
+    for shards, zoo in zoos.items():
+        peaks(BUILD, shards, zoo)
+    few, many = (peaks(FIT, zoo, tmp_path / f"run-{shards}") for shards, zoo in zoos.items())
+    print(f"training an encoder {few['own']:.0f} -> {many['own']:.0f} MB")
+    # What is read is so much that keeping it would be seen.
+    assert sum(path.stat().st_size for path in zoos[MANY].rglob("*.safetensors")) / 2**20 > 0.2 * few["own"]
     assert many["own"] < 1.1 * few["own"]

@@ -129,3 +129,8 @@ def uniform(shape: Sequence[int], fan: int, generator: torch.Generator) -> Tenso
 def glorot(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draws from U(-b, b) with b = sqrt(6 / (to + from)), each gate row a matrix (Glorot and Bengio, AISTATS 2010)."""
     return uniform(shape, 1, generator) * math.sqrt(6 / (shape[-1] + shape[-2]))
+
+
+def gamma(mean: float, shape: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draws (size,) of a gamma distribution of whole shape: the sum of so many exponential variables."""
+    return mean * -torch.log1p(-torch.rand(shape, size, generator=generator)).mean(0)

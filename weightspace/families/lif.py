@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from weightspace.families.base import Family, Noise, linear, uniform
+from weightspace.families.base import Family, Noise, gamma, linear, uniform
 from weightspace.families.spike import spike
 from weightspace.spec import Axis, Params, State, TensorSpec, WeightSpec
 
@@ -80,9 +80,7 @@ class LIF(Family):
         for name in self.spec.tensors:
             fan = self.input_size if name == "weight_ih" else self.hidden_size
             params[name] = uniform(self.spec.shape(name), fan, generator)
-        # A gamma variable of whole shape is a sum of exponential ones.
-        waits = -torch.log1p(-torch.rand(self.tau_shape, self.hidden_size, generator=generator))
-        params["tau"] = (self.mean_tau * waits.mean(0)).clamp(min=1)
+        params["tau"] = gamma(self.mean_tau, self.tau_shape, self.hidden_size, generator).clamp(min=1)
         return params
 
     def effective(self, params: Params) -> Params:

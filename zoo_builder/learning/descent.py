@@ -128,7 +128,7 @@ class Trained(Learner):
         steps = sorted_snapshots(snapshots, self.num_updates)
         settings = self._settings(members)
         self._check_settings(settings)
-        params = {name: tensor.to(run.device) for name, tensor in _first_params(family, members, settings).items()}
+        params = {name: tensor.to(run.device) for name, tensor in self.first_params(family, members, settings).items()}
         training = self._training(family, task, members, settings, params, run)
         training.begin()
         kept: list[Params] = []
@@ -142,6 +142,20 @@ class Trained(Learner):
             kept.append(training.snapshot())
         stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
         return Learned(steps, stacked, training.updates.optimiser.diverged_step.cpu(), training.records())
+
+    def first_params(self, family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:
+        """First params (models, ...): those of `members` unchanged, else fresh ones with each model's `init_scale`."""
+        if members.params is not None:
+            family.spec.check(members.params, stacked=True)
+            counts = {name: len(tensor) for name, tensor in members.params.items()}
+            if set(counts.values()) != {len(members.ids)}:
+                raise ValueError(f"Params of {len(members.ids)} models are expected to learn from; found {counts}.")
+            return dict(members.params)
+        params = fresh_params(family, members.seed, members.ids)
+        for name in (*family.spec.recurrent(), *family.spec.recurrent_products()):
+            scale = settings["init_scale"].to(params[name].dtype)
+            params[name] = params[name] * scale.reshape(-1, *[1] * (params[name].dim() - 1))
+        return params
 
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
         assert task is not None
@@ -232,22 +246,12 @@ class Descent(Trained):
         and without reading values on the host, so that it can be captured on CUDA; no model touches another.
         """
 
+    def updates_natively(self, family: Family) -> bool:
+        """Whether C can make whole updates of a family, because `gradients` are its own on whole sequences."""
+        return self.native_updates
+
     def updates(self, exercise: Exercise, optimiser: StackedAdamW, fixed: Params, method: Method) -> Updates:
         gradients = partial(self.gradients, exercise.family, exercise.task, method=method)
-        natively = optimiser.is_fused and self.native_updates and native.can_descend_on(exercise.family)
+        family = exercise.family
+        natively = optimiser.is_fused and self.updates_natively(family) and native.can_descend_on(family)
         return BatchUpdates(exercise, gradients, optimiser, fixed, natively=natively)
-
-
-def _first_params(family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:
-    """First params: those of `members` unchanged, else fresh ones with each model's scale of the recurrent matrices."""
-    if members.params is not None:
-        family.spec.check(members.params, stacked=True)
-        counts = {name: len(tensor) for name, tensor in members.params.items()}
-        if set(counts.values()) != {len(members.ids)}:
-            raise ValueError(f"Params of {len(members.ids)} models are expected to learn from; found {counts}.")
-        return dict(members.params)
-    params = fresh_params(family, members.seed, members.ids)
-    for name in (*family.spec.recurrent(), *family.spec.recurrent_products()):
-        scale = settings["init_scale"].to(params[name].dtype)
-        params[name] = params[name] * scale.reshape(-1, *[1] * (params[name].dim() - 1))
-    return params
