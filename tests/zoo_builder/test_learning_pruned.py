@@ -246,7 +246,7 @@ def test_the_search_finds_the_bottom_of_a_bowl_better_than_chance():
 def test_pruned_connections_stay_absent_while_the_others_learn(family, method):
     learner = Pruned(method=method, density=0.5, num_updates=3, batch_size=2, weight_decay=0.1)
     dense = fresh_params(family, 0, IDS)
-    for run in (Run(method="native"), Run(method="stacked")):
+    for run in (Run(method="native"), Run(method="stacked"))[: 2 if method == "noise" else 1]:
         params = learner.learn(family, TASK, Members(0, IDS), [0, 3], run).params
         for name in family.spec.recurrent():
             first, last = (off_diagonal(params[name][:, snapshot]) for snapshot in (0, 1))

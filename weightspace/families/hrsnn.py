@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,19 +81,19 @@ class HRSNN(Family):
         """The spec with `decay`, the diagonal weight of each potential, in place of tau."""
         return self._declare("decay", "positive")
 
-    def _declare(self, name: str, domain: Any) -> WeightSpec:
+    def _declare(self, name: str, domain: Literal["positive", "at_least_1"]) -> WeightSpec:
         axes = {
             "input": Axis(size=self.input_size, kind="input"),
             "hidden": Axis(size=self.hidden_size, kind="hidden", permutable=True, nonlinearity="spike"),
             "output": Axis(size=self.output_size, kind="output"),
         }
-        timescale: dict[str, Any] = {"row_roles": ("timescale",), "diagonal": True}
+        leak = TensorSpec(axes=("hidden",), role="fixed", domain=domain, row_roles=("timescale",), diagonal=True)
         tensors = {
             "weight_ih": TensorSpec(axes=("hidden", "input")),
             "weight_hh": TensorSpec(axes=("hidden", "hidden"), mask="mask_hh"),
             "mask_hh": TensorSpec(axes=("hidden", "hidden"), role="mask"),
             "bias": TensorSpec(axes=("hidden",)),
-            name: TensorSpec(axes=("hidden",), role="fixed", domain=domain, **timescale),
+            name: leak,
             "weight_ho": TensorSpec(axes=("output", "hidden")),
             "bias_o": TensorSpec(axes=("output",)),
         }

@@ -9,6 +9,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from weightspace.families import Family
@@ -79,16 +80,17 @@ class Pruned(BPTT):
         done: dict[str, Params] = {}
         for row, (own, name, density) in enumerate(zip(members.ids, names, settings["density"].tolist(), strict=True)):
             if own not in done:
-                one = {key: value[row] for key, value in params.items()}
-                activity = {key: value[row] for key, value in active.items()}
-                done[own] = self._pruned(family, one, activity, density, generator(members.seed, name, "prune"))
+                one, activity = ({key: value[row] for key, value in part.items()} for part in (params, active))
+                # One thread, so that bits do not depend on their number.
+                with threadpool_limits(limits=1):
+                    done[own] = self._pruned(family, one, activity, density, generator(members.seed, name, "prune"))
         pruned = {key: torch.stack([done[own][key] for own in members.ids]) for key in params}
         return self._without_lost_units(family, pruned)
 
     def gradients(
         self, family: Family, task: Task, params: Params, batch: Batch, noise: Mapping[str, Tensor], method: Method
     ) -> tuple[Tensor, Params]:
-        """Those of BPTT, 0 for what is pruned."""
+        """Those of BPTT, 0 for what is pruned: recurrent weights that are 0 to the last bit."""
         losses, found = super().gradients(family, task, params, batch, noise, method)
         for name in family.spec.recurrent():
             if name in found:

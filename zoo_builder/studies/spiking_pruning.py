@@ -190,8 +190,10 @@ def densities_of(zoo: Zoo) -> dict[str, dict[str, float]]:
 
 
 def largest_difference(zoo: Zoo) -> float:
-    """Largest difference of a weight between networks of one rule and number before training; NaN if none has two
-    tasks."""
+    """Largest difference of a weight between networks of one rule and number before training, on two tasks.
+
+    NaN where none of them learns two.
+    """
     rows: dict[tuple[str, int], list[int]] = {}
     tasks: dict[tuple[str, int], set[str]] = {}
     for row, ((rule, task, net), step) in enumerate(zip(kinds_of(zoo), zoo.table["step"].to_pylist(), strict=True)):
