@@ -18,7 +18,9 @@ from weightspace import store
 
 RECORD = "export.json"
 """File that lists the files of an export, with the size and sha256 of each."""
-FILES = re.compile(r"README\.md|models\.parquet|export\.json|(weights|rollouts)/train-\d{5}-of-\d{5}\.parquet")
+FILES = re.compile(
+    r"README\.md|models\.parquet|export\.json|tasks\.safetensors|(weights|rollouts)/train-\d{5}-of-\d{5}\.parquet"
+)
 FOLDERS = ("weights", "rollouts")
 
 
