@@ -200,7 +200,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def answer(trainer: pl.Trainer) -> str:
     """What a training has come to, in a line: its epochs, the lowest validation loss, and the file to go on with."""
-    trained = f"Trained for {trainer.current_epoch} epochs, {trainer.global_step} updates"
+    trained = f"Trained to epoch {trainer.current_epoch}, update {trainer.global_step}"
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, BestAndLast) and callback.best_model_path:
             best = callback.best_model_score
