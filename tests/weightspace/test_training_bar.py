@@ -12,6 +12,7 @@ from tests.weightspace.zoos import write_zoo
 from weightspace import terminal
 from weightspace.training import bar
 from weightspace.training.module import fit
+from weightspace.training.trainer import quiet
 
 STATE = re.compile(r"Epoch (\d+)/(\d+): +(\d+)%\|[^|]*\| (\d+)/(\d+) \[([^\]]*)\]")
 
@@ -83,7 +84,7 @@ def test_the_bar_begins_after_all_that_comes_before_the_first_update(zoo, tmp_pa
 
 
 def test_a_training_that_is_stopped_early_is_whole_and_goes_on_where_it_was(zoo, tmp_path, capsys):
-    fit(module_of(), data_of(zoo), tmp_path, max_epochs=4, progress=True, callbacks=[StopsAt(3)])
+    fit(module_of(), data_of(zoo), tmp_path, max_epochs=4, progress=True, callbacks=[StopsAt(len(data_of_batches(zoo)))])
     numbers, _ = states(capsys)
     stopped = numbers[-1]
     assert stopped[2] == 100
@@ -102,10 +103,11 @@ def test_a_training_that_fails_does_not_look_whole(zoo, tmp_path, capsys):
 
 
 def test_a_validation_alone_has_a_bar(zoo, tmp_path, capsys):
-    trainer = pl.Trainer(
-        callbacks=[bar.TrainingBar()], logger=False, enable_checkpointing=False, default_root_dir=tmp_path
-    )
-    trainer.validate(module_of(), datamodule=data_of(zoo), verbose=False)
+    with quiet():
+        trainer = pl.Trainer(
+            callbacks=[bar.TrainingBar()], logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+        )
+        trainer.validate(module_of(), datamodule=data_of(zoo), verbose=False)
     assert "Validation" in capsys.readouterr().out
 
 

@@ -43,6 +43,7 @@ def neurogym(monkeypatch):
     registration.all_envs = lambda **kinds: ["PerceptualDecisionMaking-v0", "GoNogo-v0"]
     for module in modules:
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    trials_of.cache_clear()
     return made
 
 
@@ -250,6 +251,8 @@ class Newer(TwoChoices):
 def with_newer(monkeypatch):
     make = lambda name, **options: types.SimpleNamespace(unwrapped=Newer(**options))  # noqa: E731
     monkeypatch.setattr(sys.modules["neurogym"], "make", make)
+    # Another version comes with another process, which has drawn nothing yet.
+    trials_of.cache_clear()
 
 
 def test_a_zoo_keeps_its_trials_and_is_labelled_without_the_package(small, monkeypatch):
@@ -259,6 +262,7 @@ def test_a_zoo_keeps_its_trials_and_is_labelled_without_the_package(small, monke
         assert len(kept.keys()) == 6
     assert len(keys) == 2
     monkeypatch.setitem(sys.modules, "neurogym", None)
+    trials_of.cache_clear()
     with pytest.raises(ValueError, match="is not installed"):
         NeuroGym(env="GoNogo-v0", num_trials=30)
     opened = ws.open_zoo(small)
@@ -310,7 +314,6 @@ def test_two_builders_whose_packages_draw_other_trials_do_not_share_a_zoo(small,
     task = NeuroGym(env="GoNogo-v0", num_trials=30)
     keep(small, [task, None])
     with_newer(monkeypatch)
-    trials_of.cache_clear()
     with pytest.raises(ValueError, match="has other trials than this builder draws"):
         keep(small, [NeuroGym(env="GoNogo-v0", num_trials=30)])
 

@@ -84,22 +84,22 @@ class TrainingBar(TQDMProgressBar):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin the bar of `validate`."""
-        if trainer.validating:
+        if trainer.state.fn == "validate":
             super().on_validation_start(trainer, pl_module)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *rest: Any) -> None:
         """Count the batches of `validate`."""
-        if trainer.validating:
+        if trainer.state.fn == "validate":
             super().on_validation_batch_start(trainer, *rest)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
         """Count the batches of `validate`."""
-        if trainer.validating:
+        if trainer.state.fn == "validate":
             super().on_validation_batch_end(trainer, *rest)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """End the bar of `validate`."""
-        if trainer.validating:
+        if trainer.state.fn == "validate":
             super().on_validation_end(trainer, pl_module)
 
 
