@@ -95,7 +95,7 @@ def test_every_recipe_is_there_by_its_name(run):
 def test_the_tiny_quickstart_goes_the_whole_way(run, work):
     answer = run("weightspace", "quickstart", "--size", "tiny", "--out", "quickstart")
     assert (work / "quickstart" / "probes" / "report.html").is_file()
-    assert "supervised (learned with labels)" in answer.splitlines()[-1]
+    assert "\nOn unseen models, supervised (learned with labels) " in answer
     assert run("zoo-builder", "verify", "quickstart/zoo").strip().endswith("every byte is as promised")
 
 

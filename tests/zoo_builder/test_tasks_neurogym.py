@@ -270,11 +270,11 @@ def test_a_zoo_keeps_its_trials_and_is_labelled_without_the_package(small, monke
     seen = opened.trajectories([0]).inputs[0]
     assert {tuple(own.flatten().tolist()) for own in seen} <= shown
     before = opened.table.to_pandas()["score"]
-    relabel(small, ["Performance", "Memory"])
+    relabel(small, ["Performance", "Rank"])
     assert verify(small) == []
     again = ws.open_zoo(small).table.to_pandas()
     np.testing.assert_array_equal(again["score"], before)
-    assert "memory_decay_rate" in again
+    assert "state_effective_rank" in again
 
 
 def test_a_build_goes_on_with_the_trials_that_it_began_with(neurogym, tmp_path, monkeypatch):
