@@ -73,6 +73,7 @@ def render(
         heading=heading,
         comparisons=answer.comparisons(evaluation.rows),
         sentence=answer.sentence(evaluation.rows),
+        chance_sentence=answer.chance_sentence(evaluation.rows),
         metadata_sentence=answer.metadata_sentence(evaluation.rows),
         num_rows=len(rows.model),
         num_models=len(np.unique(rows.model)),

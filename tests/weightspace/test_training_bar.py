@@ -84,7 +84,8 @@ def test_the_bar_begins_after_all_that_comes_before_the_first_update(zoo, tmp_pa
 
 
 def test_a_training_that_is_stopped_early_is_whole_and_goes_on_where_it_was(zoo, tmp_path, capsys):
-    fit(module_of(), data_of(zoo), tmp_path, max_epochs=4, progress=True, callbacks=[StopsAt(len(data_of_batches(zoo)))])
+    stop = StopsAt(len(data_of_batches(zoo)))
+    fit(module_of(), data_of(zoo), tmp_path, max_epochs=4, progress=True, callbacks=[stop])
     numbers, _ = states(capsys)
     stopped = numbers[-1]
     assert stopped[2] == 100
