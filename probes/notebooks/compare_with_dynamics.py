@@ -124,8 +124,9 @@ pairs = np.triu_indices(len(states), 1)
 print(f"angles from {by_definition[pairs].min():.2f} to {by_definition[pairs].max():.2f}")
 
 # %% [markdown]
-# The authors' package (`pip install dsa-metric`) does the same with its own optimiser; where it is installed, its
-# distances are those that are compared below.
+# The authors' package (`pip install dsa-metric`) fits the same matrices. Unless it is asked for angles, it compares
+# their eigenvalues, by a Wasserstein distance: these do not depend on C, so that there is nothing to search. Where the
+# package is installed, its distances are those that are compared below.
 
 # %%
 has_package = importlib.util.find_spec("DSA") is not None
@@ -136,7 +137,7 @@ if has_package:
     of_dynamics = DSA([own.astype(np.float64) for own in states], n_delays=DELAYS, rank=RANK).fit_score()
     logging.disable(logging.NOTSET)
     agreement = spearmanr(of_dynamics[pairs], by_definition[pairs]).statistic
-    print(f"distances of dsa-metric; those from the definition have rank correlation {agreement:.2f} with them")
+    print(f"distances of dsa-metric; the angles from the definition have rank correlation {agreement:.2f} with them")
 else:
     of_dynamics, agreement = by_definition, None
     print("dsa-metric is not installed: the distances are those from the definition")
@@ -167,7 +168,7 @@ print(f"a copy in another order: angle {copy_of_dynamics:.3f}, distance of embed
 order = np.argsort(tasks, kind="stable")
 figure_matrices, panels = plt.subplots(1, 2, figsize=(10, 4.4))
 for panel, distances, title in zip(
-    panels, (of_dynamics, of_embeddings), ("dynamics: angle (DSA)", "weights: distance of embeddings"), strict=True
+    panels, (of_dynamics, of_embeddings), ("dynamics: distance (DSA)", "weights: distance of embeddings"), strict=True
 ):
     figure_matrices.colorbar(panel.imshow(distances[np.ix_(order, order)]), ax=panel)
     middles = [np.flatnonzero(tasks[order] == task).mean() for task in sorted(set(tasks))]
@@ -221,7 +222,7 @@ for task in sorted(set(tasks)):
 other = tasks[first] != tasks[second]
 x, y = of_embeddings[pairs][other], of_dynamics[pairs][other]
 panel.scatter(x, y, s=6, color="lightgrey", zorder=0, label="two tasks")
-panel.set(xlabel="distance of embeddings", ylabel="angle of dynamics (DSA)")
+panel.set(xlabel="distance of embeddings", ylabel="distance of dynamics (DSA)")
 panel.legend(fontsize="small")
 plt.close(figure_pairs)
 figure_pairs
