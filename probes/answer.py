@@ -84,7 +84,7 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
     probes = difference["probe"].split(" - ")
     sides = ((embedding, probes[0]), (baseline, probes[-1]))
     same = ("target", "split", "metric")
-    values = [
+    value, bar = (
         next(
             (
                 row["value"]
@@ -94,10 +94,10 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
             None,
         )
         for side in sides
-    ]
+    )
     told = [tuple(row[key] for key in ("features", *same)) for row in above_chance(rows)]
     is_told = (embedding, *(difference[key] for key in same)) in told
-    return Comparison(embedding, baseline, difference, *values, is_told)
+    return Comparison(embedding, baseline, difference, value, bar, is_told)
 
 
 def sentence(rows: Sequence[Row]) -> str:

@@ -76,8 +76,7 @@ def build(
     with store.locked(out, shared=share is not None, patience=5.0 if share is None else 60.0) as lock:
         made = 0
         if _finished(out, identity) is None:
-            _remember(out, identity)
-            keep(out, (cohort.task for cohort in plan.cohorts))
+            _remember(out, plan, identity)
             missing = _missing_shards(out, plan, identity, share or Share(1, 1))
             _make(out, plan, identity, missing, workers, engine)
             made = len(missing)
@@ -242,13 +241,14 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | Non
     return manifest
 
 
-def _remember(out: Path, identity: Mapping[str, Any]) -> None:
-    """Write the plan into the unfinished zoo; ValueError if that of another build is there."""
+def _remember(out: Path, plan: Plan, identity: Mapping[str, Any]) -> None:
+    """Write the plan and what is kept of tasks into the unfinished zoo; ValueError if another build has begun there."""
     file = out / store.STAGING / store.PLAN
     if file.exists():
         refuse_differences(store.read_document(file), identity, f"{out} holds an unfinished zoo of another plan")
     file.parent.mkdir(exist_ok=True)
     store.write_durably(file, store.pretty(identity))
+    keep(out, (cohort.task for cohort in plan.cohorts))
 
 
 def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any], share: Share) -> list[int]:
