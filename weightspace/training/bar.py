@@ -57,7 +57,7 @@ class TrainingBar(TQDMProgressBar):
                 file=sys.stderr,
             )
             # Where Lightning looks for it, to print above it.
-            self.train_progress_bar = self.bar
+            self.train_progress_bar = self.bar  # type: ignore[assignment]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Count the updates, which are fewer than the batches where gradients are accumulated."""
