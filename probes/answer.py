@@ -48,6 +48,7 @@ class Comparison:
     difference: Row
     value: float | None
     bar: float | None
+    above_chance: bool
 
     @property
     def verdict(self) -> str:
@@ -83,7 +84,7 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
     probes = difference["probe"].split(" - ")
     sides = ((embedding, probes[0]), (baseline, probes[-1]))
     same = ("target", "split", "metric")
-    values = [
+    value, bar = (
         next(
             (
                 row["value"]
@@ -93,8 +94,10 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
             None,
         )
         for side in sides
-    ]
-    return Comparison(embedding, baseline, difference, *values)
+    )
+    told = [tuple(row[key] for key in ("features", *same)) for row in above_chance(rows)]
+    is_told = (embedding, *(difference[key] for key in same)) in told
+    return Comparison(embedding, baseline, difference, value, bar, is_told)
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -154,6 +157,35 @@ def _joined(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def above_chance(rows: Sequence[Row]) -> list[Row]:
+    """Embeddings that tell something within cells: their interval lies above 0, and above that of shuffled labels.
+
+    Less than beating a baseline: it is what a short training can show, and nothing where classes are told.
+    """
+    key = ("target", "split", "metric")
+    chance = {tuple(row[k] for k in key): row["high"] for row in rows if row["features"] == "shuffled"}
+    alone = [row for row in rows if row["features"].startswith("embedding:") and " + " not in row["features"]]
+    return [
+        row
+        for row in alone
+        if not is_difference(row) and is_headline(row) and row["metric"] != "accuracy" and row["low"] is not None
+        and row["low"] > max(0.0, chance.get(tuple(row[k] for k in key)) or 0.0)
+    ]  # fmt: skip
+
+
+def chance_sentence(rows: Sequence[Row]) -> str | None:
+    """What embeddings tell above chance, in a sentence, where none beats a baseline; None elsewhere."""
+    told = above_chance(rows)
+    if not told or any(comparison.verdict == "better" for comparison in comparisons(rows)):
+        return None
+    parts = (
+        f"{_plain(row['features'])} {row['target']} on {TITLES[row['split']]} ({METRICS[row['metric']]} "
+        f"{_number(row['value'])} [{_number(row['low'])}, {_number(row['high'])}])"
+        for row in told
+    )
+    return f"No baseline is beaten, but more than shuffled labels would leave is read: {', '.join(parts)}."
+
+
 def metadata_sentence(rows: Sequence[Row]) -> str | None:
     """Where metadata alone wins, in a sentence; None where it does so nowhere."""
     lost: dict[str, dict[str, list[str]]] = {}
@@ -193,6 +225,9 @@ def answer_lines(rows: Sequence[Row]) -> Iterator[str]:
             yield "† made from, or trained on, ingredients of this label: a high value says less"
         yield ""
     yield sentence(rows)
+    of_chance = chance_sentence(rows)
+    if of_chance:
+        yield of_chance
     of_metadata = metadata_sentence(rows)
     if of_metadata:
         yield of_metadata

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from probes.answer import above_chance
 from tests.probes.page_parser import Page
 from weightspace.quickstart import SMOKE_TEST, quickstart
 
@@ -38,6 +39,14 @@ def test_the_first_line_of_a_tiny_report_says_that_it_is_a_smoke_test(folder):
     page = Page((folder / "probes" / "report.html").read_text())
     assert page.text.split("Dark theme")[0].strip().endswith(SMOKE_TEST)
     assert {"map", "in_distribution", "judged", "attribution", "notes"} <= set(page.anchors) <= set(page.ids)
+
+
+def test_a_tiny_report_has_one_green_row(folder):
+    """The label that was trained on is read within cells, and more of it than shuffled labels would leave."""
+    rows = json.loads((folder / "probes" / "probes.json").read_text())["rows"]
+    told = {(row["features"], row["target"]) for row in above_chance(rows)}
+    assert ("embedding:supervised", "memory_decay_rate") in told
+    assert '<span class="tag better">above chance</span>' in (folder / "probes" / "report.html").read_text()
 
 
 def test_every_promised_file_is_there(folder):
@@ -95,7 +104,7 @@ def test_the_zoo_opens_with_hugging_face_datasets(folder, tmp_path):
     import datasets
 
     table = datasets.load_dataset(str(folder / "zoo"), cache_dir=str(tmp_path))["train"]
-    assert table.num_rows == 256
+    assert table.num_rows == 480
     assert set(table["split"]) == {"train", "val", "test"}
 
 

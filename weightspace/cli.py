@@ -263,10 +263,12 @@ def _train(argv: list[str]) -> int:
     from weightspace.training.hints import with_hint
 
     try:
-        run(recipes.with_paths(argv), prog="weightspace", hint=with_hint)
+        answer = run(recipes.with_paths(argv), prog="weightspace", hint=with_hint)
     except Diverged as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
+    if answer is not None:
+        print(printable(answer))
     return 0
 
 

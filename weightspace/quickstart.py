@@ -51,15 +51,15 @@ def quickstart(out: str | Path = "quickstart", size: Literal["tiny", "default"] 
 
 
 def summary(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of the final summary: the notice where there is one, the answer, then the paths."""
+    """Lines of the final summary: the paths, the notice where there is one and, last, the answer."""
     from probes.answer import answer_lines
 
+    yield from (f"{name:22} {path}" for name, path in result["paths"].items())
+    yield ""
     if result["notice"]:
         yield result["notice"]
         yield ""
     yield from answer_lines(result["rows"])
-    yield ""
-    yield from (f"{name:22} {path}" for name, path in result["paths"].items())
 
 
 def _build(zoo: Path, config: Path) -> Path:

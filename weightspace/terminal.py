@@ -1,8 +1,9 @@
-"""Text of unknown origin made safe to print in a terminal."""
+"""The terminal: text of unknown origin made safe to print in it, and whether it shows progress."""
 
 from __future__ import annotations
 
 import reprlib
+import sys
 import unicodedata
 
 LENGTH = 80
@@ -12,6 +13,11 @@ LENGTH = 80
 def printable(text: object) -> str:
     """The text with control characters escaped: `\\x1b[2J` does not clear the screen."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in str(text))
+
+
+def shows_bars() -> bool:
+    """Whether stderr draws a progress bar over itself: that of a terminal does, and that of a notebook."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 def shown(value: object) -> str:

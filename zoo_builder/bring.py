@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from weightspace.families import Family
 from weightspace.rollout import rollout
 from weightspace.spec import Params
 from weightspace.store import ShardContent
+from weightspace.terminal import shows_bars
 from zoo_builder.build import Built, manifest_head, refuse_other_files
 from zoo_builder.executor import build_identity, chosen_method
 from zoo_builder.labels import load as load_label
@@ -129,7 +129,7 @@ def _shards(plan: Plan, readings: Iterator[Reading]) -> Iterator[tuple[Shard, Pa
 
     shard_of = {name: shard for shard in plan.shards for name in shard.model_ids}
     waiting: dict[int, dict[str, Params]] = {}
-    bar = tqdm(readings, desc="import", unit=" models", total=plan.num_models, disable=not sys.stderr.isatty())
+    bar = tqdm(readings, desc="import", unit=" models", total=plan.num_models, disable=not shows_bars())
     for reading in bar:
         shard = shard_of[reading.name]
         read = waiting.setdefault(shard.index, {})

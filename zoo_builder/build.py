@@ -21,6 +21,7 @@ from zoo_builder.progress import following
 from zoo_builder.share import Share
 from zoo_builder.table import label_columns
 from zoo_builder.tasks import Task
+from zoo_builder.tasks.kept import keep
 from zoo_builder.workers.job import Job
 from zoo_builder.workers.processes import Engine, run_shards
 
@@ -59,10 +60,10 @@ def build(
     versions, not on the workers, the engine or the shares. With a `share` only those shards are made, beside other
     builders of the same plan; the last builder at work merges them once all are there.
     """
-    plan = make_plan(read_recipe(recipe, seed, device))
+    out = Path(out)
+    plan = make_plan(read_recipe(recipe, seed, device), out)
     _refuse_imported(plan, "No recipe makes imported models; make their zoo with `zoo-builder import`.")
     check_memory(plan)
-    out = Path(out)
     identity = build_identity(plan, device, chosen_method(device, method))
     refuse_other_files(out)
     finished = _finished(out, identity)
@@ -75,7 +76,7 @@ def build(
     with store.locked(out, shared=share is not None, patience=5.0 if share is None else 60.0) as lock:
         made = 0
         if _finished(out, identity) is None:
-            _remember(out, identity)
+            _remember(out, plan, identity)
             missing = _missing_shards(out, plan, identity, share or Share(1, 1))
             _make(out, plan, identity, missing, workers, engine)
             made = len(missing)
@@ -96,7 +97,9 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
     """
     out = Path(out)
     manifest = store.open_zoo(out).manifest
-    plan = recorded_plan(out, manifest)
+    # A damaged file of tasks is not read: what it holds is drawn anew.
+    tasks_entry = manifest["files"].get(store.TASKS)
+    plan = make_plan(_recorded_recipe(out, manifest), out if store.is_intact(out / store.TASKS, tasks_entry) else None)
     _refuse_imported(plan, f"{out} cannot be repaired: its models were trained elsewhere. Import them again.")
     identity = {key: manifest[key] for key in ("recipe", "executor", "generator")}
     here = build_identity(plan, manifest["executor"]["device"], manifest["executor"]["method"])
@@ -111,6 +114,8 @@ def repair(out: str | Path, workers: int | None = None) -> list[store.Fault]:
         damaged = _damaged_shards(store.verify(out), len(plan.shards))
         for index in damaged:
             store.remove_shard(out, index)
+        if tasks_entry is not None:
+            keep(out, (cohort.task for cohort in plan.cohorts), tasks_entry)
         _make(out, plan, identity, damaged, workers, run_shards)
         if not _damaged_shards(store.verify(out), len(plan.shards)):
             _finish(out, plan, identity)
@@ -123,12 +128,15 @@ def _refuse_imported(plan: Plan, message: str) -> None:
 
 
 def recorded_plan(zoo: Path, manifest: Mapping[str, Any]) -> Plan:
-    """Plan of a finished zoo; ValueError where this version reads its recipe otherwise."""
+    """Plan of a finished zoo, its tasks as it keeps them; ValueError where this version reads its recipe otherwise."""
+    return make_plan(_recorded_recipe(zoo, manifest), zoo)
+
+
+def _recorded_recipe(zoo: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        recipe = read_recipe(manifest["recipe"])
+        return read_recipe(manifest["recipe"])
     except ValueError as error:
         raise ValueError(f"The recipe in zoo.json of {zoo} is not one of a builder: {error}") from None
-    return make_plan(recipe)
 
 
 def _damaged_shards(faults: Sequence[store.Fault], num_shards: int) -> list[int]:
@@ -233,13 +241,14 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> Mapping[str, Any] | Non
     return manifest
 
 
-def _remember(out: Path, identity: Mapping[str, Any]) -> None:
-    """Write the plan into the unfinished zoo; ValueError if that of another build is there."""
+def _remember(out: Path, plan: Plan, identity: Mapping[str, Any]) -> None:
+    """Write the plan and what is kept of tasks into the unfinished zoo; ValueError if another build has begun there."""
     file = out / store.STAGING / store.PLAN
     if file.exists():
         refuse_differences(store.read_document(file), identity, f"{out} holds an unfinished zoo of another plan")
     file.parent.mkdir(exist_ok=True)
     store.write_durably(file, store.pretty(identity))
+    keep(out, (cohort.task for cohort in plan.cohorts))
 
 
 def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any], share: Share) -> list[int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from weightspace.terminal import shows_bars
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def following(
 
     seen, done = dict.fromkeys(amounts, 0), list[int]()
     total = sum(amounts.values())
-    with tqdm(total=total, unit=unit, unit_scale=True, disable=not sys.stderr.isatty(), desc=title) as bar:
+    with tqdm(total=total, unit=unit, unit_scale=True, disable=not shows_bars(), desc=title) as bar:
 
         def report(message: Mapping[str, Any]) -> None:
             shard = message.get("shard", message.get("done"))

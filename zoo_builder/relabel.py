@@ -124,7 +124,7 @@ def _manifest(zoo: Path, names: Sequence[str]) -> Mapping[str, Any]:
 def _plan(zoo: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> Plan:
     """Plan of the zoo, the new labels after those it has."""
     recipe = recorded_plan(zoo, manifest).recipe
-    return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))})
+    return make_plan({**recipe, "labels": list(dict.fromkeys([*recipe["labels"], *names]))}, zoo)
 
 
 def _stage(

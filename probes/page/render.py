@@ -48,6 +48,16 @@ class Extras:
     attributions: Sequence[Attribution] = field(default_factory=list)
 
 
+def _said(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The answer, in a table and in sentences."""
+    return {
+        "comparisons": answer.comparisons(rows),
+        "sentence": answer.sentence(rows),
+        "chance_sentence": answer.chance_sentence(rows),
+        "metadata_sentence": answer.metadata_sentence(rows),
+    }
+
+
 def render(
     evaluation: Evaluation,
     rows: Rows,
@@ -71,9 +81,7 @@ def render(
     }
     return _environment().get_template("page.html.j2").render(
         heading=heading,
-        comparisons=answer.comparisons(evaluation.rows),
-        sentence=answer.sentence(evaluation.rows),
-        metadata_sentence=answer.metadata_sentence(evaluation.rows),
+        **_said(evaluation.rows),
         num_rows=len(rows.model),
         num_models=len(np.unique(rows.model)),
         num_shown=len(shown.chosen),

@@ -2,7 +2,16 @@
 
 import pytest
 
-from probes.answer import answer_lines, beaten_by_metadata, comparisons, metadata_sentence, sentence, verdict
+from probes.answer import (
+    above_chance,
+    answer_lines,
+    beaten_by_metadata,
+    chance_sentence,
+    comparisons,
+    metadata_sentence,
+    sentence,
+    verdict,
+)
 
 
 def row(features, value, low, high, target="score", probe="ridge", split="in_distribution", **fields):
@@ -102,3 +111,29 @@ def test_the_terminal_has_a_line_for_each_comparison_and_says_which_splits_have_
     assert lines[1].split()[:2] == ["score", "in_distribution"]
     assert lines[1].endswith("+0.10 [+0.05, +0.20]  better")
     assert lines[-1].endswith("new_size.")
+
+
+def test_above_chance_is_an_interval_above_zero_and_above_that_of_shuffled_labels():
+    worse = against("a", "markov", -0.1, -0.2, -0.05)
+    reads, control = row("embedding:a", 0.3, 0.1, 0.5), row("shuffled", 0.0, -0.1, 0.05)
+    assert above_chance([worse, reads, control]) == [reads]
+    assert comparisons([worse, reads, control])[0].above_chance
+    for other in (control | {"high": 0.2}, control | {"target": "rank"}):
+        assert above_chance([worse, reads, other]) == ([reads] if other["target"] == "rank" else [])
+    for changed in (reads | {"low": -0.1}, reads | {"low": None}, reads | {"metric": "accuracy"}):
+        assert above_chance([worse, changed, control]) == []
+    beside = reads | {"features": "embedding:a + statistics"}
+    assert above_chance([worse, beside, row("statistics", 0.3, 0.1, 0.5), control]) == []
+    assert not comparisons([worse, beside, control])[0].above_chance
+
+
+def test_the_answer_names_what_is_read_above_chance_only_where_no_baseline_is_beaten():
+    reads, control = row("embedding:a", 0.3, 0.1, 0.5), row("shuffled", 0.0, -0.1, 0.05)
+    worse, better = against("a", "markov", -0.1, -0.2, -0.05), against("a", "markov", 0.1, 0.05, 0.2)
+    assert chance_sentence([worse, reads, control]) == (
+        "No baseline is beaten, but more than shuffled labels would leave is read: a score on unseen models "
+        "(within-cell R2 0.30 [0.10, 0.50])."
+    )
+    assert chance_sentence([worse, reads, control]) in list(answer_lines([worse, reads, control]))
+    assert chance_sentence([better, reads, control]) is None
+    assert chance_sentence([worse, reads | {"low": 0.0}, control]) is None

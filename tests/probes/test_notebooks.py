@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
 
 import weightspace as ws
@@ -55,6 +56,33 @@ def test_the_notebook_that_builds_leaves_a_zoo_whose_models_have_learned(tmp_pat
     assert (scores[100] > scores[0] + 0.15).all()
     hard = names["last"].groupby("delay")["score"].mean()
     assert hard[6] < hard[2] - 0.1
+
+
+@pytest.mark.slow
+def test_the_notebook_on_dynamics_orders_pairs_by_both_distances(tmp_path, monkeypatch):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    monkeypatch.setenv("WEIGHTSPACE_NOTEBOOKS", str(tmp_path))
+    monkeypatch.setenv("WEIGHTSPACE_MODELS", "5")
+    (script,) = (path for path in NOTEBOOKS if path.stem == "compare_with_dynamics")
+    names = runpy.run_path(str(script))
+    angles, tasks = names["by_definition"], names["tasks"]
+    assert angles.shape == (15, 15)
+    # Dynamics of one task are nearer to each other than to those of others.
+    same = tasks[:, None] == tasks
+    np.fill_diagonal(same, False)
+    assert angles[same].mean() < 0.8 * angles[tasks[:, None] != tasks].mean()
+    assert names["copy_of_embeddings"] < 1e-4
+    assert names["copy_of_dynamics"] < 0.5 * angles[same].mean()
+    # A change of coordinates is none of dynamics.
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(10, 10)))[0]
+    matrix = np.random.default_rng(1).normal(size=(10, 10)) / 3
+    pair = np.stack([matrix, rotation @ matrix @ rotation.T])
+    assert names["smallest_angles"](pair, starts=8, updates=600)[0, 1] < 0.1
+    assert names["agreement"] is None or names["agreement"] > 0.8
+    for interval in names["results"].values():
+        assert interval["low"] <= interval["rank correlation"] <= interval["high"]
 
 
 @pytest.mark.slow

@@ -49,7 +49,11 @@ def call(*arguments):
 
 def test_a_run_leaves_config_metrics_and_checkpoints_and_can_be_evaluated_and_embedded(config, zoo, tmp_path, capsys):
     assert call("fit", "--config", config) == 0
+    answer = capsys.readouterr().out.splitlines()[-1]
     run = tmp_path / "runs" / "version_0"
+    assert answer.startswith("Trained to epoch 1, update ")
+    assert answer.endswith(" in runs/version_0/checkpoints/best.ckpt")
+    assert "; lowest val/loss " in answer
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.csv", "hparams.yaml", "checkpoints"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     resolved = yaml.safe_load((run / "config.yaml").read_text())

@@ -42,7 +42,7 @@ def contents(folder):
 
 def run_here(job, indices, workers, report):
     """Make shards in this process, which has a worker's environment already, to save the start of one."""
-    plan = make_plan(job.recipe)
+    plan = make_plan(job.recipe, Path(job.out))
     for index in indices:
         making.make_and_report(job, plan, plan.shards[index], io.StringIO())
         report({"done": index})

@@ -5,18 +5,24 @@ import json
 import sys
 import types
 
+import huggingface_hub
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import weightspace as ws
 from tests.zoo_builder.test_relabel import run_here
 from weightspace.components import plugins
+from weightspace.exchange import hub
 from weightspace.rollout import Streams
 from weightspace.store import verify
 from zoo_builder import tasks
-from zoo_builder.build import build
+from zoo_builder.build import build, repair
+from zoo_builder.relabel import relabel
+from zoo_builder.tasks.kept import keep
 from zoo_builder.tasks.neuro_gym import NeuroGym
+from zoo_builder.tasks.trials import from_tensors, trials_of
 from zoo_builder.tasks.two_choices import Discrete, TwoChoices
 
 OWN = "zoo_builder.tasks.two_choices:TwoChoices"
@@ -37,6 +43,7 @@ def neurogym(monkeypatch):
     registration.all_envs = lambda **kinds: ["PerceptualDecisionMaking-v0", "GoNogo-v0"]
     for module in modules:
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    trials_of.cache_clear()
     return made
 
 
@@ -212,6 +219,123 @@ def test_a_zoo_of_several_environments_says_the_range_of_all_inputs(tmp_path):
     assert score[0.6, 60] > score[0.6, 0] + 0.2
     x = opened.trajectories([0]).inputs[0]
     assert x.shape == (8, 9, 3)
+
+
+RECIPE = {
+    "title": "Two choices",
+    "families": [{"class": "GRU", "hidden_size": 4}],
+    "tasks": [{"class": "NeuroGym", "env": ["GoNogo-v0", OWN], "num_trials": 30}],
+    "learning": {"class": "BPTT", "num_updates": 4, "batch_size": 4},
+    "snapshots": [0, 4],
+    "models_per_cohort": 3,
+    "labels": ["Performance"],
+}
+
+
+@pytest.fixture
+def small(neurogym, tmp_path, monkeypatch):
+    """A zoo whose trials are of a package."""
+    for module in ("build", "relabel"):
+        monkeypatch.setattr(f"zoo_builder.{module}.run_shards", run_here)
+    build(RECIPE, tmp_path / "small", engine=run_here, method="torch")
+    return tmp_path / "small"
+
+
+class Newer(TwoChoices):
+    """The same environment in a version that draws other trials."""
+
+    def seed(self, seed=None):
+        super().seed(seed + 1)
+
+
+def with_newer(monkeypatch):
+    make = lambda name, **options: types.SimpleNamespace(unwrapped=Newer(**options))  # noqa: E731
+    monkeypatch.setattr(sys.modules["neurogym"], "make", make)
+    # Another version comes with another process, which has drawn nothing yet.
+    trials_of.cache_clear()
+
+
+def test_a_zoo_keeps_its_trials_and_is_labelled_without_the_package(small, monkeypatch):
+    drawn = NeuroGym(env="GoNogo-v0", num_trials=30)
+    with safetensors.safe_open(small / "tasks.safetensors", "pt") as kept:
+        keys = [key for key in kept.keys() if torch.equal(kept.get_tensor(key), drawn.trials.x)]  # noqa: SIM118
+        assert len(kept.keys()) == 6
+    assert len(keys) == 2
+    monkeypatch.setitem(sys.modules, "neurogym", None)
+    trials_of.cache_clear()
+    with pytest.raises(ValueError, match="is not installed"):
+        NeuroGym(env="GoNogo-v0", num_trials=30)
+    opened = ws.open_zoo(small)
+    shown = {tuple(own.flatten().tolist()) for own in drawn.trials.x}
+    seen = opened.trajectories([0]).inputs[0]
+    assert {tuple(own.flatten().tolist()) for own in seen} <= shown
+    before = opened.table.to_pandas()["score"]
+    relabel(small, ["Performance", "Rank"])
+    assert verify(small) == []
+    again = ws.open_zoo(small).table.to_pandas()
+    np.testing.assert_array_equal(again["score"], before)
+    assert "state_effective_rank" in again
+
+
+def test_a_build_goes_on_with_the_trials_that_it_began_with(neurogym, tmp_path, monkeypatch):
+    build(RECIPE, tmp_path / "whole", engine=run_here, method="torch")
+
+    def stop(job, indices, workers, report):
+        run_here(job, indices[:1], workers, report)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(RECIPE, tmp_path / "begun", engine=stop, method="torch")
+    with_newer(monkeypatch)
+    build(RECIPE, tmp_path / "begun", engine=run_here, method="torch")
+    build(RECIPE, tmp_path / "newer", engine=run_here, method="torch")
+    whole, begun, newer = (ws.open_zoo(tmp_path / name).fingerprint for name in ("whole", "begun", "newer"))
+    assert whole == begun != newer
+
+
+def test_damaged_trials_are_seen_and_made_again_where_the_package_draws_the_same(small, monkeypatch):
+    path = small / "tasks.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    (fault,) = verify(small)
+    assert fault.path == "tasks.safetensors"
+    assert repair(small) == []
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"tasks.safetensors is damaged .*`zoo-builder verify .* --repair` makes it"):
+        ws.open_zoo(small).trajectories([0])
+    with_newer(monkeypatch)
+    with pytest.raises(ValueError, match="cannot be made again: tasks draw other trials here"):
+        repair(small)
+    assert path.read_bytes() == whole[:100]
+
+
+def test_two_builders_whose_packages_draw_other_trials_do_not_share_a_zoo(small, monkeypatch):
+    task = NeuroGym(env="GoNogo-v0", num_trials=30)
+    keep(small, [task, None])
+    with_newer(monkeypatch)
+    with pytest.raises(ValueError, match="has other trials than this builder draws"):
+        keep(small, [NeuroGym(env="GoNogo-v0", num_trials=30)])
+
+
+def test_an_export_takes_the_trials_along(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "cache"))
+    opened = ws.open_zoo(hub.export(small, tmp_path / "exported"))
+    assert opened.fingerprint == ws.open_zoo(small).fingerprint
+    assert (opened.path / "tasks.safetensors").read_bytes() == (small / "tasks.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"x": torch.zeros(2, 3)}, {"x": torch.full((2, 3, 1), torch.nan)},
+                                    {"target": torch.full((2, 1), 3)}, {"num_actions": torch.zeros(2)},
+                                    {"target": torch.zeros(1, 1).long()}])  # fmt: skip
+def test_tensors_that_are_no_trials_are_refused(change):
+    good = {"x": torch.zeros(2, 3, 1), "target": torch.zeros(2, 1).long(), "num_actions": torch.tensor(3)}
+    assert from_tensors(good, "These").num_actions == 3
+    with pytest.raises(ValueError, match="These are no inputs"):
+        from_tensors({**good, **change}, "These")
+    good.pop("x")
+    with pytest.raises(ValueError, match="These are no inputs"):
+        from_tensors(good, "These")
 
 
 @pytest.mark.filterwarnings("ignore:.*render_modes")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from weightspace import families, store
 from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store import Zoo
+from weightspace.terminal import shows_bars
 
 ROWS_PER_GROUP, BYTES_PER_GROUP, BYTES_PER_FILE = 512, 64 * 2**20, 2 * 2**30
 """The dataset viewer reads row groups of up to 300 MB, and whole files are best kept to a few gigabytes."""
@@ -79,7 +79,7 @@ def write_rows(zoo: Zoo, folder: Path, configuration: Configuration) -> list[Pat
     """Write every row of a zoo into Parquet files of bounded size, shard by shard; returns the files in order."""
     parts = list(_in_files(_groups(zoo, configuration)))
     paths = [folder / f"train-{i:05d}-of-{len(parts):05d}.parquet" for i in range(len(parts))]
-    with tqdm(total=zoo.num_rows, desc=folder.name, unit=" rows", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=zoo.num_rows, desc=folder.name, unit=" rows", disable=not shows_bars()) as bar:
         for path, groups in zip(paths, parts, strict=True):
             needed = sum(group.bytes for group in groups)
             with store.naming(path, needed), _writer(path, configuration) as writer:

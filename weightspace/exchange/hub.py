@@ -34,10 +34,10 @@ def export(zoo: str | Path, out: str | Path, *, license: str = "apache-2.0") -> 
     """Write a finished zoo as a Hugging Face dataset folder `out`: a pure function of the zoo and the licence.
 
     Leaves `models.parquet` (the zoo's table), `weights/*.parquet` and, of a zoo that stores inputs and outputs,
-    `rollouts/*.parquet` (see `flat.CONFIGURATIONS`), a card README.md, and export.json (head of the zoo's manifest, and
-    a sha256 of each file): all that `exchange.unpacked` makes the zoo again of. The folder appears whole or not at all:
-    an earlier export is replaced, a folder with other files is refused. Shards are read one by one, so memory does not
-    grow with the zoo.
+    `rollouts/*.parquet` (see `flat.CONFIGURATIONS`), what the zoo keeps of its tasks, a card README.md, and export.json
+    (head of the zoo's manifest, and a sha256 of each file): all that `exchange.unpacked` makes the zoo again of. The
+    folder appears whole or not at all: an earlier export is replaced, a folder with other files is refused. Shards are
+    read one by one, so memory does not grow with the zoo.
     """
     source, out = open_zoo(zoo), Path(out).resolve()
     refuse_license(license)
@@ -70,7 +70,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
             repo_type="dataset",
             commit_message=f"Zoo {exported['zoo']['digest'][:12]}",
             allow_patterns=[RECORD, *exported["files"]],
-            delete_patterns=[f"{name}/train-*-of-*.parquet" for name in CONFIGURATIONS],
+            delete_patterns=[*(f"{name}/train-*-of-*.parquet" for name in CONFIGURATIONS), store.TASKS],
         )
     return str(url)
 
@@ -88,18 +88,28 @@ def _write(zoo: Zoo, folder: Path, license: str) -> None:
     with store.naming(folder / TABLE, zoo.manifest["files"][TABLE]["bytes"]):
         shutil.copyfile(zoo.path / TABLE, folder / TABLE)
     store.flush(folder / TABLE)
+    kept = _copy_tasks(zoo.path, folder)
     configs = {MODELS: [TABLE]}
     for name, configuration in CONFIGURATIONS.items():
         if name != "rollouts" or any(shard.has_rollouts for shard in zoo.shards):
             (folder / name).mkdir()
             written = write_rows(zoo, folder / name, configuration)
             configs[name] = [path.relative_to(folder).as_posix() for path in written]
-    files = {name: store.file_entry(folder / name) for names in configs.values() for name in names}
+    files = {name: store.file_entry(folder / name) for names in (*configs.values(), kept) for name in names}
     head = {key: value for key, value in zoo.manifest.items() if key not in ("files", "shards")}
     text = _card(zoo, folder, configs, files, license).encode()
     store.write_flushed(folder / CARD, text)
     files[CARD] = store.file_entry(folder / CARD)
     store.write_flushed(folder / RECORD, store.pretty({"zoo": head, "files": files, "license": license}))
+
+
+def _copy_tasks(zoo: Path, folder: Path) -> list[str]:
+    """Copy what a zoo keeps of its tasks; the names of the files, none where it keeps nothing."""
+    if not (zoo / store.TASKS).is_file():
+        return []
+    shutil.copyfile(zoo / store.TASKS, folder / store.TASKS)
+    store.flush(folder / store.TASKS)
+    return [store.TASKS]
 
 
 def _card(zoo: Zoo, folder: Path, configs: Mapping[str, Sequence[str]], files: Mapping[str, Any], license: str) -> str:

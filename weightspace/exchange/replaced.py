@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ from typing import Any
 from tqdm import tqdm
 
 from weightspace import store
+from weightspace.terminal import shows_bars
 
 RECORD = "export.json"
 """File that lists the files of an export, with the size and sha256 of each."""
-FILES = re.compile(r"README\.md|models\.parquet|export\.json|(weights|rollouts)/train-\d{5}-of-\d{5}\.parquet")
+FILES = re.compile(
+    r"README\.md|models\.parquet|export\.json|tasks\.safetensors|(weights|rollouts)/train-\d{5}-of-\d{5}\.parquet"
+)
 FOLDERS = ("weights", "rollouts")
 
 
@@ -49,7 +51,7 @@ def refuse_foreign(out: Path) -> None:
     if not any(out.iterdir()):
         return
     files = record(out)["files"]
-    for name in tqdm(list(_entries(out)), desc="earlier export", unit=" files", disable=not sys.stderr.isatty()):
+    for name in tqdm(list(_entries(out)), desc="earlier export", unit=" files", disable=not shows_bars()):
         if not _is_written(out, name, files):
             raise ValueError(
                 f"{out / name} is not as `weightspace export` wrote it, and replacing the export would delete it; move "

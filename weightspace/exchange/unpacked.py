@@ -69,7 +69,7 @@ def _refuse_damage(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def _make(folder: Path, exported: Mapping[str, Any], out: Path) -> None:
-    """Write the shards, table and manifest of a zoo."""
+    """Write the shards, tasks, table and manifest of a zoo."""
     head = {key: value for key, value in exported["zoo"].items() if key not in MADE_ANEW}
     if not isinstance(head.get("plan"), str) or not isinstance(head.get("recipe"), dict) or "labels" not in head:
         raise ValueError(f"{folder / RECORD} does not say how the zoo was made; export it again.")
@@ -83,6 +83,8 @@ def _make(folder: Path, exported: Mapping[str, Any], out: Path) -> None:
         rows = table.slice(first, count)
         store.write_shard(out, index, _content(rows, read), head["plan"])
         first += count
+    if store.TASKS in exported["files"]:
+        store.write_durably(out / store.TASKS, (folder / store.TASKS).read_bytes())
     title = head["recipe"].get("title", "A zoo of recurrent networks")
     manifest = store.finish(out, head, len(counts), title)
     if manifest["digest"] != exported["zoo"]["digest"]:

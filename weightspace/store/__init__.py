@@ -5,6 +5,7 @@ A zoo folder holds
     README.md         dataset card, so that `datasets.load_dataset(folder)` opens the table
     zoo.json          the manifest: format and generator version, executor, recipe, families, labels, shards with sha256
     models.parquet    one row per (model, snapshot), the shards' tables one after another
+    tasks.safetensors trials that a task does not draw again from its fields, where there are any
     shards/NNNNN/     params.safetensors (rows, ...), rollouts.safetensors, table.parquet, shard.json
 
 and `.staging/` while it is being built. Everything but `.staging/` is promised: a pure function of the recipe.
@@ -30,7 +31,18 @@ from weightspace.store.durable import (
 )
 from weightspace.store.inside import refuse_links
 from weightspace.store.label_columns import LabelColumn, refuse_missing_column
-from weightspace.store.layout import FORMAT, SHARDS, canonical, content_version, digest, file_entry, pretty
+from weightspace.store.layout import (
+    FORMAT,
+    SHARDS,
+    TASKS,
+    bytes_entry,
+    canonical,
+    content_version,
+    digest,
+    file_entry,
+    is_intact,
+    pretty,
+)
 from weightspace.store.lock import locked
 from weightspace.store.manifest import DamagedManifest
 from weightspace.store.reader import Model, Selection, Stack, Zoo, open_zoo
@@ -61,6 +73,7 @@ __all__ = [
     "SHARD_FILES",
     "SPLITS",
     "STAGING",
+    "TASKS",
     "DamagedManifest",
     "DiskFull",
     "Division",
@@ -79,6 +92,7 @@ __all__ = [
     "TaskIO",
     "Zoo",
     "absent_shards",
+    "bytes_entry",
     "canonical",
     "cell_codes",
     "cell_means",
@@ -95,6 +109,7 @@ __all__ = [
     "folds",
     "fsync_folder",
     "good_shards",
+    "is_intact",
     "locked",
     "made_by_builder",
     "naming",

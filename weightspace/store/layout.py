@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1
 
 MANIFEST, TABLE, CARD, SHARDS = "zoo.json", "models.parquet", "README.md", "shards"
+TASKS = "tasks.safetensors"
+"""Tensors of tasks that are not drawn again from their fields; most zoos have none."""
 PARAMS, ROLLOUTS, SHARD_TABLE, SHARD_MANIFEST = (
     "params.safetensors",
     "rollouts.safetensors",
@@ -66,6 +69,11 @@ def file_entry(path: Path) -> dict[str, Any]:
     """Size in bytes and sha256 of a file, read in blocks."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def is_intact(path: Path, entry: Mapping[str, Any] | None) -> bool:
+    """Whether a file is there with the bytes that its entry says; without an entry it is not."""
+    return entry is not None and path.is_file() and file_entry(path) == entry
 
 
 def bytes_entry(data: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from weightspace.store.layout import (
     SHARD_NAME,
     SHARD_TABLE,
     TABLE,
+    TASKS,
     sealed,
     shard_name,
 )
@@ -86,7 +87,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
             yield f"has no {kind.__name__} of `{name}`"
             return
     yield from _head_problems(manifest)
-    yield from _file_problems("the zoo", manifest["files"], {TABLE, CARD}, set())
+    yield from _file_problems("the zoo", manifest["files"], {TABLE, CARD}, {TASKS})
     seen: set[str] = set()
     for shard in manifest["shards"]:
         yield from shard_problems(shard, seen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from weightspace.store.reader import Zoo
 from weightspace.store.shards import read_entry
 from weightspace.store.table import check_schema
 from weightspace.store.writer import table_bytes
+from weightspace.terminal import shows_bars
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _faults(zoo: Zoo) -> Iterator[Fault]:
     faults = [fault for name, entry in zoo.manifest["files"].items() for fault in _file_faults(zoo.path, name, entry)]
     yield from faults
     damaged = False
-    for index in tqdm(range(len(zoo.shards)), desc="verify", unit=" shards", disable=not sys.stderr.isatty()):
+    for index in tqdm(range(len(zoo.shards)), desc="verify", unit=" shards", disable=not shows_bars()):
         for fault in _shard_faults(zoo, index):
             damaged = True
             yield fault

@@ -31,6 +31,7 @@ from weightspace.store.layout import (
     SHARD_TABLE,
     SHARDS,
     TABLE,
+    TASKS,
     bytes_entry,
     file_entry,
     pretty,
@@ -120,7 +121,7 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
     """
     if num_shards < 1:
         raise ValueError(f"{zoo} would have no shards, and a zoo has at least one.")
-    refuse_links(zoo, *(f"{SHARDS}/{shard_name(index)}" for index in range(num_shards)), TABLE, CARD, MANIFEST)
+    refuse_links(zoo, *(f"{SHARDS}/{shard_name(index)}" for index in range(num_shards)), TABLE, CARD, TASKS, MANIFEST)
     intact, problems = good_shards(zoo, range(num_shards), head["plan"])
     if len(intact) < num_shards:
         absent = {i: "is missing" for i in range(num_shards) if i not in intact and i not in problems}
@@ -135,6 +136,7 @@ def finish(zoo: Path, head: Mapping[str, Any], num_shards: int, title: str) -> d
         text = card(title, schema, num_rows, table, head).encode()
         write_flushed(staging / CARD, text)
         files = {TABLE: {**table, "rows": num_rows}, CARD: bytes_entry(text)}
+        files |= {TASKS: file_entry(zoo / TASKS)} if (zoo / TASKS).is_file() else {}
         content = {**head, "format": FORMAT, "num_models": num_models, "files": files, "shards": shards}
         manifest = sealed(content)
         check_manifest(manifest, str(zoo / MANIFEST))

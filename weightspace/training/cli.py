@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelSummary, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -18,6 +18,7 @@ from weightspace import encoders, objectives
 from weightspace.components import plugins
 from weightspace.data.datamodule import ZooDataModule
 from weightspace.terminal import printable
+from weightspace.training.bar import TrainingBar
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast
 from weightspace.training.module import EmbeddingModule
 from weightspace.training.prediction import EmbeddingWriter
@@ -73,7 +74,7 @@ class TrainingCLI(LightningCLI):
         configured = config.get("callbacks") or []
         callbacks = list(configured) if isinstance(configured, list) else [configured]
         if config.get("enable_progress_bar") is not False:
-            callbacks.append(TQDMProgressBar())
+            callbacks.append(TrainingBar())
         if config.get("enable_model_summary") is not False:
             callbacks.append(ModelSummary())
         logger = config.get("logger")
@@ -197,6 +198,17 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def answer(trainer: pl.Trainer) -> str:
+    """What a training has come to, in a line: its epochs, the lowest validation loss, and the file to go on with."""
+    trained = f"Trained to epoch {trainer.current_epoch}, update {trainer.global_step}"
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, BestAndLast) and callback.best_model_path:
+            best = callback.best_model_score
+            lowest = "" if best is None else f"lowest {callback.monitor} {best:.4g} "
+            return f"{trained}; {lowest}in {callback.best_model_path}"
+    return f"{trained}; no checkpoint was asked for."
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn Lightning's MisconfigurationException into ValueError, which the command line prints."""
@@ -206,8 +218,11 @@ def user_errors() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def run(argv: list[str], prog: str, hint: Hint) -> None:
-    """Parse and run one of fit, validate, test, predict; `hint` improves the parser's error messages."""
+def run(argv: list[str], prog: str, hint: Hint) -> str | None:
+    """Parse and run one of fit, validate, test, predict; `hint` improves the parser's error messages.
+
+    Returns the answer of `fit`, in the first of several processes; None of the others, which have printed theirs.
+    """
 
     class Parser(LightningArgumentParser):
         def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
@@ -224,7 +239,7 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
     # Short names in configs work for imported classes only.
     encoders.available(), objectives.available()
     with quiet(), user_errors():
-        OneCommand(
+        cli = OneCommand(
             EmbeddingModule,
             ZooDataModule,
             args=argv,
@@ -235,3 +250,4 @@ def run(argv: list[str], prog: str, hint: Hint) -> None:
             trainer_defaults={"logger": LOGGER, **TRAINER},
             auto_configure_optimizers=False,
         )
+    return answer(cli.trainer) if argv[0] == "fit" and cli.trainer.is_global_zero else None

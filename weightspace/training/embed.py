@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -27,6 +26,7 @@ from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
 from weightspace.store.checksum import embedding_digest
+from weightspace.terminal import shows_bars
 from weightspace.training.restoring import load
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def embed_state_dicts(
     read: list[str] = []
     parts = []
     # Files have a number before they are read, models have not.
-    files = tqdm(tensor_files(Path(folder)), desc="embed", unit=" files", disable=not sys.stderr.isatty())
+    files = tqdm(tensor_files(Path(folder)), desc="embed", unit=" files", disable=not shows_bars())
     readings = chain.from_iterable(map(read_models, files))
     for stack in _stacks_of(readings, batch_size, read):
         parts.append((stack.rows, embed_stacks(encoder, [stack.to(device)]).float().cpu()))
@@ -155,7 +155,7 @@ def embed_rows(encoder: Encoder, data: ZooDataModule, device: str = "cpu") -> Te
     data.serve()
     data.refuse_unusable()
     embeddings = torch.full((data.zoo.table.num_rows, encoder.embedding_dim), torch.nan)
-    batches = tqdm(data.predict_dataloader(), desc="embed", unit=" batches", disable=not sys.stderr.isatty())
+    batches = tqdm(data.predict_dataloader(), desc="embed", unit=" batches", disable=not shows_bars())
     for batch in batches:
         embeddings[batch.rows] = embed_stacks(encoder, batch.to(device).stacks).float().cpu()
     return embeddings

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from weightspace.components.construction import plain
@@ -21,6 +21,7 @@ from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Objective
 from weightspace.rollout.streams import derive_key
 from weightspace.store import Stack, recorded_split
+from weightspace.training.bar import TrainingBar
 from weightspace.training.budget import StopAfter
 from weightspace.training.captured import CapturedEncoder
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
@@ -262,7 +263,7 @@ def fit(
     run = Path(run)
     checkpoints = BestAndLast(dirpath=run / "checkpoints", **CHECKPOINTS)
     extra: list[Callback] = [StopAfter(cpu_minutes)] if cpu_minutes else []
-    extra += [TQDMProgressBar()] if progress else []
+    extra += [TrainingBar()] if progress else []
     last = run / "checkpoints" / "last.ckpt"
     with quiet():
         trainer = pl.Trainer(

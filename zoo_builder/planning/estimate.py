@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from weightspace.rollout import Method
 from weightspace.store import SCHEMA
+from weightspace.terminal import shows_bars
 from zoo_builder import labels
 from zoo_builder.learning import Run
 from zoo_builder.learning.batches import UPDATES_PER_DRAW
@@ -42,7 +42,7 @@ def estimate(plan: Plan, workers: int, device: str = "cpu", method: Method = "st
         # The first measurement of a family compiles and loads, unlike the later ones.
         with memory_named(plan, cohort):
             _label_seconds(plan, cohort, device, method)
-    bar = tqdm(plan.cohorts, unit=" cohorts", disable=not sys.stderr.isatty(), desc="estimate")
+    bar = tqdm(plan.cohorts, unit=" cohorts", disable=not shows_bars(), desc="estimate")
     cohorts = [_cohort(plan, cohort, num_labels, device, method) for cohort in bar]
     cpu_seconds = sum(row["cpu_seconds"] for row in cohorts)
     return {

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from weightspace import families
@@ -21,6 +22,7 @@ from zoo_builder.planning.recipe import learning_entries
 from zoo_builder.planning.splitting import splits_of
 from zoo_builder.planning.spread import Spread
 from zoo_builder.tasks import Task
+from zoo_builder.tasks.kept import kept_in
 
 NUM_FOLDS = 5
 
@@ -102,13 +104,15 @@ class Plan:
         return [Shard(i, c, first, min(first + size, len(c.splits))) for i, (c, first) in enumerate(starts)]
 
 
-def make_plan(recipe: Mapping[str, Any]) -> Plan:
+def make_plan(recipe: Mapping[str, Any], zoo: Path | None = None) -> Plan:
     """The plan of a recipe that `read_recipe` has checked; ValueError where its parts do not fit each other.
 
-    Cohorts are sorted by name, so that the order of families and tasks in the recipe has no effect.
+    Cohorts are sorted by name, so that the order of families and tasks in the recipe has no effect. `zoo` is the folder
+    of the zoo, where there is one: tasks take from it what it keeps of them.
     """
     check_counts(recipe)
-    pairings = _pairings(recipe)
+    with kept_in(zoo):
+        pairings = _pairings(recipe)
     for label in recipe["labels"]:
         labels.load(label, {})
     several = len(learning_entries(recipe)) > 1

@@ -121,6 +121,11 @@ class Task(ABC):
             classes_per_head=self.classes_per_head,
         )
 
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """Tensors that a zoo keeps, as NAME.KEY, for the task to take by `tasks.kept`; none where fields say all."""
+        return {}
+
     @abstractmethod
     def sample(self, values: Mapping[str, Tensor], streams: Streams, batch_size: int, split: Split) -> Batch:
         """Sequences for the models of `streams`, from whose streams alone the randomness comes.

@@ -13,7 +13,8 @@ from weightspace.rollout import Streams
 from weightspace.store import InputKind
 from zoo_builder.tasks.base import Batch, Split, Task
 from zoo_builder.tasks.categorical import Categorical
-from zoo_builder.tasks.trials import Drawing, Trials, trials_of
+from zoo_builder.tasks.kept import kept
+from zoo_builder.tasks.trials import Drawing, Trials, from_tensors, to_tensors, trials_of
 
 TEST_SHARE = 0.2
 
@@ -24,10 +25,10 @@ class NeuroGym(Categorical):
 
     The environment draws `num_trials` trials once, from `seed`, and all models see trials of these: a fifth is for
     tests, the rest for training. Trials end with the decision, silence (0) is before those that are shorter than the
-    longest, and the last steps are scored, as many as the shortest decision has. With `file` trials do not depend on
-    the version of the environment's package, which is needed no longer once they are drawn. An environment without
-    noise may show the same trial in training and in tests. NeuroGym (Molano-Mazon et al., NeuroGym: an open resource
-    for developing and sharing neuroscience tasks, PsyArXiv 2022).
+    longest, and the last steps are scored, as many as the shortest decision has. The zoo keeps them, so that it is read
+    and labelled without the environment's package, or with another version of it, which may draw others. An environment
+    without noise may show the same trial in training and in tests. NeuroGym (Molano-Mazon et al., NeuroGym: an open
+    resource for developing and sharing neuroscience tasks, PsyArXiv 2022).
     """
 
     env: str
@@ -42,7 +43,8 @@ class NeuroGym(Categorical):
     seed: int = field(default=0, metadata={"least": 0})
     """Seed of the environment."""
     file: str | None = None
-    """A safetensors file that keeps the trials: it is written where it is missing, and read from then on."""
+    """A safetensors file of the trials, which several zoos may share: it is written where it is missing, and read from
+    then on."""
     sha256: str | None = None
     """Hash of that file, which is refused if it has another; None for any."""
 
@@ -59,6 +61,7 @@ class NeuroGym(Categorical):
             raise ValueError(f"`options` (={self.options!r}) must be a mapping in JSON, such as '{{\"dt\": 20}}'.")
         if self.sha256 is not None and self.file is None:
             raise ValueError("`sha256` is the hash of a `file`, which is not given.")
+        object.__setattr__(self, "_trials", self._trials_of_zoo() or trials_of(self._drawing, self.file, self.sha256))
         low, high = self.trials.x.min().item(), self.trials.x.max().item()
         if not low < high:
             raise ValueError(f"All inputs of '{self.env}' are {low:g}, so that there is nothing to decide on.")
@@ -68,10 +71,21 @@ class NeuroGym(Categorical):
     @property
     def trials(self) -> Trials:
         """All trials, those to test on last."""
-        drawing = Drawing(
-            env=self.env, options=self.options, period=self.period, num_trials=self.num_trials, seed=self.seed
-        )
-        return trials_of(drawing, self.file, self.sha256)
+        trials: Trials = self.__dict__["_trials"]
+        return trials
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        return {f"{self._drawing.name}.{key}": tensor for key, tensor in to_tensors(self.trials).items()}
+
+    @property
+    def _drawing(self) -> Drawing:
+        fields = ("env", "options", "period", "num_trials", "seed")
+        return Drawing(**{name: getattr(self, name) for name in fields})
+
+    def _trials_of_zoo(self) -> Trials | None:
+        tensors = kept(self._drawing.name)
+        return from_tensors(tensors, f"The zoo's trials of '{self.env}'") if tensors else None
 
     @property
     def input_size(self) -> int:

@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from weightspace import store
 from weightspace.components import plugins
 from weightspace.components.discovery import refuse_unknown_name
-from weightspace.store import write_durably
 
 OWN = "zoo_builder.tasks."
 """Modules whose environments need no permission."""
@@ -37,6 +37,11 @@ class Drawing:
     period: str
     num_trials: int
     seed: int
+
+    @property
+    def name(self) -> str:
+        """A name for these fields and no others."""
+        return store.digest(dataclasses.asdict(self))[:16]
 
 
 class Trials(NamedTuple):
@@ -58,7 +63,7 @@ def trials_of(drawing: Drawing, file: str | None, sha256: str | None) -> Trials:
     if not path.exists():
         if not path.parent.is_dir():
             raise ValueError(f"`file` (={file!r}): there is no folder {path.parent}; make it, or name another.")
-        write_durably(path, _bytes(drawing, drawn(drawing)))
+        store.write_durably(path, _bytes(drawing, drawn(drawing)))
     return _read(path, drawing, sha256)
 
 
@@ -154,6 +159,25 @@ def _trial(drawing: Drawing, env: Any) -> tuple[Any, Any]:
     return ob[:last].reshape(last, -1), gt[first:last]
 
 
+def to_tensors(trials: Trials) -> dict[str, Tensor]:
+    """Trials as tensors alone."""
+    return {"x": trials.x, "target": trials.target, "num_actions": torch.tensor(trials.num_actions)}
+
+
+def from_tensors(tensors: Mapping[str, Any], where: str) -> Trials:
+    """Trials of tensors of unknown origin; ValueError, which begins with `where`, if they are none."""
+    try:
+        x, target, num_actions = tensors["x"], tensors["target"], tensors["num_actions"]
+        fits = x.dtype is torch.float32 and target.dtype is torch.int64 and (x.dim(), target.dim()) == (3, 2)
+        fits = fits and len(x) == len(target) > 0 and 0 < target.shape[1] <= x.shape[1] and x.shape[2] > 0
+        fits = fits and bool(x.isfinite().all()) and 0 <= int(target.min()) <= int(target.max()) < int(num_actions)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{where} are no inputs (trial, time, input) with right actions at their last steps.")
+    return Trials(x, target, int(num_actions))
+
+
 def _bytes(drawing: Drawing, trials: Trials) -> bytes:
     said = json.dumps({**dataclasses.asdict(drawing), "num_actions": trials.num_actions}, sort_keys=True)
     return safetensors.torch.save({"x": trials.x, "target": trials.target}, {"trials": said})
@@ -179,4 +203,4 @@ def _read(path: Path, drawing: Drawing, sha256: str | None) -> Trials:
             f"The trials {str(path)!r} were drawn with `{name}` {said.get(name)!r}, expected {wanted[name]!r}; name "
             "another `file`, or remove this one to have it drawn anew."
         )
-    return Trials(x, target, num_actions)
+    return from_tensors({"x": x, "target": target, "num_actions": num_actions}, f"The trials {str(path)!r}")

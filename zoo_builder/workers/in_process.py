@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from zoo_builder.workers import processes
 from zoo_builder.workers.environment import ENVIRONMENT
@@ -58,7 +59,7 @@ def _run(job: Job, indices: Sequence[int], report: Report) -> None:
     from zoo_builder.planning.plan import make_plan
     from zoo_builder.workers.making import make_and_write
 
-    plan = make_plan(job.recipe)
+    plan = make_plan(job.recipe, Path(job.out))
     for index in indices:
         try:
             make_and_write(job, plan, plan.shards[index], _progress_of(index, report))

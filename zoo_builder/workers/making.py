@@ -29,7 +29,7 @@ def serve(lines: queue.Queue[str], reports: TextIO) -> None:
     # The builder has already warned of what the file system lacks.
     logging.getLogger("weightspace.store").setLevel(logging.ERROR)
     plugins.allow(*job.allow_import)
-    plan = make_plan(job.recipe)
+    plan = make_plan(job.recipe, Path(job.out))
     shards = plan.shards
     while True:
         index = json.loads(lines.get())["shard"]

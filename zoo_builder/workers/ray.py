@@ -164,7 +164,7 @@ def _job(text: str) -> tuple[Job, Plan]:
     if not Path(job.out, STAGING).is_dir():
         raise ValueError(f"{here} does not see {job.out}; give a folder on a file system that all machines share.")
     plugins.allow(*job.allow_import)
-    plan = make_plan(job.recipe)
+    plan = make_plan(job.recipe, Path(job.out))
     executor = job.identity["executor"]
     identity = build_identity(plan, executor["device"], executor["method"])
     refuse_differences(job.identity, identity, f"{here} is no machine for this build")
