@@ -153,6 +153,10 @@ class Descent(Learner):
         stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
         return Learned(steps, stacked, training.updates.optimiser.diverged_step.cpu(), training.records())
 
+    def first_params(self, family: Family, members: Members) -> Params:
+        """Params (models, ...) from which models learn: fresh ones, recurrent matrices times each model's scale."""
+        return _first_params(family, members, self._settings(members))
+
     def bytes_per_model(self, family: Family, task: Task | None) -> int:
         assert task is not None
         return 4 * KEPT * family.numbers_per_step * task.num_steps * self.batch_size
