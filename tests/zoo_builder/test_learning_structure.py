@@ -18,7 +18,7 @@ from zoo_builder.members import Members
 
 IDS = ["a", "b", "c"]
 EXAMPLES = [example for kind in families.available().values() for example in kind.examples()]
-WITHOUT_SPECTRUM = {"LTC", "LRU", "StableReparam", "LowRankSparse", "WaveRNN"}
+WITHOUT_SPECTRUM = {"LTC", "LRU", "StableReparam", "LowRankSparse", "WaveRNN", "CPRNN", "SecondOrder"}
 """Families of which some or all instances store their spectrum as something else, or have none."""
 
 

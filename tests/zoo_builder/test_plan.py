@@ -76,8 +76,9 @@ def test_families_take_turns_with_a_few_of_the_tasks(count):
     plan, whole = plan_of(**recipe), plan_of(**{**recipe, "tasks_per_family": 4})
     assert len(whole.cohorts) == 32
     assert {cohort.name for cohort in plan.cohorts} <= {cohort.name for cohort in whole.cohorts}
-    assert set(Counter(cohort.family for cohort in plan.cohorts).values()) == {count}
-    assert set(Counter(str(cohort.task) for cohort in plan.cohorts).values()) == {8 * count // 4}
+    sizes = Counter((type(cohort.family).__name__, hidden_size(cohort.family)) for cohort in plan.cohorts)
+    assert (len(sizes), set(sizes.values())) == (8, {count})
+    assert set(Counter(str(cohort.task) for cohort in plan.cohorts).values()) == {2 * count}
     # Four sizes of one family have all four tasks between them.
     assert len({str(cohort.task) for cohort in plan.cohorts if type(cohort.family).__name__ == "GRU"}) == 4
     turned = {key: recipe[key][::-1] for key in ("families", "tasks")}
