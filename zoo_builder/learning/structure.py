@@ -30,7 +30,7 @@ def _truncated(spec: WeightSpec, name: str, value: Tensor, share: float) -> Tens
     rank = max(1, round(share * values.shape[-1]))
     kept = values[..., :rank]
     kept = kept * _ratio(values.norm(dim=-1, keepdim=True), kept.norm(dim=-1, keepdim=True))
-    product = (to[..., :rank] * kept[..., None, :]) @ source[..., :rank, :]
+    product: Tensor = (to[..., :rank] * kept[..., None, :]) @ source[..., :rank, :]
     return product.reshape(value.shape).to(value)
 
 

@@ -19,7 +19,7 @@ def meeting(recipe: Mapping[str, Any]) -> Meets:
     in the order of the fields' text: the sizes of one family learn different tasks, every task has the same number
     of cohorts but one, and the order in the recipe has no effect. ValueError where there are not so many tasks.
     """
-    count = recipe.get("tasks_per_family")
+    count: int | None = recipe.get("tasks_per_family")
     if count is None:
         return lambda family, task: True
     families, tasks = (
