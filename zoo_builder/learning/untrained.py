@@ -25,8 +25,9 @@ class Untrained(Learner):
     Initialisations of U(-1/sqrt(hidden), 1/sqrt(hidden)) have variance 1/(3 hidden), with a gain of sqrt(3) 1/hidden.
     Rank, sparsity, radius and shift are set in this order, each of what the one before left: entries that are taken
     out of a matrix of low rank raise its rank. A family has what it declares: diagonals have a radius, but no rank, and
-    where eigenvalues are stored as something else (LRU, StableReparam), or no matrix acts on the state (LTC), the
-    spectrum stays as drawn. With a task, that drives the models whose labels are measured.
+    where the recurrent matrix is stored as something else (LRU, StableReparam, LTC, LowRankSparse, WaveRNN), the
+    spectrum stays as drawn; a shift does nothing where the family leaves out the diagonal (Leaky). A task, if there is
+    one, drives the models when labels are measured.
     """
 
     gain: float = 1.0
