@@ -15,7 +15,7 @@ from weightspace.components import plugins
 from zoo_builder.differences import refuse_differences
 from zoo_builder.executor import ROLLOUTS, build_identity, chosen_method
 from zoo_builder.planning.memory import check_memory
-from zoo_builder.planning.plan import Plan, make_plan
+from zoo_builder.planning.plan import Plan, Shard, make_plan
 from zoo_builder.planning.recipe import read_recipe
 from zoo_builder.progress import following
 from zoo_builder.share import Share
@@ -266,8 +266,12 @@ def _missing_shards(out: Path, plan: Plan, identity: Mapping[str, Any], share: S
 
 def _progress(plan: Plan, missing: Sequence[int]) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
     """The bar of a build, in updates of models; those that do not learn count as one."""
-    updates, shards = max(*plan.snapshots, 1), plan.shards
-    amounts = {index: (shards[index].last - shards[index].first) * updates for index in missing}
+    shards = plan.shards
+
+    def amount(shard: Shard) -> int:
+        return (shard.last - shard.first) * max(shard.cohort.learner.updates_behind(plan.snapshots[-1]), 1)
+
+    amounts = {index: amount(shards[index]) for index in missing}
 
     def said(index: int) -> str:
         return f"Shard {index:05d} ({shards[index].cohort.name}) is there"

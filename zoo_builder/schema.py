@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo_builder.catalogue import listing
-from zoo_builder.planning.recipe import DEFAULTS, DEVICES, OUT_OF_DISTRIBUTION, REQUIRED, SPLITS
+from zoo_builder.planning.recipe import DEFAULTS, DEVICES, OPTIONAL, OUT_OF_DISTRIBUTION, REQUIRED, SPLITS
 from zoo_builder.planning.spread import KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -31,12 +31,14 @@ def recipe_schema() -> Schema:
         "learning": {"anyOf": [learner, {"type": "array", "minItems": 1, "items": learner}]},
         "snapshots": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
         "models_per_cohort": whole,
+        "tasks_per_family": whole,
         "shard_size": {"anyOf": [whole, _mapping(dict.fromkeys(DEVICES, whole))]},
         "labels": {"type": "array", "items": {"enum": [row["name"] for row in listing("labels")]}},
         "rollouts": {"anyOf": [{"type": "null"}, _mapping({"sequences": whole})]},
         "splits": _splits(),
     }
-    assert set(properties) == {*REQUIRED, *DEFAULTS}
+    # No recipe that a person writes has `models`.
+    assert set(properties) == {*REQUIRED, *DEFAULTS, *OPTIONAL} - {"models"}
     return {"$schema": DIALECT, "title": "Recipe of a zoo", **_mapping(properties, REQUIRED)}
 
 

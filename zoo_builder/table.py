@@ -57,7 +57,7 @@ def table_of(
     }
     rows: dict[str, Sequence[Any]] = {name: [value] * (num_models * len(steps)) for name, value in of_cohort.items()}
     rows |= {name: [value for value in column for _ in steps] for name, column in of_models.items()}
-    rows |= _states(learned, num_models)
+    rows |= _states(cohort.learner, learned, num_models)
     rows["row"] = range(offset * len(steps), (offset + num_models) * len(steps))
     columns = {field.name: pa.array(rows[field.name], type=field.type) for field in SCHEMA}
     for name in label_columns(plan):
@@ -71,14 +71,14 @@ def _configs(instance: Task | Learner, values: Mapping[str, Tensor], num_models:
     return [canonical({**lead, **config}) for config in own_configs(instance, values, num_models)]
 
 
-def _states(learned: Learned, num_models: int) -> dict[str, list[Any]]:
+def _states(learner: Learner, learned: Learned, num_models: int) -> dict[str, list[Any]]:
     """Step, status and where learning diverged, by model, then snapshot."""
     columns: dict[str, list[Any]] = {"step": [], "status": [], "diverged_step": []}
     for diverged_step in learned.diverged_step[:num_models].tolist():
         for step in learned.steps:
             diverged = 0 <= diverged_step <= step
             columns["step"].append(step)
-            columns["status"].append("diverged" if diverged else "untrained" if step == 0 else "ok")
+            columns["status"].append("diverged" if diverged else "ok" if learner.updates_behind(step) else "untrained")
             columns["diverged_step"].append(diverged_step if diverged_step >= 0 else None)
     return columns
 

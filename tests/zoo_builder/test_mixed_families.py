@@ -1,6 +1,7 @@
 """The recipe that mixes every family: it names them all, they train, and one encoder reads them in one batch."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from weightspace.encoders.message_passing import MessagePassing
 from weightspace.store import Stack, open_zoo
 from zoo_builder.build import build
 from zoo_builder.cli import main
+from zoo_builder.planning.plan import make_plan
+from zoo_builder.planning.recipe import learning_entries, read_recipe
 from zoo_builder.workers import in_process
 
 RECIPE = recipes.recipe("zoo/mixed-families.yaml")
@@ -19,6 +22,25 @@ RECIPE = recipes.recipe("zoo/mixed-families.yaml")
 def test_the_recipe_names_every_family():
     named = {entry["class"] for entry in yaml.safe_load(RECIPE.read_text())["families"]}
     assert named == set(families.available()), "add the families that are missing to configs/zoo/mixed-families.yaml"
+
+
+@pytest.mark.parametrize(("name", "num_tasks", "snapshots"), [("all-families", 8, 4), ("dynamics", 4, 1)])
+def test_the_large_recipes_have_every_family_at_three_sizes_and_thousands_of_models(name, num_tasks, snapshots):
+    recipe = read_recipe(recipes.named(name, "zoo"))
+    plan = make_plan(recipe)
+    sizes = {(type(cohort.family).__name__, cohort.family.hidden_size) for cohort in plan.cohorts}
+    assert Counter(family for family, _ in sizes) == dict.fromkeys(families.available(), 3)
+    assert len({size for _, size in sizes}) == 3
+    assert {cohort.split_size for cohort in plan.cohorts} == {"in", "out"}
+    tasks = Counter(type(cohort.task).__name__ for cohort in plan.cohorts)
+    assert len(tasks) == num_tasks
+    # Tasks have the same number of models, up to one cohort, and the sizes of a family share them out.
+    assert max(tasks.values()) - min(tasks.values()) <= len(learning_entries(recipe))
+    met = {(type(cohort.family).__name__, type(cohort.task).__name__) for cohort in plan.cohorts}
+    turns = min(num_tasks, 3 * recipe["tasks_per_family"])
+    assert Counter(family for family, _ in met) == dict.fromkeys(families.available(), turns)
+    assert plan.num_models >= 4000
+    assert len(plan.snapshots) == snapshots
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,34 @@ def test_model_names_are_unique_and_do_not_depend_on_other_cohorts():
     assert any(m.startswith("elman-hidden3-relu-delayed_recall-") and m.endswith("-0011") for m in whole)
 
 
+def three_tasks(count):
+    tasks = [*RECIPE["tasks"], {"class": "Adding", "num_steps": [6, 8]}]
+    families = [{"class": "Elman", "hidden_size": [2, 3, 4, 5]}, {"class": "GRU", "hidden_size": [2, 3, 4, 5]}]
+    return {"families": families, "tasks": tasks, "tasks_per_family": count}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_families_take_turns_with_a_few_of_the_tasks(count):
+    recipe = three_tasks(count)
+    plan, whole = plan_of(**recipe), plan_of(**{**recipe, "tasks_per_family": 4})
+    assert len(whole.cohorts) == 32
+    assert {cohort.name for cohort in plan.cohorts} <= {cohort.name for cohort in whole.cohorts}
+    sizes = Counter((type(cohort.family).__name__, hidden_size(cohort.family)) for cohort in plan.cohorts)
+    assert (len(sizes), set(sizes.values())) == (8, {count})
+    assert set(Counter(str(cohort.task) for cohort in plan.cohorts).values()) == {2 * count}
+    # Four sizes of one family have all four tasks between them.
+    assert len({str(cohort.task) for cohort in plan.cohorts if type(cohort.family).__name__ == "GRU"}) == 4
+    turned = {key: recipe[key][::-1] for key in ("families", "tasks")}
+    assert plan_of(**{**recipe, **turned}).cohorts == plan.cohorts
+
+
+def test_more_tasks_per_family_than_there_are_and_none_at_all_are_refused():
+    with pytest.raises(ValueError, match=r"`tasks_per_family` \(=5\) must be at most the number of tasks, 4"):
+        plan_of(**three_tasks(5))
+    with pytest.raises(ValueError, match=r"`tasks_per_family` \(=0\) must be a whole number, at least 1"):
+        plan_of(**three_tasks(0))
+
+
 def test_the_order_of_families_and_tasks_has_no_effect():
     assert plan_of(families=RECIPE["families"][::-1], tasks=RECIPE["tasks"][::-1]).cohorts == plan_of().cohorts
 

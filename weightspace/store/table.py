@@ -43,7 +43,7 @@ _DECLARED = {
     "status": Column(
         _TEXT,
         "",
-        "`ok`, `untrained` (step 0) or `diverged` (weights are the last finite ones).",
+        "`ok`, `untrained` (nothing was learned) or `diverged` (weights are the last finite ones).",
         values=("ok", "untrained", "diverged"),
     ),
     "diverged_step": Column(_WHOLE, "updates", "Update at which it diverged, null where it did not.", nullable=True),

@@ -63,6 +63,8 @@ class Learner(ABC):
     groups: ClassVar[Mapping[str, type]] = {}
     """Fields that are groups of options, each a frozen dataclass, or None where the group is not used."""
     needs_task: ClassVar[bool] = True
+    takes_task: ClassVar[bool] = True
+    """Whether models may have a task, which drives them when labels are measured, even if none is needed."""
     makes_params: ClassVar[bool] = True
     """Whether it finds params, which a build can then repeat; others come from files."""
 
@@ -78,6 +80,10 @@ class Learner(ABC):
         Params of a model depend on its own values, settings and first params, on the seed and on its id alone.
         Learning ends with the last snapshot.
         """
+
+    def updates_behind(self, step: int) -> int:
+        """Number of updates that the params of the snapshot `step` have behind them; of 0 they are untrained."""
+        return step
 
     @property
     def most_sequences(self) -> int:

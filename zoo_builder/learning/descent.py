@@ -128,7 +128,7 @@ class Trained(Learner):
         steps = sorted_snapshots(snapshots, self.num_updates)
         settings = self._settings(members)
         self._check_settings(settings)
-        params = {name: tensor.to(run.device) for name, tensor in self.first_params(family, members, settings).items()}
+        params = {name: tensor.to(run.device) for name, tensor in self.first_params(family, members).items()}
         training = self._training(family, task, members, settings, params, run)
         training.begin()
         kept: list[Params] = []
@@ -143,7 +143,7 @@ class Trained(Learner):
         stacked = {name: torch.stack([params[name] for params in kept], dim=1) for name in family.spec.tensors}
         return Learned(steps, stacked, training.updates.optimiser.diverged_step.cpu(), training.records())
 
-    def first_params(self, family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:
+    def first_params(self, family: Family, members: Members) -> Params:
         """First params (models, ...): those of `members` unchanged, else fresh ones with each model's `init_scale`."""
         if members.params is not None:
             family.spec.check(members.params, stacked=True)
@@ -152,8 +152,9 @@ class Trained(Learner):
                 raise ValueError(f"Params of {len(members.ids)} models are expected to learn from; found {counts}.")
             return dict(members.params)
         params = fresh_params(family, members.seed, members.ids)
+        scales = self.setting("init_scale", members)
         for name in (*family.spec.recurrent(), *family.spec.recurrent_products()):
-            scale = settings["init_scale"].to(params[name].dtype)
+            scale = scales.to(params[name].dtype)
             params[name] = params[name] * scale.reshape(-1, *[1] * (params[name].dim() - 1))
         return params
 

@@ -20,6 +20,7 @@ class Imported(Learner):
     """
 
     needs_task: ClassVar[bool] = False
+    takes_task: ClassVar[bool] = False
     makes_params: ClassVar[bool] = False
     num_updates: ClassVar[int] = 1
 

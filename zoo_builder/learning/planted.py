@@ -31,6 +31,7 @@ class Planted(Learner):
     """Size of the random rest: the radius of its eigenvalues."""
 
     needs_task: ClassVar[bool] = False
+    takes_task: ClassVar[bool] = False
 
     def why_not(self, family: Family, task: Task | None) -> str | None:
         """See the base: the family must have one recurrent tensor, without gate rows."""

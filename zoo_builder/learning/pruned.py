@@ -70,11 +70,12 @@ class Pruned(BPTT):
         """See the base; recurrent tensors must be plain matrices that the function uses as they are."""
         return super().why_not(family, task) or why_not_prunable(family)
 
-    def first_params(self, family: Family, members: Members, settings: Mapping[str, Tensor]) -> Params:
+    def first_params(self, family: Family, members: Members) -> Params:
         """First params (models, ...), pruned; those of `members` are pruned, too."""
+        settings = self._settings(members)
         nets = settings["net"].tolist()
         names = [f"net/{net:.0f}" if net else own for net, own in zip(nets, members.ids, strict=True)]
-        params = super().first_params(family, dataclasses.replace(members, ids=names), settings)
+        params = super().first_params(family, dataclasses.replace(members, ids=names))
         active = self._activity(family, params, Streams(members.seed, names, "prune/activity"))
         # Stacks are padded with copies of a model, which need no pruning of their own.
         done: dict[str, Params] = {}

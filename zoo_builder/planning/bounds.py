@@ -29,7 +29,8 @@ def check_counts(recipe: Mapping[str, Any]) -> None:
             crossed.append(math.prod(lists.values()))
             lengths |= lists
         lengths[name] = len(crossed)
-        cohorts *= sum(crossed) if crossed else 1
+        number = sum(crossed) if crossed else 1
+        cohorts *= min(number, recipe.get("tasks_per_family", number)) if name == "tasks" else number
     empty = [field for field, length in lengths.items() if "." in field and not length]
     if empty:
         raise ValueError(f"`{empty[0]}` is an empty list, which leaves nothing to build; give at least one.")

@@ -106,7 +106,7 @@ def _learning_seconds(plan: Plan, cohort: Cohort, device: str, method: Method) -
         count, update = UPDATES_PER_DRAW, (times[-1] - start) / len(times)
         if len(times) > UPDATES:
             update = min(later - earlier for earlier, later in zip(times, times[count:], strict=False)) / count
-        return update * plan.snapshots[-1] * len(cohort.splits) / len(ids)
+        return update * cohort.learner.updates_behind(plan.snapshots[-1]) * len(cohort.splits) / len(ids)
     return (_now(device) - start) * len(cohort.splits) / len(ids)
 
 

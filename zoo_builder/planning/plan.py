@@ -16,6 +16,7 @@ from zoo_builder import labels, learning, tasks
 from zoo_builder.learning import Learner
 from zoo_builder.members import Members
 from zoo_builder.planning.bounds import check_counts, check_family
+from zoo_builder.planning.crossing import meeting
 from zoo_builder.planning.entries import crossed, refuse_missing, spread_entry
 from zoo_builder.planning.pairing import Pairing, cohort_name
 from zoo_builder.planning.recipe import learning_entries
@@ -152,13 +153,16 @@ def hidden_size(family: Family) -> int:
 
 
 def _pairings(recipe: Mapping[str, Any]) -> list[Pairing]:
-    """Every family with every task under every learner; ValueError where one of them cannot be trained."""
+    """Families with their tasks under every learner; ValueError where one of them cannot be trained."""
+    meets = meeting(recipe)
     pairings = [
         Pairing(family=family, task=task, learner=learner, task_spreads=of_task, learning_spreads=of_learner)
         for learner, of_learner in _learners(recipe)
-        for task, of_task in _tasks(recipe)
+        for of_entry, task, of_task in _tasks(recipe)
         for entry in recipe["families"]
-        for family in _families(entry, task)
+        for fields in crossed(entry)
+        if meets(fields, of_entry)
+        for family in [_family(fields, task)]
     ]
     if "models" in recipe and len(pairings) != len(recipe["models"]):
         raise ValueError("`models` names the models of each entry of `families`, which must be one family each.")
@@ -179,38 +183,37 @@ def _learners(recipe: Mapping[str, Any]) -> Iterator[tuple[Learner, dict[str, Sp
             )
         if learner.needs_task and not recipe["tasks"]:
             raise ValueError(f"{name} needs a task; add `tasks` to the recipe.")
-        if not learner.needs_task and (recipe["tasks"] or recipe["rollouts"] is not None):
+        without_task = not learner.needs_task and not (learner.takes_task and recipe["tasks"])
+        if without_task and (recipe["tasks"] or recipe["rollouts"] is not None):
             raise ValueError(f"{name} learns no task; remove `tasks` and `rollouts` from the recipe.")
         yield learner, spreads
 
 
-def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Task | None, dict[str, Spread]]]:
+def _tasks(recipe: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Task | None, dict[str, Spread]]]:
     if not recipe["tasks"]:
-        yield None, {}
+        yield {}, None, {}
     for entry in recipe["tasks"]:
         for fields in crossed(entry):
             task, spreads = spread_entry(fields, tasks.load, tasks.available())
             # Refused now, not after training, when the manifest is written.
             task.refuse_undeclared()
-            yield task, spreads
+            yield fields, task, spreads
 
 
-def _families(entry: Mapping[str, Any], task: Task | None) -> Iterator[Family]:
-    for fields in crossed(entry):
-        name = fields.pop("class")
-        if task is not None:
-            reads_start = "start_size" in getattr(families.available().get(name), "__dataclass_fields__", ())
-            for size in ("input_size", "output_size", *("start_size",) * reads_start):
-                needed = getattr(task, size)
-                if fields.setdefault(size, needed) != needed:
-                    raise ValueError(
-                        f"`{size}` (={fields[size]}) of {name} does not fit {type(task).__name__}, "
-                        f"which needs {needed}; leave `{size}` out of the recipe."
-                    )
-        if name in families.available():
-            kind = families.available()[name]
-            refuse_missing(name, kind, fields, "families")
-        yield families.load(name, fields)
+def _family(entry: Mapping[str, Any], task: Task | None) -> Family:
+    name, fields = entry["class"], {key: value for key, value in entry.items() if key != "class"}
+    if task is not None:
+        reads_start = "start_size" in getattr(families.available().get(name), "__dataclass_fields__", ())
+        for size in ("input_size", "output_size", *("start_size",) * reads_start):
+            needed = getattr(task, size)
+            if fields.setdefault(size, needed) != needed:
+                raise ValueError(
+                    f"`{size}` (={fields[size]}) of {name} does not fit {type(task).__name__}, "
+                    f"which needs {needed}; leave `{size}` out of the recipe."
+                )
+    if name in families.available():
+        refuse_missing(name, families.available()[name], fields, "families")
+    return families.load(name, fields)
 
 
 def _check_snapshots(plan: Plan) -> None:

@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "rollouts": None,
     "splits": {},
 }
-OPTIONAL = ("models",)
+OPTIONAL = ("models", "tasks_per_family")
 """Keys without a default, as recipes had no such key before and keep their digests. `models` names imported models."""
 REQUIRED = ("families", "learning", "snapshots", "models_per_cohort")
 SPLITS: dict[str, Any] = {"test": 0.2, "val": 0.1, "out_of_distribution": {}}
@@ -95,6 +95,7 @@ def _check_numbers(recipe: Mapping[str, Any]) -> None:
     positive = {"models_per_cohort": recipe["models_per_cohort"], "shard_size": recipe["shard_size"]}
     if recipe["rollouts"] is not None:
         positive["rollouts.sequences"] = recipe["rollouts"]["sequences"]
+    positive |= {name: recipe[name] for name in ("tasks_per_family",) if name in recipe}
     for name, value in positive.items():
         if not _whole(value) or value < 1:
             raise ValueError(f"`{name}` (={shown(value)}) must be a whole number, at least 1.")
