@@ -101,7 +101,8 @@ test = zoo.filter(split="test", step=lambda step: step > 0)
 predicted = ws.predict(test, run_folder)
 table = test.table.to_pandas()
 
-figure_test, panels = plt.subplots(1, 3, figsize=(12, 3.8))
+num = len(predicted.columns)
+figure_test, (panels,) = plt.subplots(1, num, figsize=(4 * num, 3.8), squeeze=False)
 correlation = {}
 for panel, name in zip(panels, predicted.columns, strict=True):
     rows = table.assign(predicted=predicted[name].to_numpy()).dropna(subset=[name])
