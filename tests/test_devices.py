@@ -17,6 +17,7 @@ from weightspace.encoders.message_passing import MessagePassing
 from weightspace.objectives.contrastive import Contrastive
 from weightspace.objectives.emulation import Emulation
 from weightspace.objectives.reconstruction import Reconstruction
+from weightspace.objectives.state_geometry import StateGeometry
 from weightspace.objectives.supervised import Supervised
 from weightspace.rollout import Streams, generator, rollout
 from zoo_builder import labels, tasks
@@ -177,7 +178,7 @@ def test_stacks_on_cuda_are_large_but_for_memory():
     assert models_together(cohort, "cuda") % MULTIPLE == 0
 
 
-OBJECTIVES = [Supervised(["trace"]), Emulation(), Contrastive(), Reconstruction()]
+OBJECTIVES = [Supervised(["trace"]), Emulation(), Contrastive(), Reconstruction(), StateGeometry()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)

@@ -89,6 +89,8 @@ class Pretending(TorchFunctionMode):
             function, device = Tensor.clone, CPU
         elif function is Tensor.to:
             named = [arg for arg in args[1:] if isinstance(arg, (str, torch.device))]
+            # A tensor lends its device and its type.
+            named += [self.places.of(arg) or CPU for arg in args[1:] if isinstance(arg, Tensor)]
             device = named[0] if named else device
             args = tuple(arg for arg in args if arg is not None and not isinstance(arg, (str, torch.device)))
             args = (args[0].clone(), *(arg.dtype if isinstance(arg, Tensor) else arg for arg in args[1:]))

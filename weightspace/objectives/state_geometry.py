@@ -160,7 +160,7 @@ class StateGeometry(Emulator):
         times = _times(x.shape[1], x.shape[2], key)
         wanted = [_targets(seen, times) for _, _, seen in members]
         states, sizes, outputs = (torch.cat(side).to(e) for side in zip(*wanted, strict=True))
-        g = self.emulate(e, x.to(e))[:, :, times].flatten(1, 2)
+        g = self.emulate(e, x.to(e))[:, :, times.to(e.device)].flatten(1, 2)
         errors = {"geometry": distance(states, self._asked_of("geometry", g, e))}
         errors["size"] = squared_error(self.size(e), sizes[:, None])
         if self.weights["outputs"]:
