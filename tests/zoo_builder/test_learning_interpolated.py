@@ -12,7 +12,7 @@ from zoo_builder import learning
 from zoo_builder.build import build
 from zoo_builder.learning.base import Run
 from zoo_builder.learning.bptt import BPTT
-from zoo_builder.learning.interpolated import Interpolated
+from zoo_builder.learning.interpolated import Interpolated, between
 from zoo_builder.members import Members
 from zoo_builder.tasks.adding import Adding
 
@@ -46,6 +46,13 @@ def test_models_lie_on_the_line_between_their_own_trained_ends():
     # Half-way is in the middle for every trained tensor: twice it is the sum of the ends.
     middle = learned().params["weight_hh.0"][:, 0].double()
     torch.testing.assert_close(2 * middle, first["weight_hh.0"] + second["weight_hh.0"], atol=1e-6, rtol=1e-5)
+
+
+def test_the_ends_are_the_trained_models_to_the_last_bit():
+    first, second = torch.tensor([[0.3, 1.0, 5e-12, 0.1]]), torch.tensor([[1e-10, 3e-9, 0.7, 0.1]])
+    for mixing, expected in ((0.0, first), (1.0, second)):
+        assert torch.equal(between(first, second, torch.tensor([mixing], dtype=torch.float64)), expected)
+
 
 
 @pytest.mark.parametrize(

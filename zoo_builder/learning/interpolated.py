@@ -67,7 +67,7 @@ class Interpolated(Learner):
         steps = sorted_snapshots(snapshots, 0)
         first, second = self._ends(family, task, members, run)
         mixing = self.setting("mixing", members)
-        params = {name: _between(value, second.params[name], mixing) for name, value in first.params.items()}
+        params = {name: between(value, second.params[name], mixing) for name, value in first.params.items()}
         failed = (first.diverged_step >= 0) | (second.diverged_step >= 0)
         return Learned(steps, params, torch.where(failed, 0, -1))
 
@@ -92,7 +92,7 @@ class Interpolated(Learner):
         return first, second
 
 
-def _between(first: Tensor, second: Tensor, mixing: Tensor) -> Tensor:
-    """Points (models, ...) between tensors of both ends; what they share stays to the last bit."""
+def between(first: Tensor, second: Tensor, mixing: Tensor) -> Tensor:
+    """Points (models, ...) between tensors of both ends; ends, and what they share, stay to the last bit."""
     share = mixing.reshape(-1, *[1] * (first.dim() - 1))
-    return (first.double() + share * (second.double() - first.double())).to(first)
+    return ((1 - share) * first.double() + share * second.double()).to(first)
