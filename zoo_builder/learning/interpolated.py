@@ -24,9 +24,10 @@ class Interpolated(Learner):
     """Points (1 - m) A + m B on the line between two trained models A and B, m being each model's `mixing`.
 
     Both ends of a model learn its task by `training`, to the last update, each from fresh params and data of its own;
-    tensors that are not trained, such as masks, B has from A. B keeps its own order of units, so that a point between
-    the ends mixes units that are no counterparts, and is no solution as a rule (Goodfellow et al., ICLR 2015, arXiv
-    1412.6544; Ainsworth et al., ICLR 2023, arXiv 2209.04836). A model is `diverged` where an end of it is.
+    tensors that are not trained, such as masks, B has from A, with its own weights on A's connections. B keeps its own
+    order of units, so that a point between the ends mixes units that are no counterparts, and is no solution as a rule
+    (Goodfellow et al., ICLR 2015, arXiv 1412.6544; Ainsworth et al., ICLR 2023, arXiv 2209.04836). A model is
+    `diverged` where an end of it is.
     """
 
     training: BPTT = ENDS
@@ -82,6 +83,12 @@ class Interpolated(Learner):
         ]
         starts = [self.training.first_params(family, end) for end in ends]
         shared = {name: value for name, value in starts[0].items() if name not in family.spec.trained}
+        shared |= {
+            # Weights that lie under B's masks would be missing under those of A.
+            name: torch.stack([moved(*one) for one in zip(starts[1][name], starts[1][mask], shared[mask], strict=True)])
+            for name, mask in ((name, family.spec.tensors[name].mask) for name in family.spec.trained)
+            if mask is not None
+        }
         last = [self.training.num_updates]
         first, second = (
             self.training.learn(
@@ -96,3 +103,18 @@ def between(first: Tensor, second: Tensor, mixing: Tensor) -> Tensor:
     """Points (models, ...) between tensors of both ends; ends, and what they share, stay to the last bit."""
     share = mixing.reshape(-1, *[1] * (first.dim() - 1))
     return ((1 - share) * first.double() + share * second.double()).to(first)
+
+
+def moved(weight: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+    """The weights of one model's tensor, drawn under a mask, under another one; all three have the same shape.
+
+    Connections of both masks keep their weights, others get those of connections that are lost; where there are too few
+    of these, weights come twice.
+    """
+    own, wanted = mask != 0, other != 0
+    weights = torch.cat([weight[own & ~wanted], weight[own & wanted]])
+    placed = torch.where(wanted, weight, 0)
+    if len(weights):
+        new = wanted & ~own
+        placed[new] = weights[torch.arange(int(new.sum())) % len(weights)]
+    return placed
