@@ -86,15 +86,16 @@ def test_what_is_not_trained_is_shared_by_both_ends(family):
 def test_both_ends_begin_with_weights_on_all_connections(family):
     # A learning rate that moves no float32 weight shows what the ends began with.
     still = BPTT(num_updates=1, batch_size=2, learning_rate=1e-30)
-    params = learned(family, mixing=1.0, training=still).params
+    first, second = (learned(family, mixing=mixing, training=still).params for mixing in (0.0, 1.0))
     names = [name for name in family.spec.trained if family.spec.tensors[name].mask is not None]
     assert names
-    fresh = family.init(generator(0, "a/b", "init"))
+    begun, fresh = (family.init(generator(0, f"a/{name}", "init")) for name in "ab")
     for name in names:
         mask = family.spec.tensors[name].mask
-        exists, drawn = params[mask][0, 0] != 0, fresh[name][fresh[mask] != 0]
-        assert torch.isin(params[name][0, 0][exists], drawn).all(), name
-        assert not params[name][0, 0][~exists].any()
+        assert torch.equal(first[name][0, 0], begun[name]), name
+        exists, drawn = second[mask][0, 0] != 0, fresh[name][fresh[mask] != 0]
+        assert torch.isin(second[name][0, 0][exists], drawn).all(), name
+        assert not second[name][0, 0][~exists].any()
 
 
 def test_weights_of_lost_connections_go_to_new_ones():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
+from weightspace.spec import Params, WeightSpec
 from zoo_builder.learning.base import HERE, Learned, Learner, Run, sorted_snapshots
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.members import Members
@@ -82,21 +83,23 @@ class Interpolated(Learner):
             for end in ("a", "b")
         ]
         starts = [self.training.first_params(family, end) for end in ends]
-        shared = {name: value for name, value in starts[0].items() if name not in family.spec.trained}
-        shared |= {
-            # Weights that lie under B's masks would be missing under those of A.
-            name: torch.stack([moved(*one) for one in zip(starts[1][name], starts[1][mask], shared[mask], strict=True)])
-            for name, mask in ((name, family.spec.tensors[name].mask) for name in family.spec.trained)
-            if mask is not None
-        }
+        starts[1] = sharing(family.spec, starts[1], starts[0])
         last = [self.training.num_updates]
         first, second = (
-            self.training.learn(
-                family, task, Members(end.seed, end.ids, end.values, end.settings, start | shared), last, run
-            )
+            self.training.learn(family, task, Members(end.seed, end.ids, end.values, end.settings, start), last, run)
             for end, start in zip(ends, starts, strict=True)
         )
         return first, second
+
+
+def sharing(spec: WeightSpec, params: Params, other: Params) -> Params:
+    """Params (models, ...) with what is not trained of other ones, and weights on all the connections of these."""
+    shared = params | {name: value for name, value in other.items() if name not in spec.trained}
+    for name, mask in ((name, spec.tensors[name].mask) for name in spec.trained):
+        if mask is not None:
+            models = zip(params[name], params[mask], other[mask], strict=True)
+            shared[name] = torch.stack([moved(*model) for model in models])
+    return shared
 
 
 def between(first: Tensor, second: Tensor, mixing: Tensor) -> Tensor:
