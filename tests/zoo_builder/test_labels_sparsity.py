@@ -62,3 +62,26 @@ def test_participation_ratios_of_known_eigenvectors():
     assert found["ipr_mean"][:3].tolist() == pytest.approx([1, 1 / size, float(own.mean())], abs=1e-9)
     assert found["ipr_max"][:3].tolist() == pytest.approx([1, 1 / size, float(own.max())], abs=1e-9)
     assert found["ipr_mean"][3].isnan()
+
+
+def test_participation_ratios_of_equal_eigenvalues_are_those_of_their_space():
+    # Units 1, 2 and 3 read nothing, so that 0 is an eigenvalue three times; units 0 and 4 have the eigenvectors of 3
+    # and 7 to themselves.
+    matrix = torch.zeros(5, 5, dtype=torch.float64)
+    matrix[0, :3], matrix[4, 4] = torch.tensor([3.0, 1.0, 2.0]).double(), 7.0
+    kernel = torch.linalg.svd(matrix).Vh[2:]
+    on_diagonal = (kernel.T @ kernel).diagonal()
+    expected = (1 + 1 + 3 * float(on_diagonal.square().sum() / 3)) / 5
+    found = participation(torch.stack([matrix, torch.eye(5).double()]))
+    assert found["ipr_mean"].tolist() == pytest.approx([expected, 1])
+    assert found["ipr_max"].tolist() == pytest.approx([1, 1])
+
+
+def test_participation_ratios_of_sparse_matrices_do_not_depend_on_the_order_of_units():
+    stream = generator(0, "m", "sparse")
+    draws = torch.randn(40, 12, 12, generator=stream, dtype=torch.float64)
+    matrices = draws * (torch.rand(40, 12, 12, generator=stream) < 0.2) * (1 - torch.eye(12))
+    order = torch.randperm(12, generator=stream)
+    found, moved = participation(matrices), participation(matrices[:, order][:, :, order])
+    for name, value in found.items():
+        torch.testing.assert_close(moved[name], value, atol=1e-6, rtol=0)

@@ -354,6 +354,13 @@ def test_planting_needs_one_recurrent_matrix():
         Planted().learn(GRU(input_size=1, hidden_size=3, output_size=1), None, Members(0, ["a"]), [0])
 
 
+def test_a_planted_mode_needs_two_units():
+    learned = Planted().learn(Elman(input_size=1, hidden_size=2, output_size=1), None, Members(0, ["a"]), [0])
+    assert learned.params["weight_hh.0"].isfinite().all()
+    with pytest.raises(ValueError, match="this family has a single unit; give it at least 2"):
+        Planted().learn(Elman(input_size=1, hidden_size=1, output_size=1), None, Members(0, ["a"]), [0])
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [

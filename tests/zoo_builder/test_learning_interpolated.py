@@ -6,13 +6,15 @@ import torch
 from tests.zoo_builder.test_relabel import run_here
 from weightspace.families.echo_state import EchoState
 from weightspace.families.gru import GRU
+from weightspace.families.hrsnn import HRSNN
 from weightspace.families.ltc import LTC
+from weightspace.rollout import generator
 from weightspace.store import open_zoo
 from zoo_builder import learning
 from zoo_builder.build import build
 from zoo_builder.learning.base import Run
 from zoo_builder.learning.bptt import BPTT
-from zoo_builder.learning.interpolated import Interpolated
+from zoo_builder.learning.interpolated import Interpolated, between, moved
 from zoo_builder.members import Members
 from zoo_builder.tasks.adding import Adding
 
@@ -48,6 +50,13 @@ def test_models_lie_on_the_line_between_their_own_trained_ends():
     torch.testing.assert_close(2 * middle, first["weight_hh.0"] + second["weight_hh.0"], atol=1e-6, rtol=1e-5)
 
 
+def test_the_ends_are_the_trained_models_to_the_last_bit():
+    first, second = torch.tensor([[0.3, 1.0, 5e-12, 0.1]]), torch.tensor([[1e-10, 3e-9, 0.7, 0.1]])
+    for mixing, expected in ((0.0, first), (1.0, second)):
+        assert torch.equal(between(first, second, torch.tensor([mixing], dtype=torch.float64)), expected)
+
+
+
 @pytest.mark.parametrize(
     "family",
     [
@@ -64,6 +73,37 @@ def test_what_is_not_trained_is_shared_by_both_ends(family):
         assert same == (tensor.role != "trained"), name
         if same:
             assert torch.equal(middle[name], ends[0][name])
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        HRSNN(input_size=2, hidden_size=9, output_size=1, degree=3, rewiring=1.0),
+        LTC(input_size=2, hidden_size=9, output_size=1, wiring="random", sparsity=0.5, unfolds=1),
+    ],
+    ids=["hrsnn", "ltc"],
+)
+def test_both_ends_begin_with_weights_on_all_connections(family):
+    # A learning rate that moves no float32 weight shows what the ends began with.
+    still = BPTT(num_updates=1, batch_size=2, learning_rate=1e-30)
+    first, second = (learned(family, mixing=mixing, training=still).params for mixing in (0.0, 1.0))
+    names = [name for name in family.spec.trained if family.spec.tensors[name].mask is not None]
+    assert names
+    begun, fresh = (family.init(generator(0, f"a/{name}", "init")) for name in "ab")
+    for name in names:
+        mask = family.spec.tensors[name].mask
+        assert torch.equal(first[name][0, 0], begun[name]), name
+        exists, drawn = second[mask][0, 0] != 0, fresh[name][fresh[mask] != 0]
+        assert torch.isin(second[name][0, 0][exists], drawn).all(), name
+        assert not second[name][0, 0][~exists].any()
+
+
+def test_weights_of_lost_connections_go_to_new_ones():
+    weight, mask, other = torch.tensor([1.0, 2, 3, 0, 0, 0]), torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.ones(6)
+    other[0] = other[5] = 0
+    assert moved(weight, mask, other).tolist() == [0, 2, 3, 1, 2, 0]
+    assert moved(weight, mask, mask).tolist() == weight.tolist()
+    assert moved(0 * weight, 0 * mask, other).tolist() == [0] * 6
 
 
 def test_a_model_does_not_depend_on_its_neighbours():

@@ -340,6 +340,14 @@ def test_units_that_are_taken_out_have_no_weights_and_gain_none():
     assert torch.isfinite(rollout(family, now, x).outputs).all()
 
 
+@pytest.mark.parametrize(("share", "left"), [(0.01, 0), (0.1, 1)])
+def test_networks_of_which_no_connection_would_be_left_are_refused(share, left):
+    learner, family = Pruned(method="lyapunov_noise", unit_density=share, num_updates=1), Elman(hidden_size=8, **SIZES)
+    with pytest.raises(ValueError, match=rf"`unit_density` \(={share}\) leaves {left} of 8 units"):
+        learner.learn(family, TASK, Members(0, IDS), [0])
+    assert Pruned(method="lyapunov_noise", unit_density=0.25).why_not(family, TASK) is None
+
+
 def test_fixed_reservoirs_are_pruned_too():
     family = EchoState(hidden_size=10, **SIZES)
     params = Pruned(method="magnitude", density=0.2, num_updates=2, batch_size=2).learn(

@@ -11,17 +11,19 @@ from weightspace.store import open_zoo
 from zoo_builder.build import build
 from zoo_builder.cli import main
 from zoo_builder.learning.pruned import CHOICES
-from zoo_builder.studies import pruning_runs
+from zoo_builder.studies import pruning_runs, spiking_pruning
 from zoo_builder.studies.pruning_runs import Memories, clustered, driven, memories, slow_errors, slowest
 from zoo_builder.studies.spiking_pruning import (
     DENSE,
     KEPT,
     LEARNED,
+    PUBLISHED,
     READOUT,
     SAME,
     TASKS,
     SpikingPruning,
     largest_difference,
+    scores_of,
 )
 from zoo_builder.workers import in_process
 
@@ -139,6 +141,22 @@ def test_gates_compare_networks_before_and_after_training(zoos, measured):
     assert dense["edge_density_with_readout"] == pytest.approx((16 + 24) / (56 + 24))
     assert measured.values[READOUT] > 1
     assert {row["pruning"] for row in measured.reported} == {*CHOICES, DENSE}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_without_a_score_passes_no_gate(study, zoos, task, monkeypatch):
+    def without(zoo):
+        scores = scores_of(zoo)
+        scores[PUBLISHED, task][1, 0] = torch.nan
+        return scores
+
+    monkeypatch.setattr(spiking_pruning, "scores_of", without)
+    ones = torch.ones(3)
+    alike = Memories(heterogeneous=ones, homogeneous=ones, rates=(ones, ones), unmatched=ones)
+    monkeypatch.setattr(spiking_pruning, "memories", lambda *_: alike)
+    values = study.measure(zoos).values
+    assert not any(gate.passes(values[gate.name]) for gate in study.gates if gate.name in (LEARNED, KEPT))
+    assert np.isnan([values[LEARNED], values[KEPT]]).all()
 
 
 def test_networks_that_differ_before_training_are_seen(zoos):

@@ -17,6 +17,9 @@ from zoo_builder.labels.spectra import finite_only, of_each
 COUNTED = "A connection is a weight that is not 0, as the function uses it; those of units to themselves do not count"
 SOURCE = "definition; as pruned networks are described by Chakraborty et al., ICLR 2024, arXiv 2403.03409"
 RATIOS = {"mean": "Mean over the eigenvectors v", "max": "Largest among the eigenvectors v"}
+SAME, FLAT = 1e-4, 1e-3
+"""Distance up to which eigenvalues count as equal, as a share of the Frobenius norm, and singular values, as a share of
+the largest, below which eigenvectors count as parallel: rounding moves those of defective matrices as far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,9 @@ class Sparsity(Label):
                         unit="share",
                         definition=f"{over} of {in_words(row)}, as the function uses it, of the inverse participation "
                         "ratio sum |v_i|^4 / (sum |v_i|^2)^2: 1 where a unit has all of v, 1 over the size where all "
-                        "units share alike. Null where all weights are 0.",
+                        "units share alike. Of equal eigenvalues, whose eigenvectors are not unique, each has that of "
+                        "the space they span, sum P_ii^2 / sum P_ii with the projection P. Null where all weights are "
+                        "0.",
                         source="Wegner, Zeitschrift fuer Physik B 1980",
                     )
                 )
@@ -102,8 +107,29 @@ def share(found: Iterable[Row]) -> Tensor:
 def participation(matrices: Tensor) -> dict[str, Tensor]:
     """Mean and largest inverse participation ratio (models,) of the eigenvectors of matrices (models, n, n)."""
     usable, finite = finite_only(matrices)
-    vectors = torch.linalg.eig(usable).eigenvectors.abs().square()
-    ratios = vectors.square().sum(1) / vectors.sum(1).square()
+    values, vectors = torch.linalg.eig(usable)
+    shares = vectors.abs().square()
+    ratios = shares.square().sum(1) / shares.sum(1).square()
     known = finite & (usable != 0).flatten(1).any(1)
+    apart = (values[:, :, None] - values[:, None]).abs()
+    equal = apart <= SAME * torch.linalg.matrix_norm(usable)[:, None, None]
+    several = (equal.sum(2) > 1).any(1) & known
+    for model in several.nonzero().flatten().tolist():
+        ratios[model] = of_equal(ratios[model], equal[model], vectors[model])
     found = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
     return {name: torch.where(known, value, torch.nan) for name, value in found.items()}
+
+
+def of_equal(ratios: Tensor, equal: Tensor, vectors: Tensor) -> Tensor:
+    """Ratios (eigenvector,) of one matrix, those of equal eigenvalues (eigenvector, eigenvector) from their space.
+
+    Any basis of that space is one of eigenvectors (unit, eigenvector): with it, ratios would depend on the order of
+    the units. Pruned networks have such spaces, as units that nothing reads share the eigenvalue 0.
+    """
+    ratios = ratios.clone()
+    for among in equal[equal.sum(1) > 1].unique(dim=0):
+        # By squares: the divide-and-conquer SVD of torch fails on some eigenvectors with entries next to 0.
+        squares, basis = torch.linalg.eigh(vectors[:, among] @ vectors[:, among].mH)
+        shares = basis[:, squares > FLAT**2 * squares[-1]].abs().square().sum(1)
+        ratios[(equal == among).all(1)] = shares.square().sum() / shares.sum()
+    return ratios

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.families import Family
+from weightspace.spec import Params, WeightSpec
 from zoo_builder.learning.base import HERE, Learned, Learner, Run, sorted_snapshots
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.members import Members
@@ -24,9 +25,10 @@ class Interpolated(Learner):
     """Points (1 - m) A + m B on the line between two trained models A and B, m being each model's `mixing`.
 
     Both ends of a model learn its task by `training`, to the last update, each from fresh params and data of its own;
-    tensors that are not trained, such as masks, B has from A. B keeps its own order of units, so that a point between
-    the ends mixes units that are no counterparts, and is no solution as a rule (Goodfellow et al., ICLR 2015, arXiv
-    1412.6544; Ainsworth et al., ICLR 2023, arXiv 2209.04836). A model is `diverged` where an end of it is.
+    tensors that are not trained, such as masks, B has from A, with its own weights on A's connections. B keeps its own
+    order of units, so that a point between the ends mixes units that are no counterparts, and is no solution as a rule
+    (Goodfellow et al., ICLR 2015, arXiv 1412.6544; Ainsworth et al., ICLR 2023, arXiv 2209.04836). A model is
+    `diverged` where an end of it is.
     """
 
     training: BPTT = ENDS
@@ -67,7 +69,7 @@ class Interpolated(Learner):
         steps = sorted_snapshots(snapshots, 0)
         first, second = self._ends(family, task, members, run)
         mixing = self.setting("mixing", members)
-        params = {name: _between(value, second.params[name], mixing) for name, value in first.params.items()}
+        params = {name: between(value, second.params[name], mixing) for name, value in first.params.items()}
         failed = (first.diverged_step >= 0) | (second.diverged_step >= 0)
         return Learned(steps, params, torch.where(failed, 0, -1))
 
@@ -81,18 +83,41 @@ class Interpolated(Learner):
             for end in ("a", "b")
         ]
         starts = [self.training.first_params(family, end) for end in ends]
-        shared = {name: value for name, value in starts[0].items() if name not in family.spec.trained}
+        starts[1] = sharing(family.spec, starts[1], starts[0])
         last = [self.training.num_updates]
         first, second = (
-            self.training.learn(
-                family, task, Members(end.seed, end.ids, end.values, end.settings, start | shared), last, run
-            )
+            self.training.learn(family, task, Members(end.seed, end.ids, end.values, end.settings, start), last, run)
             for end, start in zip(ends, starts, strict=True)
         )
         return first, second
 
 
-def _between(first: Tensor, second: Tensor, mixing: Tensor) -> Tensor:
-    """Points (models, ...) between tensors of both ends; what they share stays to the last bit."""
+def sharing(spec: WeightSpec, params: Params, other: Params) -> Params:
+    """Params (models, ...) with what is not trained of other ones, and weights on all the connections of these."""
+    shared = params | {name: value for name, value in other.items() if name not in spec.trained}
+    for name, mask in ((name, spec.tensors[name].mask) for name in spec.trained):
+        if mask is not None:
+            models = zip(params[name], params[mask], other[mask], strict=True)
+            shared[name] = torch.stack([moved(*model) for model in models])
+    return shared
+
+
+def between(first: Tensor, second: Tensor, mixing: Tensor) -> Tensor:
+    """Points (models, ...) between tensors of both ends; ends, and what they share, stay to the last bit."""
     share = mixing.reshape(-1, *[1] * (first.dim() - 1))
-    return (first.double() + share * (second.double() - first.double())).to(first)
+    return ((1 - share) * first.double() + share * second.double()).to(first)
+
+
+def moved(weight: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+    """The weights of one model's tensor, drawn under a mask, under another one; all three have the same shape.
+
+    Connections of both masks keep their weights, others get those of connections that are lost; where there are too few
+    of these, weights come twice.
+    """
+    own, wanted = mask != 0, other != 0
+    weights = torch.cat([weight[own & ~wanted], weight[own & wanted]])
+    placed = torch.where(wanted, weight, 0)
+    if len(weights):
+        new = wanted & ~own
+        placed[new] = weights[torch.arange(int(new.sum())) % len(weights)]
+    return placed

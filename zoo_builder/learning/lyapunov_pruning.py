@@ -44,11 +44,16 @@ def by_lyapunov_noise(parent: Parent, count: float, generator: torch.Generator, 
     importance = np.abs(exponents) * differences(edges, noise_covariance(model))
     kept = thinned(edges, keep_probabilities(importance, (1 - ADDED) * count), generator)
     alive = np.ones(len(edges), dtype=bool)
-    dropped = round((1 - unit_density) * len(edges))
+    dropped = num_lost(len(edges), unit_density)
     if dropped:
         alive[np.argsort(betweenness(kept, np.abs(exponents)), kind="stable")[:dropped]] = False
         kept = kept * np.outer(alive, alive)
     return spread_out(kept, alive, round(count), generator)
+
+
+def num_lost(size: int, unit_density: float) -> int:
+    """Number of units that are taken out of so many."""
+    return round((1 - unit_density) * size)
 
 
 def pair_exponents(model: Array, edges: Array) -> Array:

@@ -34,11 +34,13 @@ class Planted(Learner):
     takes_task: ClassVar[bool] = False
 
     def why_not(self, family: Family, task: Task | None) -> str | None:
-        """See the base: the family must have one recurrent tensor, without gate rows."""
+        """See the base: the family must have one recurrent tensor, without gate rows, of at least two units."""
         spec = family.spec
         names = spec.recurrent()
         if len(names) == 1 and spec.num_rows(names[0]) == 1:
-            return None
+            if spec.shape(names[0])[-1] > 1:
+                return None
+            return "a planted mode goes between two directions, and this family has a single unit; give it at least 2."
         rows = ", ".join(f"'{name}' with {spec.num_rows(name)} row(s)" for name in names) or "none"
         return (
             f"a planted mode needs one recurrent tensor, without gate rows, and this family has {rows}; choose another "

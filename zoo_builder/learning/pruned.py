@@ -17,7 +17,7 @@ from weightspace.rollout import Method, Streams, generator, rollout
 from weightspace.rollout.noise import draw_noise
 from weightspace.spec import Params
 from zoo_builder.learning.bptt import BPTT
-from zoo_builder.learning.lyapunov_pruning import by_lyapunov_noise, retimed
+from zoo_builder.learning.lyapunov_pruning import by_lyapunov_noise, num_lost, retimed
 from zoo_builder.learning.pruning import METHODS, Parent
 from zoo_builder.members import Members
 from zoo_builder.tasks import Batch, Task
@@ -68,7 +68,19 @@ class Pruned(BPTT):
 
     def why_not(self, family: Family, task: Task | None) -> str | None:
         """See the base; recurrent tensors must be plain matrices that the function uses as they are."""
-        return super().why_not(family, task) or why_not_prunable(family)
+        return super().why_not(family, task) or why_not_prunable(family) or self._why_too_few_units(family)
+
+    def _why_too_few_units(self, family: Family) -> str | None:
+        """Reason why too few units would be left for a connection; None if enough are."""
+        for name in family.spec.recurrent() if self.unit_density < 1 else ():
+            size = family.spec.shape(name)[-1]
+            left = size - num_lost(size, self.unit_density)
+            if left < 2:
+                return (
+                    f"`unit_density` (={self.unit_density:g}) leaves {left} of {size} units, and a connection needs 2; "
+                    "choose a larger share, or a larger family."
+                )
+        return None
 
     def first_params(self, family: Family, members: Members) -> Params:
         """First params (models, ...), pruned; those of `members` are pruned, too."""

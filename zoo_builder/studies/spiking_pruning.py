@@ -126,15 +126,16 @@ class SpikingPruning(Study):
         pairs = memories(stack, streams, ROLLOUTS[zoo.manifest["executor"]["method"]])
         gained = pairs.heterogeneous - pairs.homogeneous
         scores, densities = scores_of(zoos["pruned"]), densities_of(zoos["pruned"])
-        published, dense = ([scores[rule, task][1].mean() for task in TASKS] for rule in (PUBLISHED, DENSE))
+        final = {rule: torch.stack([scores[rule, task][1].mean() for task in TASKS]) for rule in (PUBLISHED, DENSE)}
         own, other = pairs.rates
         values = {
             SLOW: max(worst_ratio(errors, density) for density in DENSITIES),
             MEMORY: float(gained.mean() - 2 * gained.std() / len(gained) ** 0.5),
             RATE: float(((other - own) / own).abs().max()),
             SAME: largest_difference(zoos["pruned"]),
-            LEARNED: float(min(published)),
-            KEPT: min(float(score / whole) for score, whole in zip(published, dense, strict=True)),
+            # Minima of tensors, which are NaN where a score is: those of Python may pass over it.
+            LEARNED: float(final[PUBLISHED].min()),
+            KEPT: float((final[PUBLISHED] / final[DENSE]).min()),
             READOUT: densities[PUBLISHED][MEASURES[1]] / densities[PUBLISHED][MEASURES[0]],
         }
         table = [
