@@ -305,7 +305,8 @@ def test_pushing_uploads_the_folder_and_removes_weights_of_earlier_uploads(zoo, 
     assert names == sorted(files(folder))
     assert (upload["repo_id"], upload["repo_type"]) == ("me/zoo", "dataset")
     assert sorted(upload["allow_patterns"]) == sorted(files(folder))
-    assert upload["delete_patterns"] == [f"{name}/train-*-of-*.parquet" for name in ("weights", "rollouts")]
+    earlier = [f"{name}/train-*-of-*.parquet" for name in ("weights", "rollouts")]
+    assert upload["delete_patterns"] == [*earlier, "tasks.safetensors"]
     assert upload["commit_message"] == f"Zoo {open_zoo(zoo).fingerprint[:12]}"
 
 

@@ -102,9 +102,9 @@ def test_a_label_names_its_columns_with_unit_and_meaning_and_the_families_that_h
 
 def test_a_recipe_is_shown_as_its_file_says_it():
     (row,) = listing("recipes", "quickstart-tiny")
-    assert yaml.safe_load(row["text"])["models_per_cohort"] == 16
+    assert yaml.safe_load(row["text"])["models_per_cohort"] == 40
     assert Path(row["path"]) == recipes()["quickstart-tiny"]
-    assert "shard_size: 16" in listing_text([row])
+    assert "shard_size: 40" in listing_text([row])
 
 
 def test_a_name_that_is_not_there_is_refused_with_the_near_match(capsys):
