@@ -150,11 +150,10 @@ def baselines(zoo: Zoo) -> list[Baseline]:
     """The features beside which embeddings stand: readings of weights, responses to queries, records of models."""
     readings = (features.statistics_of, features.spectra_of, markov_of)
     statistics, spectra, markov = (features.columns_of(zoo, describe) for describe in readings)
+    of_weights = {"statistics": statistics, "spectra": spectra, BAR: statistics.beside(spectra), "markov": markov}
     return [
-        Baseline(name="statistics", choose=statistics.features),
-        Baseline(name="spectra", choose=spectra.features),
-        Baseline(name=BAR, choose=statistics.beside(spectra).features),
-        Baseline(name="markov", choose=markov.features),
+        # Networks that all recur unit by unit have no spectra of matrices.
+        *(Baseline(name=name, choose=columns.features) for name, columns in of_weights.items() if columns.names),
         Baseline(name="responses", choose=responses_of(zoo).features, reads="queries", label_adjacent=ADJACENT),
         Baseline(name="metadata", choose=partial(features.metadata, zoo.table), reads="records"),
     ]

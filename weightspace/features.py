@@ -47,7 +47,8 @@ class Columns:
     @classmethod
     def joined(cls, num_rows: int, parts: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> Columns:
         """All columns from parts of them: row numbers (models), and the values (models) of each column they have."""
-        parts = list(parts)
+        # A reading may have nothing to say of a family: one without recurrent matrices has no spectra.
+        parts = [(numbers, columns) for numbers, columns in parts if columns]
         names = list(dict.fromkeys(name for _, columns in parts for name in columns))
         index = {name: i for i, name in enumerate(names)}
         values, present = np.zeros((num_rows, len(names))), np.zeros((num_rows, len(names)), dtype=bool)

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from probes.feature_sets import baselines
 from tests.weightspace.zoos import FAMILIES, write_zoo
 from weightspace.families.elman import Elman
+from weightspace.families.lru import LRU
 from weightspace.features import columns_of, metadata, spectra, spectra_of, statistics, statistics_of
 from weightspace.spec import GroupElement
 from weightspace.store import open_zoo
@@ -88,6 +90,18 @@ def test_spectra_of_smaller_models_are_padded_with_zeros(zoo):
     assert np.all(column(features, "weight_hh.0.singular.5")[elman & (sizes == 6)] > 0)
     assert np.all(column(features, "weight_hh.0.singular.5")[sizes == 4] == 0)
     assert np.array_equal(column(features, "present.weight_hh.0.singular.4"), (elman & (sizes == 6)).astype(float))
+
+
+def test_families_without_recurrent_matrices_have_no_spectra(tmp_path):
+    diagonal, whole = LRU(input_size=1, hidden_size=4, output_size=1), FAMILIES[0]
+    both = spectra(open_zoo(write_zoo(tmp_path / "both", [diagonal, whole], models=4, rollouts=False)))
+    (mark,) = (column(both, name) for name in both.names if name.startswith("present."))
+    assert np.array_equal(mark, np.repeat([0.0, 1.0], 8))
+    assert np.all(both.values[mark == 0] == 0)
+    alone = open_zoo(write_zoo(tmp_path / "alone", [diagonal], models=4, rollouts=False))
+    assert spectra(alone).values.shape == (8, 0)
+    names = [baseline.name for baseline in baselines(alone)]
+    assert names == ["statistics", "statistics+spectra", "markov", "responses", "metadata"]
 
 
 def test_features_do_not_depend_on_how_the_zoo_is_read(zoo, monkeypatch):

@@ -104,8 +104,9 @@ def _table(
     rows = models * len(steps)
     step = np.tile(steps, models)
     model = np.repeat(np.arange(models), len(steps))
-    recurrent = params[family.spec.recurrent()[0]].double()
-    trace = recurrent.diagonal(dim1=-2, dim2=-1).flatten(1).sum(1).numpy()
+    diagonals = [params[name].double().diagonal(dim1=-2, dim2=-1) for name in family.spec.recurrent()]
+    diagonals += [params[name].double() for name, _ in family.spec.vectors(diagonal=True)]
+    trace = diagonals[0].flatten(1).sum(1).numpy()
     rng = np.random.default_rng(seed)
     split = np.array(["train", "train", "train", "val", "test"])[model % 5]
     recall = model % 3 > 0 if held_out else np.full(rows, family.input_size == 1)
