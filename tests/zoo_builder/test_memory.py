@@ -75,7 +75,7 @@ def peaks(script, shards, out):
     code = f"from pathlib import Path\n{script}\n{PEAKS}"
     ended = subprocess.run([sys.executable, "-c", code, str(shards), str(out)], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def test_ten_times_the_shards_take_builder_and_workers_no_more_memory(tmp_path):
