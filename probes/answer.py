@@ -95,9 +95,9 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
         )
         for side in sides
     )
-    told = [tuple(row[key] for key in ("features", *same)) for row in above_chance(rows)]
-    is_told = (embedding, *(difference[key] for key in same)) in told
-    return Comparison(embedding, baseline, difference, value, bar, is_told)
+    readable = [tuple(row[key] for key in ("features", *same)) for row in above_chance(rows)]
+    is_readable = (embedding, *(difference[key] for key in same)) in readable
+    return Comparison(embedding, baseline, difference, value, bar, is_readable)
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -174,14 +174,14 @@ def above_chance(rows: Sequence[Row]) -> list[Row]:
 
 
 def chance_sentence(rows: Sequence[Row]) -> str | None:
-    """What embeddings tell above chance, in a sentence, where none beats a baseline; None elsewhere."""
-    told = above_chance(rows)
-    if not told or any(comparison.verdict == "better" for comparison in comparisons(rows)):
+    """Sentence that names the targets read above chance, where no embedding beats a baseline; None elsewhere."""
+    readable = above_chance(rows)
+    if not readable or any(comparison.verdict == "better" for comparison in comparisons(rows)):
         return None
     parts = (
         f"{_plain(row['features'])} {row['target']} on {TITLES[row['split']]} ({METRICS[row['metric']]} "
         f"{_number(row['value'])} [{_number(row['low'])}, {_number(row['high'])}])"
-        for row in told
+        for row in readable
     )
     return f"No baseline is beaten, but more than shuffled labels would leave is read: {', '.join(parts)}."
 

@@ -33,7 +33,7 @@ def states(capsys):
     written = capsys.readouterr()
     assert "%|" not in written.out
     shown = [(tuple(map(int, groups[:5])), groups[5]) for groups in STATE.findall(written.err)]
-    # Nothing but this bar: no state of another one.
+    # The bar alone stands on the stream: no other bar writes to it.
     assert written.err.count("%|") == len(shown)
     return [numbers for numbers, _ in shown], [text for _, text in shown]
 

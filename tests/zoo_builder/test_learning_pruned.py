@@ -258,7 +258,7 @@ def test_pruned_connections_stay_absent_while_the_others_learn(family, method):
             slack = 0 if method in ("magnitude", "activity") else 4 * 0.5 * existing**0.5
             assert (counts - round(0.5 * existing)).abs().max() <= slack
             if method == "lyapunov_noise":
-                # What chance takes too much of is added again.
+                # Connections that chance removes beyond the density are added again.
                 assert counts.min() >= round(0.5 * existing)
             diagonals = (tensor[name].diagonal(dim1=-2, dim2=-1) for tensor in (dense, {name: params[name][:, 0]}))
             assert torch.equal(*diagonals)

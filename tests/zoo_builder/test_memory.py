@@ -117,6 +117,6 @@ def test_ten_times_the_shards_take_training_of_an_encoder_no_more_memory(tmp_pat
         peaks(BUILD, shards, zoo)
     few, many = (peaks(FIT, zoo, tmp_path / f"run-{shards}") for shards, zoo in zoos.items())
     print(f"training an encoder {few['own']:.0f} -> {many['own']:.0f} MB")
-    # What is read is so much that keeping it would be seen.
+    # The data are so large that keeping them would be seen.
     assert sum(path.stat().st_size for path in zoos[MANY].rglob("*.safetensors")) / 2**20 > 0.2 * few["own"]
     assert many["own"] < 1.1 * few["own"]

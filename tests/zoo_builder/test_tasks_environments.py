@@ -1,4 +1,4 @@
-"""What every environment promises: worlds of each model alone, ends in time, an expert, and returns."""
+"""The contract of every environment: worlds of each model alone, ends in time, an expert, and returns."""
 
 import pytest
 import torch

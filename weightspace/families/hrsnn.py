@@ -53,7 +53,7 @@ class HRSNN(Family):
     refractory: int = field(default=0, metadata={"least": 0})
     """Steps of rest after a spike."""
     trace_decay: float = 0.9
-    """What is left after a step of the spikes that the read-out reads."""
+    """Share of the trace of spikes, which the read-out reads, that stays after a step."""
     surrogate_slope: float = 10.0
     """Steepness of the surrogate derivative."""
 

@@ -199,7 +199,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def answer(trainer: pl.Trainer) -> str:
-    """What a training has come to, in a line: its epochs, the lowest validation loss, and the file to go on with."""
+    """Result of a training, in a line: its epochs, the lowest validation loss, and the checkpoint of it."""
     trained = f"Trained to epoch {trainer.current_epoch}, update {trainer.global_step}"
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, BestAndLast) and callback.best_model_path:

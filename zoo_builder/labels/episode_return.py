@@ -1,4 +1,4 @@
-"""What a model earns where it acts itself."""
+"""Returns of models that act in their environment."""
 
 from __future__ import annotations
 

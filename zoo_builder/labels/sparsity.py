@@ -40,12 +40,12 @@ class Sparsity(Label):
             "unit_density": "Units with a recurrent connection from or to another unit as a share of the units of the "
             f"recurrent matrices. {COUNTED}, nor do those of inputs and of the read-out.",
         }
-        found = [
+        described = [
             LabelColumn(name=name, unit="share", definition=text, source=SOURCE) for name, text in definitions.items()
         ]
         for prefix, row in rows_of_recurrent(spec).items():
             for which, over in RATIOS.items():
-                found.append(
+                described.append(
                     LabelColumn(
                         name=f"{prefix}_ipr_{which}",
                         unit="share",
@@ -57,7 +57,7 @@ class Sparsity(Label):
                         source="Wegner, Zeitschrift fuer Physik B 1980",
                     )
                 )
-        return tuple(found)
+        return tuple(described)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         spec = driven.family.effective_spec
@@ -93,10 +93,10 @@ def connections(row: Row) -> Tensor:
     return edges
 
 
-def share(found: Iterable[Row]) -> Tensor:
+def share(matrices: Iterable[Row]) -> Tensor:
     """Connections of these rows as a share of those that could be (models,); NaN where none could."""
     counts, entries = [], 0
-    for row in found:
+    for row in matrices:
         counts.append(connections(row).flatten(1).sum(1))
         size = row.value[0].numel()
         entries += size - row.value.shape[-1] if row.is_square else size
@@ -116,8 +116,8 @@ def participation(matrices: Tensor) -> dict[str, Tensor]:
     several = (equal.sum(2) > 1).any(1) & known
     for model in several.nonzero().flatten().tolist():
         ratios[model] = of_equal(ratios[model], equal[model], vectors[model])
-    found = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
-    return {name: torch.where(known, value, torch.nan) for name, value in found.items()}
+    values = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
+    return {name: torch.where(known, value, torch.nan) for name, value in values.items()}
 
 
 def of_equal(ratios: Tensor, equal: Tensor, vectors: Tensor) -> Tensor:

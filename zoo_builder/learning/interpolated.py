@@ -114,10 +114,10 @@ def moved(weight: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     Connections of both masks keep their weights, others get those of connections that are lost; where there are too few
     of these, weights come twice.
     """
-    own, wanted = mask != 0, other != 0
-    weights = torch.cat([weight[own & ~wanted], weight[own & wanted]])
+    drawn, wanted = mask != 0, other != 0
+    weights = torch.cat([weight[drawn & ~wanted], weight[drawn & wanted]])
     placed = torch.where(wanted, weight, 0)
     if len(weights):
-        new = wanted & ~own
+        new = wanted & ~drawn
         placed[new] = weights[torch.arange(int(new.sum())) % len(weights)]
     return placed

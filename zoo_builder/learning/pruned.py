@@ -86,29 +86,31 @@ class Pruned(BPTT):
         """First params (models, ...), pruned; those of `members` are pruned, too."""
         settings = self._settings(members)
         nets = settings["net"].tolist()
-        names = [f"net/{net:.0f}" if net else own for net, own in zip(nets, members.ids, strict=True)]
+        names = [f"net/{net:.0f}" if net else model_id for net, model_id in zip(nets, members.ids, strict=True)]
         params = super().first_params(family, dataclasses.replace(members, ids=names))
         active = self._activity(family, params, Streams(members.seed, names, "prune/activity"))
         # Stacks are padded with copies of a model, which need no pruning of their own.
         done: dict[str, Params] = {}
-        for row, (own, name, density) in enumerate(zip(members.ids, names, settings["density"].tolist(), strict=True)):
-            if own not in done:
-                one, activity = ({key: value[row] for key, value in part.items()} for part in (params, active))
+        densities = settings["density"].tolist()
+        for row, (model_id, name, density) in enumerate(zip(members.ids, names, densities, strict=True)):
+            if model_id not in done:
+                unpruned, activity = ({key: value[row] for key, value in part.items()} for part in (params, active))
                 # One thread, so that bits do not depend on their number.
                 with threadpool_limits(limits=1):
-                    done[own] = self._pruned(family, one, activity, density, generator(members.seed, name, "prune"))
-        pruned = {key: torch.stack([done[own][key] for own in members.ids]) for key in params}
+                    stream = generator(members.seed, name, "prune")
+                    done[model_id] = self._pruned(family, unpruned, activity, density, stream)
+        pruned = {key: torch.stack([done[model_id][key] for model_id in members.ids]) for key in params}
         return self._without_lost_units(family, pruned)
 
     def gradients(
         self, family: Family, task: Task, params: Params, batch: Batch, noise: Mapping[str, Tensor], method: Method
     ) -> tuple[Tensor, Params]:
         """Those of BPTT, 0 for what is pruned: recurrent weights that are 0 to the last bit."""
-        losses, found = super().gradients(family, task, params, batch, noise, method)
+        losses, gradients = super().gradients(family, task, params, batch, noise, method)
         for name in family.spec.recurrent():
-            if name in found:
-                found[name] = found[name] * (params[name] != 0)
-        return losses, self._without_lost_units(family, found, params)
+            if name in gradients:
+                gradients[name] = gradients[name] * (params[name] != 0)
+        return losses, self._without_lost_units(family, gradients, params)
 
     def updates_natively(self, family: Family) -> bool:
         """See the base: where masks are declared and all units stay, what is gone has no gradient anyway."""
@@ -199,8 +201,8 @@ def why_not_prunable(family: Family) -> str | None:
     spec, way_out = family.spec, "choose a family with a plain recurrent matrix, such as Elman, Leaky, LIF or HRSNN."
     others = [*spec.recurrent_products(), *recurrent_factors(family)]
     if not spec.recurrent() or others:
-        found = f"this family recurs through '{others[0]}', too" if others else "this family has none"
-        return f"it prunes recurrent matrices, and {found}; {way_out}"
+        reason = f"this family recurs through '{others[0]}', too" if others else "this family has none"
+        return f"it prunes recurrent matrices, and {reason}; {way_out}"
     gated = [name for name in spec.recurrent() if spec.tensors[name].row_roles != ("drive",)]
     if gated:
         roles = ", ".join(spec.tensors[gated[0]].row_roles)

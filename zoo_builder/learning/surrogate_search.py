@@ -61,8 +61,8 @@ def posterior(points: Array, values: Array, candidates: Array) -> tuple[Array, A
     return mean, scale * np.sqrt(np.maximum(variance, JITTER))
 
 
-def kernel(one: Array, other: Array) -> Array:
+def kernel(left: Array, right: Array) -> Array:
     """Squared exponential kernel (point, point) of points of the unit box."""
-    squares = ((one[:, None] - other[None]) ** 2).sum(-1)
+    squares = ((left[:, None] - right[None]) ** 2).sum(-1)
     similar: Array = np.exp(-squares / (2 * LENGTH**2))
     return similar

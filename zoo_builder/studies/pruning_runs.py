@@ -86,8 +86,8 @@ def slow_errors(size: int, draws: int, seed: int) -> dict[tuple[str, float], Ten
         for name, rule in RULES.items():
             for density in DENSITIES:
                 stream = generator(seed, f"{draw}/{density}", "pruning/prune")
-                found = slowest(rule(parent, density * count, stream))
-                errors.setdefault((name, density), []).append(float((np.abs(found - exact) / np.abs(exact)).mean()))
+                pruned = slowest(rule(parent, density * count, stream))
+                errors.setdefault((name, density), []).append(float((np.abs(pruned - exact) / np.abs(exact)).mean()))
     return {key: torch.tensor(column) for key, column in errors.items()}
 
 
