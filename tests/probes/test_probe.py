@@ -9,14 +9,16 @@ import pytest
 import scipy.stats
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
+from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 from probes import bootstrap, probe
 from probes.bootstrap import Resamples
 from probes.evaluation import evaluate
 from probes.feature_sets import Baseline, Embedding, FeatureSet
-from probes.probe import Design, RidgePath
+from probes.probe import Design
 from probes.problem import Question, pose, read_rows
+from probes.ridge import LeftOut, RidgePath
 from probes.targets import named_target
 from tests.probes.test_probe_targets import make_table
 from weightspace.features import Features
@@ -139,7 +141,22 @@ def test_ridge_equals_sklearn(shape, alpha):
     assert ours == pytest.approx(Ridge(alpha=alpha, solver="svd").fit(x, y).predict(x_test), abs=1e-8)
 
 
-def test_the_penalty_is_the_one_that_grouped_cross_validation_prefers():
+@pytest.mark.parametrize("columns", [20, 150])
+def test_errors_on_models_left_out_are_those_of_as_many_fits(columns):
+    generator = np.random.default_rng(0)
+    models = generator.permutation(np.repeat(np.arange(30), np.repeat([1, 2, 5], 10)))
+    x, alphas = generator.normal(size=(len(models), columns)), [1e-3, 1.0, 1e3]
+    y = x[:, :2] + generator.normal(size=(len(models), 2))
+    errors = LeftOut(RidgePath(x), models, alphas).errors(y)
+    expected = np.zeros((3, 2))
+    for i, alpha in enumerate(alphas):
+        for fit, held in LeaveOneGroupOut().split(x, groups=models):
+            guess = Ridge(alpha=alpha, solver="svd").fit(x[fit], y[fit]).predict(x[held])
+            expected[i] += np.sum((y[held] - guess) ** 2, axis=0) / len(models)
+    assert errors == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_penalty_is_the_one_that_predicts_models_left_out_best():
     generator = np.random.default_rng(0)
     models = np.repeat(np.arange(40), 3)
     values = generator.normal(size=(120, 20)) * 5 + 3
@@ -149,14 +166,16 @@ def test_the_penalty_is_the_one_that_grouped_cross_validation_prefers():
     errors = [
         sum(
             np.sum((Ridge(alpha=alpha).fit(x[fit], y[fit]).predict(x[held]) - y[held].ravel()) ** 2)
-            for fit, held in design.folds(probe.NUM_FOLDS)
+            for fit, held in LeaveOneGroupOut().split(x, groups=models)
         )
         for alpha in probe.RIDGE_ALPHAS
     ]
     best = Ridge(alpha=probe.RIDGE_ALPHAS[np.argmin(errors)]).fit(x, y)
     assert 0 < np.argmin(errors) < len(errors) - 1
     expected = best.predict(StandardScaler().fit(values).transform(x_test)).reshape(-1, 1)
-    assert design.ridge(y, x_test).predicted == pytest.approx(expected, abs=1e-8)
+    fit = design.ridge(y, x_test)
+    assert fit.predicted == pytest.approx(expected, abs=1e-8)
+    assert fit.error == pytest.approx(np.min(errors) / len(y))
 
 
 def test_no_model_is_on_both_sides_of_a_fold():

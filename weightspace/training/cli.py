@@ -23,11 +23,14 @@ from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast
 from weightspace.training.module import EmbeddingModule
 from weightspace.training.prediction import EmbeddingWriter
 from weightspace.training.restoring import read_checkpoint, refuse_misfit
+from weightspace.training.starting import start_from
 from weightspace.training.trainer import TRAINER, interruptible, quiet, run_logger
 
 Hint = Callable[[str], str]
 
 RUNS = "runs"
+START_HELP = """trained encoder of the same class and sizes to start from, with its input scales: a checkpoint, a folder
+of `weightspace pretrained`, OWNER/NAME on the Hub, or `state-geometry-small`, which comes with the package"""
 LOGGER: dict[str, Any] = {
     "class_path": "lightning.pytorch.loggers.CSVLogger",
     "init_args": {"save_dir": RUNS, "name": ""},
@@ -62,9 +65,11 @@ class TrainingCLI(LightningCLI):
     """Trains and evaluates an EmbeddingModule on a ZooDataModule; checkpoints are configured under `checkpoint`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint options, with this package's defaults, and `--out` of predict."""
+        """Add the checkpoint options, with this package's defaults, `--start_from` of fit and `--out` of predict."""
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINTS.items()})
+        if "fit" in self.subcommands():
+            parser.add_argument("--start_from", type=str, help=START_HELP)
         if "predict" in self.subcommands():
             parser.add_argument("--out", type=str, help="file for the embeddings, as `weightspace embed` writes it")
 
@@ -148,6 +153,12 @@ class TrainingCLI(LightningCLI):
     def _model_options(self) -> dict[str, Any]:
         command = self.config.get("subcommand")
         return dict(_leaves("", self.config[command].as_dict().get("model", {}))) if command else {}
+
+    def before_fit(self) -> None:
+        """Start from a trained encoder where that is asked for; a run that is resumed has started already."""
+        options = self.config["fit"]
+        if options.get("start_from") is not None and options.get("ckpt_path") is None:
+            start_from(self.model, options.start_from, self.datamodule)
 
     def _run_subcommand(self, subcommand: str) -> None:
         with interruptible(self.trainer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +26,7 @@ from weightspace.training.budget import StopAfter
 from weightspace.training.captured import CapturedEncoder
 from weightspace.training.checkpoints import CHECKPOINTS, BestAndLast, seal_checkpoints
 from weightspace.training.divergence import refuse_diverged
-from weightspace.training.provenance import provenance_of
+from weightspace.training.provenance import described, provenance_of
 from weightspace.training.schedule import Schedule, share_of_peak
 from weightspace.training.trainer import TRAINER, interruptible, quiet, refuse_unusable_options, run_logger
 
@@ -73,7 +73,7 @@ class EmbeddingModule(pl.LightningModule):
         self.warmup, self.schedule, self.seed = warmup, schedule, seed
         objective.build(encoder.embedding_dim)
         self.register_buffer("fitted", torch.tensor(False))
-        self.spent, self.trained_for = 0.0, None
+        self.spent, self.trained_for, self.started_from = 0.0, None, None
         self._stacks: list[Stack] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
         # In a list, so that the encoder's parameters are those of one module alone.
@@ -84,6 +84,8 @@ class EmbeddingModule(pl.LightningModule):
     """Share of the time budget used so far; 0 without a budget (see `StopAfter`)."""
     trained_for: tuple[str, int | None] | None
     """The split and fold whose held-out rows training has not seen; None before training."""
+    started_from: Mapping[str, Any] | None
+    """The record of the encoder that training started from (see `starting`); None for a new one."""
 
     @property
     def data(self) -> ZooDataModule:
@@ -111,7 +113,8 @@ class EmbeddingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the split of the training, and what is recorded of it, from a checkpoint."""
         self.trained_for = recorded_split(checkpoint["weightspace"])
-        self.encoder.provenance = provenance_of(self._described(), checkpoint)
+        self.started_from = checkpoint["weightspace"].get("started_from")
+        self.encoder.provenance = provenance_of(described(self.objective, self.started_from), checkpoint)
         if self._trainer is not None and not self.trainer.predicting:
             self.data.refuse_other_than(self.trained_for)
 
@@ -122,7 +125,8 @@ class EmbeddingModule(pl.LightningModule):
         self.trained_for = recorded_split(self.data.division.record)
         if self.fitted:
             return
-        self.encoder.fit_standardisation(stack.to(self.device) for stack in self.data.training_stacks())
+        if self.started_from is None:
+            self.encoder.fit_standardisation(stack.to(self.device) for stack in self.data.training_stacks())
         self.objective.fit_scales(self.data.training())
         self.fitted.fill_(True)
 
@@ -233,18 +237,10 @@ class EmbeddingModule(pl.LightningModule):
         self._refuse_diverged()
         checkpoint["weightspace"] = {
             "encoder": type(self.encoder).__name__,
-            **self._described(),
+            **described(self.objective, self.started_from),
             "zoo": self.data.zoo.fingerprint,
             "models": self.data.division.models,
             **self.data.division.record,
-        }
-
-    def _described(self) -> dict[str, Any]:
-        """The entries of the objective in the record of encoder, objective, zoo and split."""
-        return {
-            "objective": type(self.objective).__name__,
-            "learned_with": self.objective.learned_with,
-            "label_adjacent": list(self.objective.label_adjacent),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,8 +103,8 @@ def refuse_misfit(checkpoint: Path | str, content: Mapping[str, Any]) -> None:
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments, as Lightning recorded them."""
-    described = dict(content["hyper_parameters"])
+    """The constructor's arguments, as Lightning recorded them; a copy, which jsonargparse fills with its objects."""
+    described = copy.deepcopy(dict(content["hyper_parameters"]))
     return {str(key): value for key, value in described.items() if key != "_instantiator"}
 
 
