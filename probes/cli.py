@@ -18,6 +18,8 @@ from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
 SPLITS_HELP += "(default: all that the zoo has held-out rows for)."
+BASELINES_HELP = "Baselines to put beside (default: all): statistics, spectra, statistics+spectra, markov, responses, "
+BASELINES_HELP += "metadata; on zoos of many families each takes minutes."
 ADJACENT = " *"
 TITLES = {"r2_within_cell": "within-cell R2", "kendall_tau": "within-cell Kendall's tau", "accuracy": "accuracy"}
 
@@ -83,6 +85,7 @@ def _add_run(commands: Any) -> None:
         help="Label columns to probe (default: the headline labels that the zoo has, family and task).",
     )
     run.add_argument("--splits", type=str, nargs="+", default=[], metavar="NAME", help=SPLITS_HELP)
+    run.add_argument("--baselines", type=str, nargs="+", default=[], metavar="NAME", help=BASELINES_HELP)
     run.add_argument("--seed", type=int, default=0, help="Seed of resamples and permutations.")
     run.add_argument(
         "--checkpoints",
@@ -155,7 +158,7 @@ def _run(options: Namespace) -> int:
 
         encoders = [frozen(checkpoint) for checkpoint in options.checkpoints]
     arguments = (options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
-    rows = run(*arguments, encoders=encoders)
+    rows = run(*arguments, encoders=encoders, beside=options.baselines)
     if options.json:
         sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
         return 0

@@ -7,16 +7,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 
 from weightspace import features
+from weightspace.components.discovery import refuse_unknown_name
 from weightspace.features import Features
 from weightspace.markov import markov_of
 from weightspace.responses import ADJACENT, responses_of
+from weightspace.spec import Params, WeightSpec
 from weightspace.store import Division, Zoo, folds, recorded_split, split_title
 from weightspace.store.checksum import refuse_damaged_embeddings
 
@@ -146,17 +149,36 @@ def _beside(embedding: Embedding, baseline: Baseline) -> Beside:
     )
 
 
-def baselines(zoo: Zoo) -> list[Baseline]:
-    """The features beside which embeddings stand: readings of weights, responses to queries, records of models."""
-    readings = (features.statistics_of, features.spectra_of, markov_of)
-    statistics, spectra, markov = (features.columns_of(zoo, describe) for describe in readings)
-    of_weights = {"statistics": statistics, "spectra": spectra, BAR: statistics.beside(spectra), "markov": markov}
-    return [
-        # Networks that all recur unit by unit have no spectra of matrices.
-        *(Baseline(name=name, choose=columns.features) for name, columns in of_weights.items() if columns.names),
-        Baseline(name="responses", choose=responses_of(zoo).features, reads="queries", label_adjacent=ADJACENT),
-        Baseline(name="metadata", choose=partial(features.metadata, zoo.table), reads="records"),
-    ]
+READINGS: Mapping[str, Callable[[WeightSpec, Params], dict[str, Tensor]]] = {
+    "statistics": features.statistics_of,
+    "spectra": features.spectra_of,
+    "markov": markov_of,
+}
+BASELINES = ("statistics", "spectra", BAR, "markov", "responses", "metadata")
+
+
+def baselines(zoo: Zoo, names: Sequence[str] = ()) -> list[Baseline]:
+    """The features beside which embeddings stand: readings of weights, responses to queries, records of models.
+
+    All of them, or those of `names`; what is not named is not read. ValueError for a name that does not exist.
+    """
+    for name in names:
+        refuse_unknown_name("baseline", name, BASELINES)
+    chosen = [name for name in BASELINES if name in (names or BASELINES)]
+    parts = {part for name in chosen for part in name.split("+")}
+    of_weights = {name: features.columns_of(zoo, READINGS[name]) for name in READINGS if name in parts}
+    return [made for name in chosen for made in _made(name, zoo, of_weights)]
+
+
+def _made(name: str, zoo: Zoo, of_weights: Mapping[str, features.Columns]) -> list[Baseline]:
+    """The baseline of a name; none where models have no such columns."""
+    if name == "responses":
+        return [Baseline(name=name, choose=responses_of(zoo).features, reads="queries", label_adjacent=ADJACENT)]
+    if name == "metadata":
+        return [Baseline(name=name, choose=partial(features.metadata, zoo.table), reads="records")]
+    columns = reduce(features.Columns.beside, (of_weights[part] for part in name.split("+")))
+    # Networks that all recur unit by unit have no spectra of matrices.
+    return [Baseline(name=name, choose=columns.features)] if columns.names else []
 
 
 def read_embeddings(paths: Sequence[Path | str], zoo: Zoo) -> list[Embedding]:

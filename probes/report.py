@@ -24,6 +24,7 @@ from weightspace.components.discovery import refuse_unknown_name
 from weightspace.store import SPLITS, Division, Zoo, open_zoo, write_durably
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow")
+FEWER = "Only these baselines were probed, by choice: {}; others may be stronger."
 logger = logging.getLogger(__name__)
 
 
@@ -36,20 +37,22 @@ def run(
     splits: Sequence[str] = (),
     encoders: Sequence[Encode] = (),
     notice: str = "",
+    beside: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Probe embeddings of a zoo beside its baselines; returns the rows.
 
     Leaves probes.json, report.html and picture.png in `out`. Without `splits`, on all that the zoo has rows for. An
     embedding has rows on the splits that its encoder was trained for; files of one name are taken together, so that
     each split, and each fold, may have an encoder of its own. For `encoders` that made one of the embeddings the report
-    says which weights predictions rest on. `notice` stands first.
+    says which weights predictions rest on. `notice` stands first. `beside` are the baselines, all if none is named.
     """
     opened = open_zoo(zoo)
     learned = read_embeddings(embeddings, opened)
     refuse_wrong_splits(splits)
     _refuse_unused(learned, divided(opened.table, splits))
     Path(out).mkdir(parents=True, exist_ok=True)
-    feature_sets = [*learned, *baselines(opened)]
+    bars = baselines(opened, beside)
+    feature_sets = [*learned, *bars]
     chosen = ordered(choose_targets(opened, targets), feature_sets)
     rows = read_rows(opened.table)
     pairs = matched(encoders, opened, rows, learned)
@@ -58,13 +61,15 @@ def run(
         "rows": evaluation.rows,
         "zoo": opened.fingerprint,
         "targets": [_described(target) for target in chosen],
+        "baselines": [bar.name for bar in bars],
         "excluded": evaluation.excluded,
         "splits": evaluation.splits,
         "seed": seed,
         "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
     }
     extras = Extras(attributions=attributions(pairs, opened, evaluation))
-    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, notice)
+    notices = [notice, FEWER.format(", ".join(bar.name for bar in bars) or "none") if beside else ""]
+    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, " ".join(filter(None, notices)))
     page = render(evaluation, rows, feature_sets, chosen, heading, extras)
     write(Path(out), "probes.json", document, page)
     write_durably(Path(out) / "picture.png", picture(evaluation.rows, rows, learned))

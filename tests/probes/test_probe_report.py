@@ -252,10 +252,25 @@ def test_the_command_reads_a_config_and_prints_one_json_document(zoo, tmp_path, 
     assert [target["name"] for target in document["targets"]] == ["task"]
 
 
+def test_only_the_baselines_that_are_named_are_read_and_the_report_says_so(zoo, tmp_path, monkeypatch):
+    path, out = write_embeddings(tmp_path / "one.safetensors", zoo), tmp_path / "out"
+    monkeypatch.setattr("probes.feature_sets.responses_of", lambda zoo: pytest.fail("responses were read"))
+    arguments = ["run", "--zoo", str(zoo), "--embeddings", str(path), "--out", str(out), "--targets", "score"]
+    assert main([*arguments, "--baselines", "metadata", "statistics+spectra"]) == 0
+    document = json.loads((out / "probes.json").read_text())
+    assert document["baselines"] == ["statistics+spectra", "metadata"]
+    alone = {row["features"] for row in document["rows"] if " - " not in row["features"]}
+    learned = {"embedding:one", "embedding:one + statistics+spectra", "shuffled"}
+    assert alone == learned | {"statistics+spectra", "metadata"}
+    page = (out / "report.html").read_text()
+    assert "Only these baselines were probed, by choice: statistics+spectra, metadata" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--zoo", "absent"], "absent is not a folder"),
+        (["--zoo", "ZOO", "--baselines", "spectrum"], "spectra"),
         (["--zoo", "ZOO", "--embeddings", "absent"], "There is no file absent"),
         (["--zoo", "ZOO", "--targets", "wisdom"], "No column of the zoo is called 'wisdom'"),
     ],
