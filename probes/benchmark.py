@@ -14,11 +14,11 @@ import numpy as np
 
 from probes.encoder_runs import COSTS, MAX_EPOCHS, Budget, Run, finished
 from probes.evaluation import Evaluation, evaluate, ordered
-from probes.feature_sets import Embedding, baselines
+from probes.feature_sets import Embedding, baselines, refuse_unknown_baselines
 from probes.fitting import metrics_of
 from probes.page.render import Extras, render
 from probes.problem import read_rows, refuse_unposed
-from probes.report import choose_targets, heading_of, refuse_wrong_splits, write
+from probes.report import choose_targets, fewer, heading_of, refuse_wrong_splits, write
 from probes.run_extras import extras_of
 from probes.targets import Target
 from weightspace import encoders as encoder_files
@@ -39,16 +39,19 @@ def benchmark(
     max_epochs: int = MAX_EPOCHS,
     progress: bool = False,
     updates: int | None = None,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train, freeze and probe each encoder with each objective and seed; writes benchmark.json, returned, and a report.
 
     Each is trained anew for each of the `splits`, and for each fold of one that has folds. `cpu_minutes` or `updates`
-    bound one training. Finished runs in `out` are read back; one that fails is a row with its error. Values of several
-    seeds are averaged, and so are the ends of their intervals, which therefore speak of test models and not of seeds.
+    bound one training. `beside` are the baselines, all if none is named. Finished runs in `out` are read back; one that
+    fails is a row with its error. Values of several seeds are averaged, and so are the ends of their intervals, which
+    therefore speak of test models and not of seeds.
     """
     objectives = [objective] if isinstance(objective, str) else list(objective)
     _refuse_unusable(encoders, objectives, seeds, splits)
     _refuse_unusable_budget(cpu_minutes, updates)
+    refuse_unknown_baselines(beside)
     opened = open_zoo(zoo)
     chosen = choose_targets(opened, targets)
     parts = [part for split in splits for part in divisions(opened.table, split)]
@@ -57,7 +60,7 @@ def benchmark(
     planned, folder = _planned(encoders, objectives, seeds, parts), Path(out) / "runs"
     runs = [finished(run, zoo, folder, chosen, budget, progress) for run in planned]
     several = len(objectives) > 1
-    feature_sets = [*_embeddings(runs, several), *baselines(opened)]
+    feature_sets = [*_embeddings(runs, several), *(bars := baselines(opened, beside))]
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
     evaluation.rows.extend(_failed(runs, several, chosen))
@@ -65,9 +68,10 @@ def benchmark(
     averaged = replace(evaluation, rows=_averaged(evaluation.rows, runs, several))
     document = _document(averaged, runs, extras) | {
         "zoo": opened.fingerprint, "objective": objectives if several else objectives[0],
-        "targets": [target.name for target in chosen],
+        "targets": [target.name for target in chosen], "baselines": [bar.name for bar in bars],
     }  # fmt: skip
-    heading = heading_of(f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}", opened)
+    title = f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}"
+    heading = heading_of(title, opened, fewer(bars, beside))
     page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)
     return document

@@ -144,6 +144,7 @@ def _add_benchmark(commands: Any) -> None:
         metavar="NAME",
         help="Splits to train for and judge on: in_distribution, new_task, new_size, new_family (each fold in turn).",
     )
+    benchmark.add_argument("--baselines", type=str, nargs="+", default=[], metavar="NAME", help=BASELINES_HELP)
     benchmark.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for benchmark.json.")
     _add_printing(benchmark, "benchmark.json")
     commands.add_subcommand("benchmark", benchmark, help="Train and compare encoders.")
@@ -188,6 +189,7 @@ def _benchmark(options: Namespace) -> int:
         updates=options.updates,
         targets=options.targets,
         splits=options.splits,
+        beside=options.baselines,
         progress=sys.stderr.isatty(),
     )
     if options.json:

@@ -162,12 +162,17 @@ def baselines(zoo: Zoo, names: Sequence[str] = ()) -> list[Baseline]:
 
     All of them, or those of `names`; what is not named is not read. ValueError for a name that does not exist.
     """
-    for name in names:
-        refuse_unknown_name("baseline", name, BASELINES)
+    refuse_unknown_baselines(names)
     chosen = [name for name in BASELINES if name in (names or BASELINES)]
     parts = {part for name in chosen for part in name.split("+")}
     of_weights = {name: features.columns_of(zoo, READINGS[name]) for name in READINGS if name in parts}
     return [made for name in chosen for made in _made(name, zoo, of_weights)]
+
+
+def refuse_unknown_baselines(names: Sequence[str]) -> None:
+    """Raise ValueError for the name of a baseline that does not exist."""
+    for name in names:
+        refuse_unknown_name("baseline", name, BASELINES)
 
 
 def _made(name: str, zoo: Zoo, of_weights: Mapping[str, features.Columns]) -> list[Baseline]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from probes.attribution import Attribution, Encode, explained, made_by
 from probes.evaluation import Evaluation, divided, evaluate, ordered
-from probes.feature_sets import Embedding, baselines, read_embeddings
+from probes.feature_sets import Baseline, Embedding, baselines, read_embeddings
 from probes.fitting import metrics_of
 from probes.page.render import Extras, Heading, render
 from probes.picture import picture
@@ -24,7 +24,6 @@ from weightspace.components.discovery import refuse_unknown_name
 from weightspace.store import SPLITS, Division, Zoo, open_zoo, write_durably
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow")
-FEWER = "Only these baselines were probed, by choice: {}; others may be stronger."
 logger = logging.getLogger(__name__)
 
 
@@ -68,8 +67,7 @@ def run(
         "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
     }
     extras = Extras(attributions=attributions(pairs, opened, evaluation))
-    notices = [notice, FEWER.format(", ".join(bar.name for bar in bars) or "none") if beside else ""]
-    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, " ".join(filter(None, notices)))
+    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, f"{notice} {fewer(bars, beside)}".strip())
     page = render(evaluation, rows, feature_sets, chosen, heading, extras)
     write(Path(out), "probes.json", document, page)
     write_durably(Path(out) / "picture.png", picture(evaluation.rows, rows, learned))
@@ -120,6 +118,12 @@ def heading_of(title: str, zoo: Zoo, notice: str = "") -> Heading:
     """The heading of a page on a zoo, with the title that the zoo's recipe gives it."""
     zoo_title = str(zoo.manifest.get("recipe", {}).get("title", ""))
     return Heading(title=title, zoo=zoo.fingerprint, zoo_title=zoo_title, notice=notice)
+
+
+def fewer(bars: Sequence[Baseline], beside: Sequence[str]) -> str:
+    """The notice that only some baselines were probed, those `bars`; "" where none was named and all are there."""
+    names = ", ".join(bar.name for bar in bars) or "none"
+    return f"Only these baselines were probed, by choice: {names}; others may be stronger." if beside else ""
 
 
 def matched(

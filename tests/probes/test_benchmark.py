@@ -124,7 +124,10 @@ def test_costs_are_those_of_the_encoder(made):
 
 
 def test_objectives_without_labels_are_reported_as_such_and_budgets_end_training(zoo, tmp_path):
-    document = benchmark(zoo, tmp_path, objective="Emulation", targets=["trace"], cpu_minutes=2 / 60)
+    options = {"cpu_minutes": 2 / 60, "beside": ["statistics"]}
+    document = benchmark(zoo, tmp_path, objective="Emulation", targets=["trace"], **options)
+    assert document["baselines"] == ["statistics"]
+    assert "Only these baselines were probed" in (tmp_path / "report.html").read_text()
     learned = {row["learned_with"] for row in document["rows"] if row["features"] == "embedding:MessagePassing"}
     assert learned == {"no_labels"}
     assert document["runs"][0]["training_cpu_seconds"] < 15
@@ -241,6 +244,8 @@ def test_unknown_names_and_numbers_are_refused_before_anything_is_trained(zoo, t
         benchmark(zoo, tmp_path, splits=["new_tasks"])
     with pytest.raises(ValueError, match="No model is held out for the split new_size"):
         benchmark(zoo, tmp_path, splits=["in_distribution", "new_size"])
+    with pytest.raises(ValueError, match=r"No baseline is called 'spectre'.*Did you mean 'spectra'"):
+        benchmark(zoo, tmp_path, beside=["spectre"])
     with pytest.raises(ValueError, match="`splits` is empty"):
         benchmark(zoo, tmp_path, splits=[])
     assert not list(tmp_path.iterdir())
