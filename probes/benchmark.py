@@ -24,7 +24,7 @@ from probes.targets import Target
 from weightspace import encoders as encoder_files
 from weightspace import objectives as objective_files
 from weightspace.components.discovery import refuse_unknown_name
-from weightspace.store import Division, divisions, open_zoo
+from weightspace.store import Division, Zoo, divisions, open_zoo
 
 
 def benchmark(
@@ -45,21 +45,17 @@ def benchmark(
 
     Each is trained anew for each of the `splits`, and for each fold of one that has folds. `cpu_minutes` or `updates`
     bound one training. `beside` are the baselines, all if none is named. Finished runs in `out` are read back; one that
-    fails is a row with its error. Values of several seeds are averaged, and so are the ends of their intervals, which
-    therefore speak of test models and not of seeds.
+    fails is a row with its error. Seeds are averaged, and so are ends of intervals, which speak of test models alone.
     """
     objectives = [objective] if isinstance(objective, str) else list(objective)
-    _refuse_unusable(encoders, objectives, seeds, splits)
+    _refuse_unusable(encoders, objectives, seeds, splits, beside)
     _refuse_unusable_budget(cpu_minutes, updates)
-    refuse_unknown_baselines(beside)
     opened = open_zoo(zoo)
     chosen = choose_targets(opened, targets)
-    parts = [part for split in splits for part in divisions(opened.table, split)]
-    refuse_unposed(read_rows(opened.table), chosen, parts)
+    parts = _parts(opened, splits, chosen)
     budget = Budget(cpu_minutes=cpu_minutes, updates=updates, max_epochs=max_epochs)
     planned, folder = _planned(encoders, objectives, seeds, parts), Path(out) / "runs"
-    runs = [finished(run, zoo, folder, chosen, budget, progress) for run in planned]
-    several = len(objectives) > 1
+    runs, several = [finished(run, zoo, folder, chosen, budget, progress) for run in planned], len(objectives) > 1
     feature_sets = [*_embeddings(runs, several), *(bars := baselines(opened, beside))]
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
@@ -75,6 +71,13 @@ def benchmark(
     page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)
     return document
+
+
+def _parts(zoo: Zoo, splits: Sequence[str], targets: Sequence[Target]) -> list[Division]:
+    """The divisions that encoders are trained for; ValueError where no target can be probed on any of them."""
+    parts = [part for split in splits for part in divisions(zoo.table, split)]
+    refuse_unposed(read_rows(zoo.table), targets, parts)
+    return parts
 
 
 def _document(averaged: Evaluation, runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
@@ -132,9 +135,10 @@ def _failed(runs: Sequence[Run], several: bool, targets: Sequence[Target]) -> It
 
 
 def _refuse_unusable(
-    encoders: Sequence[str], objectives: Sequence[str], seeds: int, splits: Sequence[str]
+    encoders: Sequence[str], objectives: Sequence[str], seeds: int, splits: Sequence[str], beside: Sequence[str]
 ) -> None:
     """Raise ValueError for what would only fail after training."""
+    refuse_unknown_baselines(beside)
     if not splits:
         raise ValueError("`splits` is empty; name at least one.")
     refuse_wrong_splits(splits)

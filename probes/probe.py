@@ -86,7 +86,7 @@ class Design:
         errors = self.left_out.errors(y)
         best, error = RIDGE_ALPHAS[np.argmin(errors, axis=0)], np.min(errors, axis=0)
         x = np.concatenate([self.x_val, self.scaler.transform(values)])
-        guess, predicted = np.split(next(self.path.predict(x, y, [best])), [len(self.x_val)])
+        guess, predicted = np.split(self.path.predict(x, y, [best])[0], [len(self.x_val)])
         if y_val is not None and len(self.x_val):
             error = np.mean((y_val - guess) ** 2, axis=0)
         return Fit(predicted, error)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-GROUPS = 128
-"""Models whose share of the hat matrix is computed at a time."""
+CACHED_ROWS = 32
+"""Rows whose share of the hat matrix is computed at a time, for all penalties: their scores fit into a cache."""
 
 
 class RidgePath:
@@ -21,30 +21,35 @@ class RidgePath:
         centred = x - self.mean
         dual = x.shape[0] < x.shape[1]
         values, vectors = np.linalg.eigh(centred @ centred.T if dual else centred.T @ centred)
-        self.values = np.maximum(values, 0.0)[:, None]
+        self.values = np.maximum(values, 0.0)
         self.basis = centred.T @ vectors if dual else vectors
         self.scores = centred @ self.basis
         self.project = vectors.T if dual else self.scores.T
 
-    def predict(self, x: np.ndarray, y: np.ndarray, alphas: Iterable[float | np.ndarray]) -> Iterator[np.ndarray]:
-        """Predictions (test rows, outputs) on x (test rows, columns) from y (rows, outputs), for each penalty."""
+    def predict(self, x: np.ndarray, y: np.ndarray, alphas: Sequence[float | np.ndarray]) -> np.ndarray:
+        """Predictions (penalties, test rows, outputs) on x (test rows, columns) from y (rows, outputs).
+
+        A penalty is a number, or one for each output (outputs).
+        """
         return self._predicted((x - self.mean) @ self.basis, y, alphas)
 
-    def fitted(self, y: np.ndarray, alphas: Iterable[float]) -> Iterator[np.ndarray]:
-        """Predictions (rows, outputs) on the rows of the fit from y (rows, outputs), for each penalty."""
+    def fitted(self, y: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+        """Predictions (penalties, rows, outputs) on the rows of the fit from y (rows, outputs)."""
         return self._predicted(self.scores, y, alphas)
 
-    def _predicted(
-        self, scores: np.ndarray, y: np.ndarray, alphas: Iterable[float | np.ndarray]
-    ) -> Iterator[np.ndarray]:
-        weights = self.project @ (y - y.mean(axis=0))
-        return (scores @ (weights / (self.values + alpha)) + y.mean(axis=0) for alpha in alphas)
+    def _predicted(self, scores: np.ndarray, y: np.ndarray, alphas: Sequence[float | np.ndarray]) -> np.ndarray:
+        """Predictions (penalties, test rows, outputs): one product, as `scores` may be larger than a cache."""
+        penalties = np.stack([np.broadcast_to(alpha, y.shape[1:]) for alpha in alphas])
+        weights = (self.project @ (y - y.mean(axis=0)))[:, None] / (self.values[:, None, None] + penalties)
+        predicted = (scores @ weights.reshape(len(weights), -1)).reshape(len(scores), *penalties.shape)
+        moved: np.ndarray = np.moveaxis(predicted, 1, 0) + y.mean(axis=0)
+        return moved
 
-    def hat(self, rows: np.ndarray, alpha: float) -> np.ndarray:
-        """Blocks (models, m, m) of the matrix that maps labels to fitted labels, for rows (models, m) of each model."""
-        scores = self.scores[rows] / (self.values[:, 0] + alpha)
-        blocks: np.ndarray = scores @ self.project.T[rows].swapaxes(1, 2) + 1 / len(self.scores)
-        return blocks
+    def hat(self, rows: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+        """Blocks (penalties, models, m, m) of the matrix that maps labels to fitted labels, for rows (models, m)."""
+        scores, project = self.scores[rows], self.project.T[rows].swapaxes(1, 2)
+        blocks: np.ndarray = np.stack([scores / (self.values + alpha) @ project for alpha in alphas])
+        return blocks + 1 / len(self.scores)
 
 
 class LeftOut:
@@ -61,20 +66,19 @@ class LeftOut:
         counts = np.unique(models, return_counts=True)[1]
         starts = np.cumsum(counts) - counts
         self.rows = [order[starts[counts == size][:, None] + np.arange(size)] for size in np.unique(counts)]
-        self.inverse = [[self._inverse(rows, alpha) for rows in self.rows] for alpha in alphas]
+        self.inverse = [self._inverse(rows) for rows in self.rows]
 
-    def _inverse(self, rows: np.ndarray, alpha: float) -> np.ndarray:
-        """(I - H_gg)^-1 (models, m, m) of models with `rows` (models, m)."""
-        parts = np.array_split(rows, 1 + len(rows) // GROUPS)
-        blocks = np.concatenate([self.path.hat(part, alpha) for part in parts])
+    def _inverse(self, rows: np.ndarray) -> np.ndarray:
+        """(I - H_gg)^-1 (penalties, models, m, m) of models with `rows` (models, m)."""
+        parts = np.array_split(rows, 1 + rows.size // CACHED_ROWS)
+        blocks = np.concatenate([self.path.hat(part, self.alphas) for part in parts], axis=1)
         inverse: np.ndarray = np.linalg.pinv(np.eye(rows.shape[1]) - blocks, hermitian=True)
         return inverse
 
     def errors(self, y: np.ndarray) -> np.ndarray:
         """Mean squared errors (penalties, outputs) of y (rows, outputs) on models left out."""
+        residuals = y - self.path.fitted(y, self.alphas)
         errors = np.zeros((len(self.alphas), y.shape[1]))
-        for i, fitted in enumerate(self.path.fitted(y, self.alphas)):
-            residual = y - fitted
-            for rows, inverse in zip(self.rows, self.inverse[i], strict=True):
-                errors[i] += np.sum(np.square(inverse @ residual[rows]), axis=(0, 1))
+        for rows, inverse in zip(self.rows, self.inverse, strict=True):
+            errors += np.sum(np.square(inverse @ residuals[:, rows]), axis=(1, 2))
         return errors / len(y)
