@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from probes.boosting import Boosting, Fit, fit_all
 from probes.bootstrap import keyed
 from probes.feature_sets import Beside, FeatureSet
-from probes.probe import Design, Fit
+from probes.probe import Design
 from probes.problem import Problem, Question, diverged, shuffled_order
 from weightspace.store import SPLITS
 
@@ -65,17 +66,10 @@ def fit(features: FeatureSet, questions: Sequence[Question], seed: int, with_con
         for problem in question.problems:
             problems[problem.division.fold].append(problem)
     for same_fold in problems.values():
-        values = _values(features, same_fold[0])
-        designs: dict[bytes, Design] = {}
-        for problem in same_fold:
-            key = problem.train.tobytes() + problem.val.tobytes()
-            if key not in designs:
-                models = problem.rows.model[problem.train]
-                designs[key] = Design(values[problem.train], models, values[problem.val])
-            name, held_out = problem.target.name, values[problem.test]
-            fits[name].append(_predicted(problem, designs[key], held_out, features.boosted))
-            if with_control:
-                controls[name].append(_permuted(problem, designs[key], held_out, seed))
+        judged = _fold(features, same_fold, seed, with_control)
+        for problem, (predicted, permuted) in zip(same_fold, judged, strict=True):
+            fits[problem.target.name].append(predicted)
+            controls[problem.target.name].append(permuted)
     result = Fitted()
     for question in asked:
         for folds, predictions in ((fits, result.predictions), (controls, result.permuted)):
@@ -84,6 +78,31 @@ def fit(features: FeatureSet, questions: Sequence[Question], seed: int, with_con
                 prediction = Prediction(question, features, probe, metric, both.predicted, float(both.error))
                 predictions.append(prediction)
     return result
+
+
+def _fold(
+    features: FeatureSet, problems: Sequence[Problem], seed: int, with_control: bool
+) -> list[tuple[Fits, Fits]]:
+    """Fits of each of the problems of one division, and those on permuted labels where they are asked for."""
+    values = _values(features, problems[0])
+    designs: dict[bytes, Design] = {}
+    judged: list[tuple[Fits, Fits]] = []
+    tasks: list[tuple[Fits, str, Boosting]] = []
+    for problem in problems:
+        key = problem.train.tobytes() + problem.val.tobytes()
+        if key not in designs:
+            models = problem.rows.model[problem.train]
+            designs[key] = Design(values[problem.train], models, values[problem.val])
+        design, held_out = designs[key], values[problem.test]
+        fits = _predicted(problem, design, held_out)
+        if features.boosted and problem.target.kind == "regression":
+            tasks += [(fits, metric, task) for metric, task in _boosting(problem, design, held_out)]
+        judged.append((fits, _permuted(problem, design, held_out, seed) if with_control else {}))
+    distinct = list({id(task): task for _, _, task in tasks}.values())
+    done = dict(zip(map(id, distinct), fit_all(distinct), strict=True))
+    for fits, metric, task in tasks:
+        fits["gradient_boosting", metric] = done[id(task)]
+    return judged
 
 
 def _joined(question: Question, fits: Sequence[Fits]) -> Fits:
@@ -113,19 +132,28 @@ def _values(features: FeatureSet, problem: Problem) -> np.ndarray:
     return read.values
 
 
-def _predicted(problem: Problem, design: Design, values: np.ndarray, boosted: bool) -> Fits:
-    """Fits for values (num_test, columns) of the probes that suit the target and the features."""
+def _predicted(problem: Problem, design: Design, values: np.ndarray) -> Fits:
+    """Fits for values (num_test, columns) of the linear probe that suits the target."""
     y = problem.y[problem.train]
     if problem.target.kind == "classification":
         return {("logistic", "accuracy"): Fit(design.logistic(y, values), np.array(np.nan))}
-    both = np.stack([problem.y, problem.residual], axis=1).astype(float)
-    labels, labels_val, metrics = both[problem.train], both[problem.val], metrics_of(problem.division.split)
+    labels, labels_val = _labels(problem)
     line = design.ridge(labels, values, labels_val)
-    fits = {("ridge", metric): Fit(line.predicted[:, i], line.error[i]) for metric, i in metrics}
-    if boosted:
-        trees = [design.boosting(labels[:, i], values, labels_val[:, i]) for i in range(2)]
-        fits |= {("gradient_boosting", metric): trees[i] for metric, i in metrics}
-    return fits
+    metrics = metrics_of(problem.division.split)
+    return {("ridge", metric): Fit(line.predicted[:, i], line.error[i]) for metric, i in metrics}
+
+
+def _boosting(problem: Problem, design: Design, values: np.ndarray) -> list[tuple[str, Boosting]]:
+    """Each metric with the fit of boosted trees for values (num_test, columns) that it judges; two may share one."""
+    labels, labels_val = _labels(problem)
+    tasks = [design.boosting(labels[:, i], values, labels_val[:, i]) for i in range(2)]
+    return [(metric, tasks[i]) for metric, i in metrics_of(problem.division.split)]
+
+
+def _labels(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and their residuals within cells: of training rows (num_train, 2) and of validation rows (num_val, 2)."""
+    both = np.stack([problem.y, problem.residual], axis=1).astype(float)
+    return both[problem.train], both[problem.val]
 
 
 def _permuted(problem: Problem, design: Design, values: np.ndarray, seed: int) -> Fits:

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from probes.boosting import Boosting, Fit
 from probes.bundles import Bundles
 from probes.ridge import LeftOut, RidgePath
 
 NUM_FOLDS = 3
 MOST_TREES = 1000
-PATIENCE = 30
-"""Trees without improvement on validation rows after which boosting ends."""
 MANY_COLUMNS = 1000
 """Columns from which on boosted trees read bundles: below, all columns are .00 to .01 of R2 better and cost seconds."""
 # From strong to weak, so that ties go to the stronger penalty.
 RIDGE_ALPHAS = np.logspace(6, -3, 19)
 LOGISTIC_ALPHAS = (1e6, 1e4, 1e3, 1e2, 1e1, 1e0)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Predictions (test rows, ...) of a probe, and its mean squared error (...) on rows that it was not fit on."""
-
-    predicted: np.ndarray
-    error: np.ndarray
 
 
 class Design:
@@ -91,20 +78,10 @@ class Design:
             error = np.mean((y_val - guess) ** 2, axis=0)
         return Fit(predicted, error)
 
-    def boosting(self, y: np.ndarray, values: np.ndarray, y_val: np.ndarray | None = None) -> Fit:
-        """Gradient boosting predictions (test rows) for y (rows) (Friedman, 2001), stopped on validation rows (y_val).
-
-        Without validation rows, a fold of the training models chooses the number of trees, and all rows are fit again.
-        """
+    def boosting(self, y: np.ndarray, values: np.ndarray, y_val: np.ndarray | None = None) -> Boosting:
+        """The task of predicting y (rows) by boosted trees that stop on validation rows (y_val), else on a fold."""
         x, x_val = self.bundled
-        if len(x_val) and y_val is not None:
-            trees, count, error = _stopped(x, y, x_val, y_val)
-        else:
-            fit, held = next(self.folds(NUM_FOLDS))
-            _, count, error = _stopped(x[fit], y[fit], x[held], y[held])
-            trees = _trees(count).fit(x, y)
-        predicted = next(itertools.islice(trees.staged_predict(self.bundles(values)), count - 1, None))
-        return Fit(predicted, np.array(error))
+        return Boosting(x, y, x_val, y_val, next(self.folds(NUM_FOLDS)), self.bundles(values), MOST_TREES)
 
     def logistic(self, y: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Classes (test rows) by logistic regression for classes y (rows)."""
@@ -116,20 +93,3 @@ class Design:
             warnings.simplefilter("ignore", ConvergenceWarning)
             predicted: np.ndarray = search.fit(self.x, y).predict(self.scaler.transform(values))
             return predicted
-
-
-def _stopped(
-    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray
-) -> tuple[HistGradientBoostingRegressor, int, float]:
-    """Trees grown until validation rows no longer gain from more, the best number of them, and its squared error."""
-    trees = _trees(MOST_TREES, early_stopping=True, n_iter_no_change=PATIENCE, tol=0.0)
-    trees.fit(x, y, X_val=x_val, y_val=y_val)
-    # The scores are minus half the mean squared error, of no tree first.
-    errors = -2 * trees.validation_score_[1:]
-    return trees, 1 + int(np.argmin(errors)), float(np.min(errors))
-
-
-def _trees(count: int, **stopping: Any) -> HistGradientBoostingRegressor:
-    """Boosted trees, at most `count`; each split looks at a fifth of the columns, so that trees differ."""
-    settings = {"learning_rate": 0.07, "max_leaf_nodes": 15, "max_bins": 64, "max_features": 0.2, "random_state": 0}
-    return HistGradientBoostingRegressor(max_iter=count, **settings, **{"early_stopping": False, **stopping})

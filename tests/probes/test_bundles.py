@@ -64,7 +64,7 @@ def test_boosting_reads_bundles_of_many_columns_and_every_one_of_few(monkeypatch
     monkeypatch.setattr(probe, "MANY_COLUMNS", 12)
     many = Design(values[:200], np.arange(200), values[200:250])
     assert [part.shape for part in many.bundled] == [(200, 9), (50, 9)]
-    assert many.boosting(y[:200], values[250:], y[200:250]).predicted.shape == (50,)
+    assert many.boosting(y[:200], values[250:], y[200:250]).fit().predicted.shape == (50,)
 
 
 def test_trees_on_bundles_are_no_worse_than_on_all_columns():

@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
-from probes import bootstrap, probe
+from probes import boosting, bootstrap, probe
 from probes.bootstrap import Resamples
 from probes.evaluation import evaluate
 from probes.feature_sets import Baseline, Embedding, FeatureSet
@@ -199,7 +199,7 @@ def test_columns_that_are_constant_in_training_have_no_say():
     assert (Design(values, models).ridge(y, wild).predicted == Design(values, models).ridge(y, x_test).predicted).all()
     nothing = Design(np.ones((60, 2)), models)
     assert nothing.ridge(y, x_test[:, :2]).predicted == pytest.approx(np.full((5, 1), y.mean()))
-    assert np.ptp(nothing.boosting(y[:, 0], x_test[:, :2]).predicted) == 0
+    assert np.ptp(nothing.boosting(y[:, 0], x_test[:, :2]).fit().predicted) == 0
 
 
 def test_bootstrap_values_equal_those_of_the_rows_drawn():
@@ -292,7 +292,7 @@ def test_gradient_boosting_finds_what_a_line_cannot(monkeypatch):
     values = generator.uniform(-1, 1, size=(600, 4))
     y, models = values[:, 0] * values[:, 1], np.repeat(np.arange(300), 2)
     design = Design(values[:500], models[:500])
-    boosted = design.boosting(y[:500], values[500:]).predicted
+    boosted = design.boosting(y[:500], values[500:]).fit().predicted
     line = design.ridge(y[:500, None], values[500:]).predicted[:, 0]
     assert r2_score(y[500:], boosted) > 0.5
     assert r2_score(y[500:], line) < 0.1
@@ -314,14 +314,14 @@ def test_boosting_stops_where_validation_models_gain_no_more(monkeypatch):
     values = generator.normal(size=(300, 5))
     y, models = np.sin(2 * values[:, 0]) + 0.5 * generator.normal(size=300), np.repeat(np.arange(150), 2)
     train, val, test = slice(0, 160), slice(160, 230), slice(230, 300)
-    fit = Design(values[train], models[train], values[val]).boosting(y[train], values[test], y[val])
+    fit = Design(values[train], models[train], values[val]).boosting(y[train], values[test], y[val]).fit()
     scaler = StandardScaler().fit(values[train])
-    trees = probe._trees(400).fit(scaler.transform(values[train]), y[train])
+    trees = boosting.make_trees(400).fit(scaler.transform(values[train]), y[train])
     errors = [np.mean((y[val] - guess) ** 2) for guess in trees.staged_predict(scaler.transform(values[val]))]
     (best,) = np.flatnonzero(np.isclose(errors, fit.error, rtol=1e-9))
     # No tree before was better, nor any within the patience after it.
-    assert 5 < best < 399 - probe.PATIENCE
-    assert best == np.argmin(errors[: best + probe.PATIENCE])
+    assert 5 < best < 399 - boosting.PATIENCE
+    assert best == np.argmin(errors[: best + boosting.PATIENCE])
     for place, guess in enumerate(trees.staged_predict(scaler.transform(values[test]))):
         if place == best:
             assert fit.predicted == pytest.approx(guess)

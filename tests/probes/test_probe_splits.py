@@ -61,7 +61,7 @@ class Recorded(Design):
         return super().ridge(y, values, y_val)
 
     def boosting(self, y, values, y_val=None):
-        fit = super().boosting(y, self.values, y_val)
+        fit = super().boosting(y, self.values, y_val).fit()
         self.made.append([y, fit.predicted, fit.error])
         return super().boosting(y, values, y_val)
 
