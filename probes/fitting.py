@@ -58,23 +58,20 @@ class Fitted:
 def fit(features: FeatureSet, questions: Sequence[Question], seed: int, with_control: bool) -> Fitted:
     """Predict the test rows of every question from features, fold by fold."""
     problems: dict[int | None, list[Problem]] = defaultdict(list)
-    fits: dict[str, list[Fits]] = defaultdict(list)
-    controls: dict[str, list[Fits]] = defaultdict(list)
+    judged: dict[int, tuple[Fits, Fits]] = {}
     # Nothing is compared with what an embedding and a baseline together know of classes.
     asked = [q for q in questions if q.target.kind == "regression" or not isinstance(features, Beside)]
     for question in asked:
         for problem in question.problems:
             problems[problem.division.fold].append(problem)
     for same_fold in problems.values():
-        judged = _fold(features, same_fold, seed, with_control)
-        for problem, (predicted, permuted) in zip(same_fold, judged, strict=True):
-            fits[problem.target.name].append(predicted)
-            controls[problem.target.name].append(permuted)
+        judged |= zip(map(id, same_fold), _fold(features, same_fold, seed, with_control), strict=True)
     result = Fitted()
     for question in asked:
-        for folds, predictions in ((fits, result.predictions), (controls, result.permuted)):
-            joined = _joined(question, folds[question.target.name])
-            for (probe, metric), both in joined.items():
+        # A target may lack a fold that another has, so that folds were judged in another order than the question's.
+        folds = [judged[id(problem)] for problem in question.problems]
+        for side, predictions in enumerate((result.predictions, result.permuted)):
+            for (probe, metric), both in _joined(question, [fold[side] for fold in folds]).items():
                 prediction = Prediction(question, features, probe, metric, both.predicted, float(both.error))
                 predictions.append(prediction)
     return result
