@@ -27,8 +27,8 @@ class LengthGeneralisation(Label):
                 name="longer_score",
                 unit="task score, at most 1, higher is better",
                 definition=f"The task's score on {SEQUENCES['test']} held-out sequences of the model's own task with "
-                f"{TIMES} times its `num_steps`. Null where the task has no such parameter, or cannot be as long; compare with "
-                "`score`.",
+                f"{TIMES} times its `num_steps`. Null where the task has no such parameter, or cannot be as long; "
+                "compare with `score`.",
                 source="the task's definition",
             ),
         )
