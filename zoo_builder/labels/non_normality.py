@@ -53,6 +53,7 @@ def _column(prefix: str, of: str) -> LabelColumn:
     return LabelColumn(
         name=f"{prefix}_henrici",
         unit="share of the norm",
-        definition=f"sqrt(||A||_F^2 - sum |l|^2) / ||A||_F, l the eigenvalues of A, {of}; 0 if normal, 1 if nilpotent.",
+        definition=f"sqrt(||A||_F^2 - sum |l|^2) / ||A||_F, l the eigenvalues of A, {of}; 0 if normal, 1 if nilpotent, "
+        "null if 0.",
         source="Henrici, Numerische Mathematik 1962",
     )

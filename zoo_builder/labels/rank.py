@@ -19,6 +19,7 @@ FORMULAS = {
     "stable_rank": "sum s^2 / max s^2",
     "participation_ratio": "(sum s^2)^2 / sum s^4",
 }
+NULL = "Null where all s are 0."
 STATE_FORMULAS = {
     "effective_rank": "exp(entropy of l / sum l)",
     "stable_rank": "sum l / max l",
@@ -37,12 +38,13 @@ class Rank(Label):
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         states = f"divided by the state size; l are the eigenvalues of the covariance of the states on {DRIVE}"
-        found = [_column("state", kind, f"{STATE_FORMULAS[kind]} {states}.") for kind in FORMULAS]
+        still = "Null where states vary by rounding alone."
+        found = [_column("state", kind, f"{STATE_FORMULAS[kind]} {states}. {still}") for kind in FORMULAS]
         jacobian = f"divided by the state size; s are the singular values of the mean of the {JACOBIANS}"
-        found += [_column("jacobian", kind, f"{FORMULAS[kind]} {jacobian}.") for kind in FORMULAS]
+        found += [_column("jacobian", kind, f"{FORMULAS[kind]} {jacobian}. {NULL}") for kind in FORMULAS]
         for prefix, row in rows_of_recurrent(spec).items():
             weights = f"divided by its size; s are the singular values of {in_words(row)} as the function uses it"
-            found += [_column(prefix, kind, f"{FORMULAS[kind]} {weights}.") for kind in FORMULAS]
+            found += [_column(prefix, kind, f"{FORMULAS[kind]} {weights}. {NULL}") for kind in FORMULAS]
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
