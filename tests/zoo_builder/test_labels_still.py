@@ -1,4 +1,4 @@
-"""Labels of models whose states stand still but for rounding, and medians of few units."""
+"""Labels at the edges: states that stand still but for rounding, medians of few units, spectra that are not found."""
 
 import math
 
@@ -9,10 +9,14 @@ from weightspace.families.elman import Elman
 from weightspace.families.gru import GRU
 from weightspace.families.leaky import Leaky
 from weightspace.families.lru import LRU
+from weightspace.families.lstm import LSTM
 from zoo_builder import labels
 from zoo_builder.labels import Driven
 from zoo_builder.labels.activity import dimension
 from zoo_builder.labels.network_timescale import network_timescales
+from zoo_builder.labels.sparsity import participation
+from zoo_builder.labels.spectra import or_nan, spectral_radius
+from zoo_builder.labels.waves import waves
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.members import Members
 
@@ -83,3 +87,46 @@ def test_the_median_time_scale_of_two_units_is_between_them():
     found = labels.measure(["NetworkTimescale"], family, params, None, members)["network_timescale_median"]
     torch.testing.assert_close(found, each.mean(1))
     assert found[0].item() > 2 * -1 / math.log(1 - 1 / 2)
+
+
+def unless_7(matrix):
+    if bool((matrix == 7).any()):
+        raise torch.linalg.LinAlgError("it does not converge")
+    return torch.linalg.eigvals(matrix)
+
+
+def test_a_matrix_without_convergence_spares_the_others():
+    matrices = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.eigvals(matrices)
+    matrices[1, 2, 0, 0] = 7
+    found = or_nan(unless_7, matrices)
+    assert found.isnan().all(-1).nonzero().tolist() == [[1, 2]]
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1, :2], expected[1, :2])
+
+
+def test_labels_of_spectra_are_null_where_a_routine_does_not_converge(monkeypatch):
+    real = torch.linalg.eig
+    monkeypatch.setattr(torch.linalg, "eig", lambda m: (unless_7(m), real(m)[1]))
+    matrices = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = participation(matrices[:1]), waves(matrices[:1])
+    matrices[1, 0, 0] = 7
+    found = participation(matrices)
+    assert all(column.isnan().tolist() == [False, True] for column in found.values())
+    assert all(torch.equal(found[name][:1], column) for name, column in alone[0].items())
+    whole = torch.linalg.eigvals
+    monkeypatch.setattr(torch.linalg, "eigvals", lambda m: whole(m) if not bool((m == 7).any()) else unless_7(m))
+    assert waves(matrices)["persistent_eigenvalues"].isnan().tolist() == [False, True]
+    assert spectral_radius(matrices).isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_with_huge_params_does_not_stop_the_labels_of_the_others(method):
+    family, ids = LSTM(input_size=2, hidden_size=4, output_size=2), ["a", "b", "c"]
+    params = fresh_params(family, 0, ids)
+    scales = torch.tensor([1.0, 1e20, 1e37])
+    huge = {name: value * scales.reshape(-1, *[1] * (value.dim() - 1)) for name, value in params.items()}
+    names = ["FixedPoints", "Dynamics", "SlowestRate"]
+    found = labels.measure(names, family, huge, None, Members(0, ids), method)
+    alone = labels.measure(names, family, params, None, Members(0, ids), method)
+    assert all(torch.equal(found[name][:1], alone[name][:1]) for name in found)

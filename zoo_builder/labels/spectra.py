@@ -110,8 +110,7 @@ def singular_values(matrices: Tensor, method: Method) -> Tensor:
         from weightspace.rollout.native.matrices import native_singular_values
 
         return native_singular_values(matrices)
-    values: Tensor = torch.linalg.svdvals(matrices)
-    return values
+    return or_nan(torch.linalg.svdvals, matrices)
 
 
 def spectral_radius(matrices: Tensor, method: Method = "stacked") -> Tensor:
@@ -129,10 +128,20 @@ def spectral_radius(matrices: Tensor, method: Method = "stacked") -> Tensor:
 def eigenvalues(matrices: Tensor) -> Tensor:
     """Eigenvalues (..., n), complex, of matrices (..., n, n), where these are; found on the CPU.
 
-    For matrices without symmetry GPUs have no routine that takes many small ones at once.
+    For matrices without symmetry GPUs have no routine that takes many small ones at once. NaN of a matrix for which the
+    routine does not converge, as of numbers some hundred orders of magnitude apart.
     """
-    values: Tensor = torch.linalg.eigvals(matrices.cpu()).to(matrices.device)
-    return values
+    return or_nan(torch.linalg.eigvals, matrices.cpu()).to(matrices.device)
+
+
+def or_nan(routine: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """What a routine finds of matrices (..., row, col), NaN of those for which it does not converge."""
+    try:
+        return routine(matrices)
+    except torch.linalg.LinAlgError:
+        if matrices.dim() == 2:
+            return torch.full_like(routine(torch.zeros_like(matrices)), torch.nan)
+        return torch.stack([or_nan(routine, each) for each in matrices])
 
 
 def finite_only(matrices: Tensor) -> tuple[Tensor, Tensor]:
