@@ -117,8 +117,8 @@ def participation(matrices: Tensor) -> dict[str, Tensor]:
     several = (equal.sum(2) > 1).any(1) & known
     for model in several.nonzero().flatten().tolist():
         ratios[model] = of_equal(ratios[model], equal[model], vectors[model])
-    values = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
-    return {name: torch.where(known, value, torch.nan) for name, value in values.items()}
+    columns = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
+    return {name: torch.where(known, column, torch.nan) for name, column in columns.items()}
 
 
 def eigenpairs(matrices: Tensor) -> Tensor:

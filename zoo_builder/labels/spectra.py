@@ -138,7 +138,7 @@ def or_nan(routine: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
     """What a routine finds of matrices (..., row, col), NaN of those for which it does not converge."""
     try:
         return routine(matrices)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in its list of names
         if matrices.dim() == 2:
             return torch.full_like(routine(torch.zeros_like(matrices)), torch.nan)
         return torch.stack([or_nan(routine, each) for each in matrices])
