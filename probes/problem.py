@@ -21,8 +21,8 @@ from weightspace.store import SPLITS, Division, cell_codes, cell_means, codes, s
 
 COLUMNS = ("model_id", "step", "family", "family_config", "task", "hidden_size", "status")
 SPLIT_COLUMNS = tuple(rule.column for rule in SPLITS.values())
-# Sums of squares of larger numbers are not finite.
-LARGEST = 1e100
+# Boosted trees take gradients in float32, where those of much larger numbers are infinite and nothing is learned.
+LARGEST = 1e30
 
 
 class NotEnoughError(ValueError):
@@ -169,13 +169,14 @@ def diverged(rows: Rows) -> np.ndarray:
 
 
 def _labels(table: pa.Table, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Raw labels (rows), which of them are missing (rows) and which are not finite (rows), squares being taken."""
+    """Raw labels (rows), which of them are missing (rows) and which are infinite or too large (rows)."""
     if target.kind == "classification":
         column = table.column(target.name)
         missing = np.array(column.is_null())
         return np.array([str(value) for value in column.to_pylist()], dtype=object), missing, np.zeros_like(missing)
     values = target.numbers(table)
-    return values, np.isnan(values), np.abs(values) > LARGEST
+    bounded = np.clip(values, target.low, target.high) if target.transform == "clip" else values
+    return values, np.isnan(values), np.isinf(values) | (np.abs(bounded) > LARGEST)
 
 
 def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:

@@ -88,7 +88,8 @@ def measure(
     not apply.
 
     Models are driven by `inputs` (sequences, time, input), else by standard normal noise of `seed`; labels that need a
-    task, such as a score, do not apply. Those that a zoo stores are in its `table`.
+    task, such as a score, do not apply. Those that a zoo stores are in its `table`. A `backward` direction reads inputs
+    as they stand, too: give it reversed ones, as `zoo-builder import` does.
     """
     import pandas as pd
 

@@ -21,7 +21,10 @@ CHUNK = 256
 """Models described at a time."""
 OF_COVARIANCES = ("state_effective_rank", "state_participation_ratio", "state_stable_rank", "activity_dimension")
 """Labels that are functions of the eigenvalues of the covariance of driven states."""
-OF_FADING = ("memory_decay_rate", "memory_half_life", "memory_decay_fit", "lyapunov_1", "gradient_log_slope")
+OF_FADING = (
+    *("memory_decay_rate", "memory_half_life", "memory_decay_fit"),
+    *("largest_lyapunov", "lyapunov_1", "gradient_log_slope"),
+)
 """Labels of how fast products of Jacobians, which carry a small kick on, grow or fade."""
 
 

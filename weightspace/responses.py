@@ -28,8 +28,9 @@ MOST_NUMBERS = 2**24
 """Numbers of states kept at a time, which bounds memory."""
 LARGEST, SMALLEST = 1e30, 1e-12
 """Numbers beyond are taken for these: a model whose states grow without bound still has finite features."""
-ADJACENT = OF_COVARIANCES + OF_FADING
-"""Labels that are functions of what is measured here, on other inputs: covariances of states, fading of kicks."""
+ADJACENT = (*OF_COVARIANCES, *OF_FADING, "autocorrelation_time")
+"""Labels that are functions of what is measured here, on other inputs: covariances and autocorrelations of states,
+fading of kicks."""
 
 
 def responses_of(zoo: Zoo) -> Columns:

@@ -90,9 +90,18 @@ class Contents(NamedTuple):
 
 
 def _contents(readings: Iterator[Reading], recorded: Tensor | None) -> Contents:
-    """What a folder holds; ValueError where a model is not finite, or reads other inputs than the recorded ones."""
-    contents = Contents({}, set())
+    """What a folder holds.
+
+    ValueError where a model is not finite, reads other inputs than the recorded ones, or is called like another.
+    """
+    contents, names = Contents({}, set()), set[str]()
     for reading in readings:
+        if reading.name in names:
+            raise ValueError(
+                f"Two models are called '{reading.name}': a file has that name, and so has a module of another file "
+                "behind the name of its file. Rename one of the files."
+            )
+        names.add(reading.name)
         as_float32(reading)
         _refuse_misfit(reading, recorded)
         contents.models.setdefault(reading.family, []).append(reading.name)

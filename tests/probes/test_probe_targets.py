@@ -159,3 +159,14 @@ def test_shuffling_moves_whole_models_and_within_cells_keeps_each_cell(within_ce
         for one in np.unique(model):
             assert len(set(model[order][model == one])) == 1
     assert np.mean(model[order] == model) < 0.2
+
+
+def test_labels_too_large_for_boosted_trees_are_left_out_unless_they_are_clipped():
+    label = np.arange(120.0)
+    label[:4] = 1e45
+    rows = read_rows(make_table(label=label))
+    plain, clipped = Target(name="label"), Target(name="label", transform="clip", low=0, high=60)
+    problem = pose(rows, clipped, in_distribution(rows))
+    counted = sum(row < 4 for row in [*problem.train, *problem.test])
+    assert pose(rows, plain, in_distribution(rows)).excluded["not_finite"] == counted > 0
+    assert (problem.excluded["not_finite"], problem.y.max()) == (0, 60)

@@ -8,7 +8,7 @@ from tests.weightspace.zoos import write_zoo
 from weightspace import responses
 from weightspace.families import available
 from weightspace.families.elman import Elman
-from weightspace.responses import described, responses_of
+from weightspace.responses import ADJACENT, described, responses_of
 from weightspace.store import Stack, open_zoo
 
 FAMILIES = [kind.examples()[0] for kind in available().values()]
@@ -78,3 +78,7 @@ def test_every_model_of_a_zoo_has_responses_to_random_inputs_and_to_its_task(tmp
     for kind in ("random", "task"):
         assert columns.present[:, columns.names.index(f"{kind}.states.entropy_rank")].all()
     assert not np.allclose(columns.values[0], columns.values[1])
+
+
+def test_every_label_of_the_growth_of_kicks_and_of_the_autocorrelation_of_states_is_marked():
+    assert {"largest_lyapunov", "lyapunov_1", "memory_decay_rate", "autocorrelation_time"} <= set(ADJACENT)

@@ -296,7 +296,8 @@ def test_a_tiny_zoo_trains_the_loss_falls_and_files_name_adjacent_labels(tmp_pat
     assert loss(trained) < 0.9 * loss(fresh)
     said = torch.load(best, weights_only=True)["weightspace"]
     adjacent = ["state_effective_rank", "state_participation_ratio", "state_stable_rank", "activity_dimension"]
-    adjacent += ["memory_decay_rate", "memory_half_life", "memory_decay_fit", "lyapunov_1", "gradient_log_slope"]
+    adjacent += ["memory_decay_rate", "memory_half_life", "memory_decay_fit"]
+    adjacent += ["largest_lyapunov", "lyapunov_1", "gradient_log_slope"]
     assert (said["learned_with"], said["label_adjacent"]) == ("no_labels", adjacent)
     with safetensors.safe_open(embed(best, zoo, tmp_path / "e.safetensors"), framework="pt") as file:
         assert json.loads(file.metadata()["weightspace"])["label_adjacent"] == adjacent

@@ -72,3 +72,16 @@ def test_unknown_text_and_empty_targets_are_refused():
         read_labels(made, [Target(name="label")], np.zeros(3, dtype=bool))
     with pytest.raises(ValueError, match="low must be below high"):
         Target(name="label", low=1.0, high=1.0)
+
+
+def test_labels_beyond_float32_do_not_apply_unless_they_are_clipped():
+    made, train = table([1.0, 2.0, 3.0, 1e60, -1e60]), np.ones(5, dtype=bool)
+    kept = read_labels(made, [Target(name="label", quantile=0.0)], train).values[:, 0]
+    np.testing.assert_array_equal(kept, [1.0, 2.0, 3.0, np.nan, np.nan])
+    bounded = Target(name="label", low=-10.0, high=10.0, quantile=0.0)
+    np.testing.assert_array_equal(read_labels(made, [bounded], train).values[:, 0], [1.0, 2.0, 3.0, 10.0, -10.0])
+
+
+def test_cells_do_not_differ_by_the_size_of_the_start_that_a_task_gives():
+    configs = [json.dumps({"hidden_size": 4, "input_size": 1, "output_size": n, "start_size": n}) for n in (8, 16)]
+    assert cell_codes(table([1.0, 2.0], family_config=configs)).tolist() == [0, 0]

@@ -136,3 +136,13 @@ def test_imported_models_are_neither_built_nor_repaired(zoo, tmp_path):
         build({key: value for key, value in recipe.items() if key != "models"}, tmp_path / "zoo")
     with pytest.raises(ValueError, match="were trained elsewhere"):
         repair(zoo[0])
+
+
+def test_two_models_of_one_name_are_refused_by_that_name(tmp_path):
+    both = nn.ModuleDict({"encoder": nn.GRU(2, 4), "decoder": nn.GRU(2, 4)})
+    (tmp_path / "files").mkdir()
+    safetensors.torch.save_file(both.state_dict(), tmp_path / "files" / "a.safetensors")
+    safetensors.torch.save_file(nn.GRU(2, 4).state_dict(), tmp_path / "files" / "a.encoder.safetensors")
+    with pytest.raises(ValueError, match=r"Two models are called 'a\.encoder': a file has that name"):
+        bring(tmp_path / "files", tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()

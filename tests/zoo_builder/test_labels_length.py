@@ -8,6 +8,7 @@ from weightspace.families.elman import Elman
 from zoo_builder import labels
 from zoo_builder.learning.base import fresh_params
 from zoo_builder.members import Members
+from zoo_builder.tasks.char_language import CharLanguage
 from zoo_builder.tasks.delayed_recall import DelayedRecall
 from zoo_builder.tasks.tiled_digits import TiledDigits
 
@@ -44,3 +45,13 @@ def test_a_task_of_one_length_has_no_longer_score():
     found = measure(family, fresh_params(family, 0, ["a", "b"]), task)
     assert found["longer_score"].isnan().all()
     assert not found["score"].isnan().any()
+
+
+def test_a_text_too_short_for_longer_windows_leaves_no_score(tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("to be or not to be, that is the question. " * 15)
+    task = CharLanguage(path=str(path), num_steps=40)
+    family = Elman(input_size=task.input_size, hidden_size=4, output_size=task.output_size)
+    found = measure(family, fresh_params(family, 0, ["a", "b"]), task)
+    assert found["longer_score"].isnan().all()
+    assert found["score"].isfinite().all()

@@ -67,3 +67,16 @@ def test_memory_agrees_with_a_loop_over_starts_and_lags():
         left = np.var(norms - (slope * lags + offset))
         assert measured["memory_decay_rate"][m].item() == pytest.approx(-slope)
         assert measured["memory_decay_fit"][m].item() == pytest.approx(1 - left / np.var(norms))
+
+
+@pytest.mark.parametrize("method", ["stacked", "native"])
+def test_norms_that_differ_by_the_rounding_of_params_are_all_alike(method):
+    family, ids = Linear(input_size=1, hidden_size=3, output_size=1), ["a", "b", "c"]
+    slow = math.exp(-1e-4)
+    matrices = torch.stack([rotation(), -rotation().T, slow * rotation()]).float()
+    params = fresh_params(family, 0, ids) | {"a": matrices}
+    measured = labels.measure(["Memory"], family, params, None, Members(0, ids), method)
+    assert measured["memory_decay_rate"].tolist() == pytest.approx([0, 0, 1e-4], abs=1e-6)
+    assert measured["memory_half_life"].isnan().tolist() == [True, True, False]
+    assert measured["memory_decay_fit"].isnan().tolist() == [True, True, False]
+    assert measured["memory_decay_fit"][2].item() == pytest.approx(1, abs=1e-4)

@@ -13,6 +13,9 @@ import pyarrow as pa
 from weightspace.components.discovery import check_fields, refuse_unknown_fields
 from weightspace.store import LabelColumn, cell_codes, cell_means, refuse_missing_column
 
+LARGEST = 1e30
+"""Largest number that counts: batches hold labels in float32, where differences of much larger ones are infinite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target(LabelColumn):
@@ -69,7 +72,8 @@ def read_labels(
 
 def _column(table: pa.Table, target: Target) -> np.ndarray:
     values = target.numbers(table)
-    return np.where(np.isfinite(values) & ~target.left_out(table), values, np.nan)
+    usable = np.isfinite(values) & (np.abs(np.clip(values, target.low, target.high)) <= LARGEST)
+    return np.where(usable & ~target.left_out(table), values, np.nan)
 
 
 def _bounded(values: np.ndarray, target: Target, train: np.ndarray) -> np.ndarray:

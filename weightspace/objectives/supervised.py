@@ -14,6 +14,9 @@ from weightspace.data.targets import Target
 from weightspace.encoders.base import Encoder
 from weightspace.objectives.base import Metrics, Objective
 
+ROUNDING = 1e-6
+"""Spread, as a share of the largest label, below which differences of labels are rounding."""
+
 
 class Supervised(Objective):
     """Predict labels from embeddings, each in two columns.
@@ -67,14 +70,16 @@ class Supervised(Objective):
     def fit_scales(self, training: Training) -> None:
         """Mean and standard deviation of each target and of its residuals within cells."""
         residuals = training.targets - training.cell_means
+        largest = training.targets.nan_to_num(0.0).abs().amax(0)
         for index, values in enumerate((training.targets, residuals)):
             known = ~values.isnan()
             count = known.sum(0).clamp(min=1)
             mean = values.nan_to_num(0.0).sum(0) / count
             deviation = torch.where(known, values - mean, 0.0)
             scale = torch.sqrt(deviation.square().sum(0) / count)
-            # A label that is constant (in its cells) has nothing to teach; what rounding leaves must not be blown up.
-            constant = scale <= 1e-9 * values.nan_to_num(0.0).abs().amax(0)
+            # A label that is constant (in its cells) has nothing to teach; what rounding leaves must not be blown up,
+            # and batches hold labels in float32.
+            constant = scale <= ROUNDING * largest
             self.mean[index].copy_(mean)
             self.scale[index].copy_(torch.where(constant, 1.0, scale))
 

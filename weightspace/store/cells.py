@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-TASK_SIZES = ("input_size", "output_size")
+TASK_SIZES = ("input_size", "output_size", "start_size")
 """Sizes that follow from the task's parameters, which may vary inside a cell."""
 
 

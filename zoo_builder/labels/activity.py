@@ -11,7 +11,7 @@ from torch import Tensor
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import DRIVE, WINDOW, Driven
-from zoo_builder.labels.spectra import finite_only
+from zoo_builder.labels.spectra import FLAT, finite_only, vary
 
 SHARE = 0.9
 """Share of the variance that the counted directions must explain."""
@@ -59,7 +59,7 @@ def dimension(samples: Tensor) -> Tensor:
     total = values.sum(1, keepdim=True)
     # A sum that just reaches the share counts, whatever its rounding.
     count = 1 + (values.cumsum(1) < (SHARE - 1e-9) * total).sum(1)
-    return torch.where(total[:, 0] > 0, count.to(values.dtype), torch.nan)
+    return torch.where(vary(samples), count.to(values.dtype), torch.nan)
 
 
 def autocorrelation(states: Tensor) -> Tensor:
@@ -70,8 +70,7 @@ def autocorrelation(states: Tensor) -> Tensor:
     num_steps = states.shape[1]
     centred = states - states.mean((1, 2), keepdim=True)
     variance = centred.square().mean((1, 2))
-    # What rounding leaves of a constant is no variance.
-    varies = variance > 1e-24
+    varies = variance > FLAT
     found = []
     for lag in range(MAX_LAG + 1):
         covariance = (centred[:, : num_steps - lag] * centred[:, lag:]).mean((1, 2))

@@ -51,7 +51,9 @@ class FixedPoints(Label):
         located = locate(driven)
         count = located.chosen.sum(1).double()
         stable = (located.chosen & located.stable).sum(1)
-        found = {"num_fixed_points": count, "fixed_points_stable_share": stable / count}
+        known = (located.eigenvalues.isfinite().all(-1) | ~located.chosen).all(1)
+        share = torch.where(known, stable / count, torch.nan)
+        found = {"num_fixed_points": count, "fixed_points_stable_share": share}
         return {name: torch.where(located.finite, value, torch.nan) for name, value in found.items()}
 
 

@@ -27,7 +27,8 @@ class LengthGeneralisation(Label):
                 name="longer_score",
                 unit="task score, at most 1, higher is better",
                 definition=f"The task's score on {SEQUENCES['test']} held-out sequences of the model's own task with "
-                f"{TIMES} times its `num_steps`. Null where the task has no such parameter; compare with `score`.",
+                f"{TIMES} times its `num_steps`. Null where the task has no such parameter, or cannot be as long; "
+                "compare with `score`.",
                 source="the task's definition",
             ),
         )
@@ -42,7 +43,11 @@ class LengthGeneralisation(Label):
 
 
 def _longer(task: Task | None) -> Task | None:
-    """The task with longer sequences, None where its length is not one of its fields."""
+    """The task with longer sequences, None where its length is not one of its fields, or cannot be so long."""
     if task is None or "num_steps" not in task.config:
         return None
-    return dataclasses.replace(task, num_steps=TIMES * task.num_steps)  # type: ignore[call-arg]
+    try:
+        return dataclasses.replace(task, num_steps=TIMES * task.num_steps)  # type: ignore[call-arg]
+    except ValueError:
+        # A text, say, may be too short: no reason to lose the labels of models that have learned already.
+        return None

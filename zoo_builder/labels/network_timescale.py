@@ -54,7 +54,7 @@ class NetworkTimescale(Label):
         mean = timescales.nanmean(1)
         return {
             "network_timescale_mean": mean,
-            "network_timescale_median": timescales.nanmedian(1).values,
+            "network_timescale_median": timescales.nanquantile(0.5, dim=1),
             "network_timescale_spread": (timescales - mean[:, None]).square().nanmean(1).sqrt(),
         }
 

@@ -43,7 +43,9 @@ def henrici(matrices: Tensor) -> Tensor:
     finite = finite & (largest > 0)
     scaled = usable / torch.where(finite, largest, 1)[:, None, None]
     squares = scaled.square().sum((1, 2))
-    left = squares - eigenvalues(scaled).abs().square().sum(1)
+    values = eigenvalues(scaled)
+    finite = finite & values.isfinite().all(1)
+    left = squares - values.abs().square().sum(1)
     rounding = ROUNDING * matrices.shape[-1] * torch.finfo(torch.float64).eps * squares
     left = torch.where(left > rounding, left, 0)
     return torch.where(finite, (left / squares).sqrt(), torch.nan)
@@ -53,6 +55,7 @@ def _column(prefix: str, of: str) -> LabelColumn:
     return LabelColumn(
         name=f"{prefix}_henrici",
         unit="share of the norm",
-        definition=f"sqrt(||A||_F^2 - sum |l|^2) / ||A||_F, l the eigenvalues of A, {of}; 0 if normal, 1 if nilpotent.",
+        definition=f"sqrt(||A||_F^2 - sum |l|^2) / ||A||_F, l the eigenvalues of A, {of}; 0 if normal, 1 if nilpotent, "
+        "null if 0.",
         source="Henrici, Numerische Mathematik 1962",
     )

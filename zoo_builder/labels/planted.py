@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn, rows_of_recurrent
 from zoo_builder.labels.driven import Driven
+from zoo_builder.labels.spectra import eigenvalues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class SpectralAbscissa(Label):
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
         matrix = driven.effective[recurrent_matrix(driven.family.effective_spec, type(self).__name__)]
-        return {"spectral_abscissa": torch.linalg.eigvals(matrix.double()).real.amax(-1)}
+        return {"spectral_abscissa": eigenvalues(matrix.double()).real.amax(-1)}
 
 
 def recurrent_matrix(spec: WeightSpec, label: str) -> str:

@@ -13,7 +13,7 @@ from weightspace.rollout.tangents import flatten, unflatten
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn
 from zoo_builder.labels.driven import DRIVE, TRAJECTORIES, Driven
-from zoo_builder.labels.spectra import finite_only, participation_ratio
+from zoo_builder.labels.spectra import FLAT, finite_only, participation_ratio
 
 SETTLING = 100
 """Steps without input before the first that counts."""
@@ -65,10 +65,11 @@ class Quiescence(Label):
         wide = asleep.flatten(1, 2)
         centred = wide - wide.mean(1, keepdim=True)
         spread = torch.linalg.eigvalsh(centred.mT @ centred / centred.shape[1]).clamp(min=0)
-        moving = spread.sum(1) > AT_REST * awake.flatten(1, 2).var(1, correction=0).sum(1)
+        driven_spread = awake.flatten(1, 2).var(1, correction=0).sum(1)
+        moving = spread.sum(1) > torch.maximum(AT_REST * driven_spread, FLAT * mean_square(asleep))
         columns = {
-            "quiescent_variance": variance_within(asleep) / _above_0(variance_within(awake)),
-            "quiescent_speed": speed(asleep) / _above_0(speed(awake)),
+            "quiescent_variance": variance_within(asleep) / _above(variance_within(awake), FLAT * mean_square(awake)),
+            "quiescent_speed": speed(asleep) / _above(speed(awake), (FLAT * mean_square(awake)).sqrt()),
             "quiescent_participation_ratio": torch.where(
                 moving, participation_ratio(spread) / spread.shape[1], torch.nan
             ),
@@ -97,5 +98,11 @@ def speed(states: Tensor) -> Tensor:
     return distance
 
 
-def _above_0(value: Tensor) -> Tensor:
-    return torch.where(value > 0, value, torch.nan)
+def mean_square(states: Tensor) -> Tensor:
+    """Mean squared length (models,) of states (models, time, trajectory, state)."""
+    return states.square().sum(-1).mean((1, 2))
+
+
+def _above(value: Tensor, rounding: Tensor) -> Tensor:
+    """The value (models,), NaN where it is what rounding may leave of 0."""
+    return torch.where(value > rounding, value, torch.nan)

@@ -10,13 +10,16 @@ from torch import Tensor
 from weightspace.spec import WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn, in_words, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import DRIVE, JACOBIANS, Driven
-from zoo_builder.labels.spectra import matrix_ranks, of_each
+from zoo_builder.labels.spectra import has_one_direction, matrix_ranks, of_each, vary
 
+FLAT_NATIVELY = 4
+"""Deviation of states, in units of rounding in their dtype, up to which their native mean is as far off."""
 FORMULAS = {
     "effective_rank": "exp(entropy of s / sum s)",
     "stable_rank": "sum s^2 / max s^2",
     "participation_ratio": "(sum s^2)^2 / sum s^4",
 }
+NULL = "Null where all s are 0."
 STATE_FORMULAS = {
     "effective_rank": "exp(entropy of l / sum l)",
     "stable_rank": "sum l / max l",
@@ -35,16 +38,17 @@ class Rank(Label):
 
     def columns(self, spec: WeightSpec) -> tuple[LabelColumn, ...]:
         states = f"divided by the state size; l are the eigenvalues of the covariance of the states on {DRIVE}"
-        found = [_column("state", kind, f"{STATE_FORMULAS[kind]} {states}.") for kind in FORMULAS]
+        still = "Null where states vary by rounding alone."
+        found = [_column("state", kind, f"{STATE_FORMULAS[kind]} {states}. {still}") for kind in FORMULAS]
         jacobian = f"divided by the state size; s are the singular values of the mean of the {JACOBIANS}"
-        found += [_column("jacobian", kind, f"{FORMULAS[kind]} {jacobian}.") for kind in FORMULAS]
+        found += [_column("jacobian", kind, f"{FORMULAS[kind]} {jacobian}. {NULL}") for kind in FORMULAS]
         for prefix, row in rows_of_recurrent(spec).items():
             weights = f"divided by its size; s are the singular values of {in_words(row)} as the function uses it"
-            found += [_column(prefix, kind, f"{FORMULAS[kind]} {weights}.") for kind in FORMULAS]
+            found += [_column(prefix, kind, f"{FORMULAS[kind]} {weights}. {NULL}") for kind in FORMULAS]
         return tuple(found)
 
     def measure(self, driven: Driven) -> dict[str, Tensor]:
-        matrices = {"state": driven.measured.covariance, "jacobian": driven.measured.mean_jacobian}
+        matrices = {"state": covariances(driven), "jacobian": driven.measured.mean_jacobian}
 
         def ranks(names: list[str], stack: Tensor) -> dict[str, Tensor]:
             # The eigenvalues of a matrix without negative ones are its singular values.
@@ -53,6 +57,20 @@ class Rank(Label):
             return matrix_ranks(stack, driven.method, are_covariances=own)
 
         return of_each(matrices | recurrent_matrices(driven), ranks)
+
+
+def covariances(driven: Driven) -> Tensor:
+    """Covariances (models, state, state) of driven states up to a factor, 0 where they vary by rounding alone.
+
+    The rounding of the mean of a constant lies in one direction, so that few models need be driven again in float64.
+    """
+    found = driven.measured.covariance
+    suspected = has_one_direction(found)
+    if not bool(suspected.any()):
+        return found
+    flat = (FLAT_NATIVELY * torch.finfo(driven.dtype).eps) ** 2
+    still = suspected & ~vary(driven.trajectory.before.flatten(1, 2), flat)
+    return torch.where(still[:, None, None], 0, found)
 
 
 def _column(prefix: str, kind: str, definition: str) -> LabelColumn:

@@ -12,7 +12,7 @@ from weightspace.rows import Row, rows
 from weightspace.spec import Params, WeightSpec
 from zoo_builder.labels.base import Label, LabelColumn, in_words, recurrent_matrices, rows_of_recurrent
 from zoo_builder.labels.driven import Driven
-from zoo_builder.labels.spectra import finite_only, of_each
+from zoo_builder.labels.spectra import finite_only, of_each, or_nan
 
 COUNTED = "A connection is a weight that is not 0, as the function uses it; those of units to themselves do not count"
 SOURCE = "definition; as pruned networks are described by Chakraborty et al., ICLR 2024, arXiv 2403.03409"
@@ -107,17 +107,24 @@ def share(matrices: Iterable[Row]) -> Tensor:
 def participation(matrices: Tensor) -> dict[str, Tensor]:
     """Mean and largest inverse participation ratio (models,) of the eigenvectors of matrices (models, n, n)."""
     usable, finite = finite_only(matrices)
-    values, vectors = torch.linalg.eig(usable)
+    pairs = or_nan(eigenpairs, usable)
+    values, vectors = pairs[:, 0], pairs[:, 1:]
     shares = vectors.abs().square()
     ratios = shares.square().sum(1) / shares.sum(1).square()
-    known = finite & (usable != 0).flatten(1).any(1)
+    known = finite & (usable != 0).flatten(1).any(1) & values.isfinite().all(1)
     apart = (values[:, :, None] - values[:, None]).abs()
     equal = apart <= SAME * torch.linalg.matrix_norm(usable)[:, None, None]
     several = (equal.sum(2) > 1).any(1) & known
     for model in several.nonzero().flatten().tolist():
         ratios[model] = of_equal(ratios[model], equal[model], vectors[model])
-    values = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
-    return {name: torch.where(known, value, torch.nan) for name, value in values.items()}
+    columns = {"ipr_mean": ratios.mean(1), "ipr_max": ratios.amax(1)}
+    return {name: torch.where(known, column, torch.nan) for name, column in columns.items()}
+
+
+def eigenpairs(matrices: Tensor) -> Tensor:
+    """Eigenvalues of matrices (..., n, n) in the first row, above their eigenvectors: (..., 1 + n, n), complex."""
+    values, vectors = torch.linalg.eig(matrices)
+    return torch.cat([values[..., None, :], vectors], dim=-2)
 
 
 def of_equal(ratios: Tensor, equal: Tensor, vectors: Tensor) -> Tensor:

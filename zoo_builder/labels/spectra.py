@@ -9,6 +9,8 @@ from torch import Tensor
 
 from weightspace.rollout import Method
 
+FLAT = 1e-24
+"""Share of its mean square below which the variance of a float64 number is what rounding leaves of a constant."""
 SIDE_BY_SIDE = 24
 """Size up to which matrices are faster taken side by side than one by one."""
 
@@ -32,14 +34,30 @@ def participation_ratio(squares: Tensor) -> Tensor:
     return share.sum(-1) ** 2 / share.square().sum(-1)
 
 
+def vary(states: Tensor, flat: float = FLAT) -> Tensor:
+    """Whether states (models, sample, state) vary, (models,), by more than a share `flat` of their mean square."""
+    # Scaled to 1 against overflow and underflow of the squares.
+    scaled = states / states.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(states.dtype).tiny)
+    return scaled.var(1, correction=0).sum(1) > flat * scaled.square().mean(1).sum(1)
+
+
 def covariance(states: Tensor) -> Tensor:
-    """The covariance (models, state, state) of states (models, sample, state), up to a factor per model."""
-    centred = states - states.mean(1, keepdim=True)
+    """The covariance (models, state, state) of states (models, sample, state), up to a factor per model.
+
+    0 where states do not vary but for rounding.
+    """
+    centred = torch.where(vary(states)[:, None, None], states - states.mean(1, keepdim=True), 0)
     # Scaled to 1 against overflow and underflow of the squares.
     flat = centred.flatten(1)
     largest = torch.maximum(-flat.amin(1), flat.amax(1))
     centred = centred / torch.where(largest > 0, largest, 1)[:, None, None]
     return centred.transpose(1, 2) @ centred / centred.shape[1]
+
+
+def has_one_direction(covariances: Tensor) -> Tensor:
+    """Whether covariances (models, state, state) are of rank one within the rounding of float32, (models,)."""
+    trace = covariances.diagonal(dim1=1, dim2=2).sum(1)
+    return (trace > 0) & (trace.square() - covariances.square().sum((1, 2)) <= 1e-5 * trace.square())
 
 
 def of_each(
@@ -92,8 +110,7 @@ def singular_values(matrices: Tensor, method: Method) -> Tensor:
         from weightspace.rollout.native.matrices import native_singular_values
 
         return native_singular_values(matrices)
-    values: Tensor = torch.linalg.svdvals(matrices)
-    return values
+    return or_nan(torch.linalg.svdvals, matrices)
 
 
 def spectral_radius(matrices: Tensor, method: Method = "stacked") -> Tensor:
@@ -111,10 +128,20 @@ def spectral_radius(matrices: Tensor, method: Method = "stacked") -> Tensor:
 def eigenvalues(matrices: Tensor) -> Tensor:
     """Eigenvalues (..., n), complex, of matrices (..., n, n), where these are; found on the CPU.
 
-    For matrices without symmetry GPUs have no routine that takes many small ones at once.
+    For matrices without symmetry GPUs have no routine that takes many small ones at once. NaN of a matrix for which the
+    routine does not converge, as of numbers some hundred orders of magnitude apart.
     """
-    values: Tensor = torch.linalg.eigvals(matrices.cpu()).to(matrices.device)
-    return values
+    return or_nan(torch.linalg.eigvals, matrices.cpu()).to(matrices.device)
+
+
+def or_nan(routine: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """What a routine finds of matrices (..., row, col), NaN of those for which it does not converge."""
+    try:
+        return routine(matrices)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in its list of names
+        if matrices.dim() == 2:
+            return torch.full_like(routine(torch.zeros_like(matrices)), torch.nan)
+        return torch.stack([or_nan(routine, each) for each in matrices])
 
 
 def finite_only(matrices: Tensor) -> tuple[Tensor, Tensor]:

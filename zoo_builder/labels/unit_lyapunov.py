@@ -28,14 +28,14 @@ class UnitLyapunov(Label):
             return ()
         of = (
             "of the Lyapunov exponents of all units, each from the Jacobian of the unit's own states that steps read, "
-            f"by QR decomposition at every step, mean over {DRIVE}. {SURROGATE} Null where a unit forgets at once"
+            f"by QR decomposition at every step, mean over {DRIVE}; minus infinity where a unit forgets at once"
         )
         source = "Benettin, Galgani, Giorgilli and Strelcyn, Meccanica 1980, unit by unit"
         found = [
             LabelColumn(
                 name=f"unit_lyapunov_{which}",
                 unit="nats per step",
-                definition=f"The {which} {of}{'' if which == 'largest' else ' in a direction'}.",
+                definition=f"The {which} {of}. {SURROGATE} Null where that is minus infinity.",
                 source=source,
             )
             for which in ("largest", "mean", "smallest")
@@ -44,7 +44,8 @@ class UnitLyapunov(Label):
             LabelColumn(
                 name="unit_time_constant",
                 unit="steps",
-                definition=f"-1 / l, l the median {of}, a unit's largest counted; null where l is 0 or more.",
+                definition=f"-1 / l, l the median {of}, a unit's largest counted. {SURROGATE} Null where l is minus "
+                "infinity, or 0 or more.",
                 source=source,
             )
         )
@@ -54,12 +55,12 @@ class UnitLyapunov(Label):
         if driven.family.effective_spec.recurrence != "diagonal":
             return {}
         exponents = unit_exponents(driven)
-        median = exponents[:, 0].median(1).values
+        median = exponents[:, 0].quantile(0.5, dim=1)
         return {
             "unit_lyapunov_largest": exponents.amax((1, 2)),
             "unit_lyapunov_mean": exponents.mean((1, 2)),
             "unit_lyapunov_smallest": exponents.amin((1, 2)),
-            "unit_time_constant": torch.where(median < 0, -1 / median, torch.nan),
+            "unit_time_constant": torch.where(median.isfinite() & (median < 0), -1 / median, torch.nan),
         }
 
 

@@ -57,6 +57,7 @@ def waves(matrices: Tensor) -> dict[str, Tensor]:
     """Both columns (models,) of square matrices (models, n, n); NaN where these are not finite."""
     usable, finite = finite_only(matrices)
     values = eigenvalues(usable)
+    finite = finite & values.isfinite().all(1)
     lasting = values.abs() > LASTING
     period = period_of(values.angle() / (2 * math.pi), lasting)
     count = lasting.sum(1).to(period.dtype)
