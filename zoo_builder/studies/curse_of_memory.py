@@ -107,7 +107,7 @@ class CurseOfMemory(Study):
         trained = trained_errors(zoos[ZOO])
         at = {size: BETAS.index(size) for size in (LARGE, SMALL)}
         wider = {name: fits[name, 16][at[SMALL]] / fits[name, 8][at[SMALL]] for name in PARAMETERISATIONS}
-        medians = {name: trained["polynomial", name].median(0).values for name in PARAMETERISATIONS}
+        medians = {name: trained["polynomial", name].quantile(0.5, dim=0) for name in PARAMETERISATIONS}
         growth = {name: float(errors[-1] / errors[0]) for name, errors in medians.items()}
         learned = [trained["exponential", name][:, 0].max() / total("exponential") for name in PARAMETERISATIONS]
         values = {
@@ -132,7 +132,7 @@ class CurseOfMemory(Study):
             for axes, kernel in ((exponential, "exponential"), (polynomial, "polynomial")):
                 for row in measured.curves["trained"][kernel, name]:
                     _curve(axes, row.tolist(), {"color": colour, "alpha": 0.3, "linewidth": 0.8})
-                middle = measured.curves["trained"][kernel, name].median(0).values.tolist()
+                middle = measured.curves["trained"][kernel, name].quantile(0.5, dim=0).tolist()
                 _curve(axes, middle, {"color": colour, "linewidth": 2.5, "label": name})
         fits.set_title("Polynomial memory, least squares")
         exponential.set_title("Exponential memory, trained networks")

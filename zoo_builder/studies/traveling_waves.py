@@ -126,7 +126,7 @@ class TravelingWaves(Study):
         draw_spectra(circle, {law: numbers[law, True]["eigenvalues"] for law in LAWS})
         draw_wave(wave, measured.curves["wave"])
         for is_trained, label in ((True, "trained"), (False, "untrained")):
-            sizes = numbers[COPY, is_trained]["markov"].flatten(2).abs().amax(2).median(0).values
+            sizes = numbers[COPY, is_trained]["markov"].flatten(2).abs().amax(2).quantile(0.5, dim=0)
             look = {"marker": "o", "color": COLOURS[COPY] if is_trained else "#888888", "label": label}
             response.plot(range(1, len(sizes) + 1), sizes, **look)
         response.set(title="Repeat copy: what an input leaves", xlabel="lag k in steps")
