@@ -73,6 +73,14 @@ def _add_run(commands: Any) -> None:
         help="Files of `weightspace embed` for this zoo, each judged on the split (and fold) that its encoder was "
         "trained for; without any, the baselines alone are probed.",
     )
+    run.add_argument(
+        "--reference",
+        type=str,
+        nargs=2,
+        default=[],
+        metavar=("DIR", "FILE"),
+        help="Another zoo and its embeddings by the same encoder, to be on the map: neighbours of the models there.",
+    )
     run.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for probes.json and report.html.")
     run.add_argument(
         "--targets",
@@ -155,7 +163,7 @@ def _run(options: Namespace) -> int:
 
         encoders = [frozen(checkpoint) for checkpoint in options.checkpoints]
     arguments = (options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
-    rows = run(*arguments, encoders=encoders)
+    rows = run(*arguments, encoders=encoders, reference=options.reference)
     if options.json:
         sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
         return 0

@@ -25,6 +25,7 @@ from probes.page.confusions import confusions
 from probes.page.heatmaps import pictured
 from probes.page.points import MAX_MAPS, data_of, shown_rows
 from probes.problem import Rows
+from probes.reference import Mapped
 from probes.targets import Target
 from weightspace.store import SPLITS
 
@@ -41,11 +42,17 @@ class Heading:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """Parts that not every page has: learning curves, leaderboards over seeds, attributions of predictions."""
+    """Parts that not every page has.
+
+    Learning curves, leaderboards over seeds, attributions of predictions, a reference zoo on the map, and what
+    `portraits` reads of a small zoo.
+    """
 
     curves: Sequence[Curve] = field(default_factory=list)
     leaderboards: Sequence[Leaderboard] = field(default_factory=list)
     attributions: Sequence[Attribution] = field(default_factory=list)
+    mapped: Mapped | None = None
+    portraits: Mapping[str, Any] | None = None
 
 
 def _said(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -68,12 +75,17 @@ def render(
 ) -> str:
     """One HTML page of an evaluation that needs nothing else: figures are inline, nothing is fetched."""
     extras = extras or Extras()
-    shown = shown_rows(rows)
-    data = data_of(shown, feature_sets, targets, evaluation.predictions)
+    mapped = extras.mapped
+    shown = shown_rows(rows if mapped is None else mapped.rows)
+    data = data_of(shown, feature_sets if mapped is None else mapped.embeddings, targets, evaluation.predictions)
+    # The rows of the zoo itself stand first; of a small zoo the first one is chosen, so that its neighbours are there.
+    data["own"] = 0 if mapped is None else int(np.sum(shown.chosen < mapped.num_own))
+    data["row"] = -1 if extras.portraits is None or not len(shown.chosen) else 0
     # A page without a chosen split ends where its rows do.
     splits = list(dict.fromkeys(row["split"] for row in evaluation.rows))
     parts = {
         "map": bool(data["maps"]),
+        "portraits": extras.portraits is not None,
         "judged": bool(data["questions"]),
         "attribution": bool(extras.attributions),
         "leaderboard": bool(extras.leaderboards),
@@ -85,6 +97,9 @@ def render(
         num_rows=len(rows.model),
         num_models=len(np.unique(rows.model)),
         num_shown=len(shown.chosen),
+        num_mapped=len(shown.rows.model),
+        reference=None if mapped is None else mapped.title,
+        portraits=extras.portraits,
         num_embeddings=sum(isinstance(f, Embedding) and "#" not in f.name for f in feature_sets),
         max_maps=MAX_MAPS,
         targets=targets,

@@ -3,7 +3,10 @@
 import ast
 import importlib.util
 import json
+import resource
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,8 +16,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from tests.probes.page_parser import Page
 from weightspace.exchange.readings import Words, read_models, readings_of
 from weightspace.rollout import rollout
+from weightspace.store import open_zoo
 
 
 def folder_of(package):
@@ -102,3 +107,40 @@ def test_the_layers_of_resemblyzer_compute_what_torch_computes(tmp_path):
     # In float64: in float32 torch itself is 4e-6 from its answer there, on outputs of up to 6.
     x = torch.randn(20, 2, 40, dtype=torch.float64)
     torch.testing.assert_close(in_float64(model, x), linear.double()(lstm.double()(x)[0]).detach(), rtol=0, atol=1e-6)
+
+
+def run(*command):
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_networks_of_the_three_packages_are_embedded_measured_and_shown_in_a_report_below_4_gb(tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy(folder_of("g2p_en") / "checkpoint20.npz", folder / "g2p.npz")
+    shutil.copy(folder_of("silero_vad") / "data" / "silero_vad_16k.safetensors", folder / "silero.safetensors")
+    checkpoint = torch.load(folder_of("resemblyzer") / "pretrained.pt", map_location="cpu", weights_only=True)
+    safetensors.torch.save_file(checkpoint["model_state"], folder / "resemblyzer.safetensors")
+    (tmp_path / "keys.json").write_text(json.dumps(KEYS))
+    zoo, embeddings, others = (tmp_path / name for name in ("zoo", "zoo.safetensors", "others"))
+    options = ["--key_map", tmp_path / "keys.json", "--labels", "Rank", "Memory", "FixedPoints"]
+    run("zoo_builder", "import", "--state_dicts", folder, "--out", zoo, *options)
+    run("weightspace", "embed", "--zoo", zoo, "--out", embeddings)
+    run("zoo_builder", "build", "--config", "quickstart-tiny", "--out", others)
+    run("weightspace", "embed", "--zoo", others, "--out", f"{others}.safetensors")
+    command = ["probes", "run", "--zoo", zoo, "--embeddings", embeddings, "--out", tmp_path / "report"]
+    run(*command, "--reference", others, f"{others}.safetensors")
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    table = open_zoo(zoo).table
+    assert sorted(table["hidden_size"].to_pylist()) == [128, 256, 256, 256]
+    for name in ("state_effective_rank", "memory_decay_rate", "num_fixed_points"):
+        values = [value for value in table[name].to_pylist() if value is not None]
+        assert values
+        assert all(f"{value:.4g}" in page.text for value in values)
+    # A picture for each gate: of two GRUs, an LSTM, and one of three layers.
+    assert sum(tag == "svg" for tag, _ in page.elements) == 3 + 3 + 4 + 3 * 4
+    assert {page.data["models"][code] for code in page.data["model"][:4]} == set(table["model_id"].to_pylist())
+    # Kilobytes, of the largest process.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20
