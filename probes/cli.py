@@ -73,14 +73,6 @@ def _add_run(commands: Any) -> None:
         help="Files of `weightspace embed` for this zoo, each judged on the split (and fold) that its encoder was "
         "trained for; without any, the baselines alone are probed.",
     )
-    run.add_argument(
-        "--reference",
-        type=str,
-        nargs=2,
-        default=[],
-        metavar=("DIR", "FILE"),
-        help="Another zoo and its embeddings by the same encoder, to be on the map: neighbours of the models there.",
-    )
     run.add_argument("--out", type=str, required=True, metavar="DIR", help="Folder for probes.json and report.html.")
     run.add_argument(
         "--targets",
@@ -92,6 +84,12 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--splits", type=str, nargs="+", default=[], metavar="NAME", help=SPLITS_HELP)
     run.add_argument("--seed", type=int, default=0, help="Seed of resamples and permutations.")
+    _add_parts_of_the_page(run)
+    _add_printing(run, "probes.json")
+    commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+
+
+def _add_parts_of_the_page(run: ArgumentParser) -> None:
     run.add_argument(
         "--checkpoints",
         type=str,
@@ -100,8 +98,14 @@ def _add_run(commands: Any) -> None:
         metavar="CKPT",
         help="Checkpoints that made the embeddings, for which the report shows the weights that predictions rest on.",
     )
-    _add_printing(run, "probes.json")
-    commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+    run.add_argument(
+        "--reference",
+        type=str,
+        nargs=2,
+        default=[],
+        metavar=("DIR", "FILE"),
+        help="Another zoo and its embeddings by the same encoder, to be on the map: neighbours of the models there.",
+    )
 
 
 def _add_printing(parser: ArgumentParser, name: str) -> None:

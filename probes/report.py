@@ -64,21 +64,24 @@ def run(
     evaluation = (
         left_out(opened.table, chosen) if reasons else evaluate(opened.table, feature_sets, chosen, seed, splits)
     )
-    document = {
-        "rows": evaluation.rows,
-        "zoo": opened.fingerprint,
-        "targets": [_described(target) for target in chosen],
-        "excluded": evaluation.excluded,
-        "splits": evaluation.splits,
-        "seed": seed,
-        "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
-    }
     extras = Extras(attributions=attributions(pairs, opened, evaluation), mapped=mapped, portraits=portraits(opened))
     heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, notice)
     page = render(evaluation, rows, feature_sets, chosen, heading, extras)
-    write(Path(out), "probes.json", document, page)
+    write(Path(out), "probes.json", _document(opened, evaluation, chosen) | {"seed": seed}, page)
     write_durably(Path(out) / "picture.png", picture(evaluation.rows, rows, learned))
     return evaluation.rows
+
+
+def _document(zoo: Zoo, evaluation: Evaluation, targets: Sequence[Target]) -> dict[str, Any]:
+    """The content of probes.json but its seed."""
+    return {
+        "rows": evaluation.rows,
+        "zoo": zoo.fingerprint,
+        "targets": [_described(target) for target in targets],
+        "excluded": evaluation.excluded,
+        "splits": evaluation.splits,
+        "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
+    }
 
 
 def _unposed(rows: Rows, targets: Sequence[Target], splits: Sequence[str]) -> str:

@@ -17,7 +17,9 @@ from tests.weightspace.zoos import write_zoo
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.store import open_zoo
 from weightspace.training.embed import embed
+from zoo_builder import relabel
 from zoo_builder.bring import bring
+from zoo_builder.workers import in_process
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,10 @@ def mine(layers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     for name, layer in layers.items():
         safetensors.torch.save_file(layer.state_dict(), folder / f"{name}.safetensors")
-    bring(folder, folder / "mine", labels=["Rank", "Performance"], workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        # The same bytes as of a worker, whose start takes seconds.
+        patch.setattr(relabel, "run_shards", in_process.run_shards)
+        bring(folder, folder / "mine", labels=["Rank", "Performance"], workers=1)
     embed(None, folder / "mine", folder / "mine.safetensors")
     return folder / "mine"
 
