@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import __version__
-from weightspace.components import faults, plugins
+from weightspace.components import faults, plugins, usage
 from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
@@ -42,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(usage.in_words(message, self.prog), ex)
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="probes",
         version=__version__,
         description="Asks what embeddings of a zoo know of its labels, beside baselines and controls.",
@@ -57,7 +62,7 @@ def _parser() -> ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    run = ArgumentParser(
+    run = _Parser(
         allow_abbrev=False,
         description="Probes embeddings of a zoo; writes probes.json and report.html, and prints a short table.",
         epilog="Example: probes run --zoo zoo --embeddings labels.safetensors no_labels.safetensors --out probes",
@@ -114,7 +119,7 @@ def _add_printing(parser: ArgumentParser, name: str) -> None:
 
 
 def _add_benchmark(commands: Any) -> None:
-    benchmark = ArgumentParser(
+    benchmark = _Parser(
         allow_abbrev=False,
         description="Trains encoders on a zoo, freezes them and probes their embeddings; writes benchmark.json.",
         epilog="Example: probes benchmark --zoo zoo --encoders MessagePassing --objective Supervised --out benchmark",
