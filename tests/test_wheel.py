@@ -70,7 +70,8 @@ def run(installed, work):
 
 def commands_of_the_readme():
     """Lines of its code blocks that call a command, without comments, in their order."""
-    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    # Each block with its end, or the end of one would open the next.
+    blocks = [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if not kind]
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(tuple(LEFT_OUT))]
 

@@ -130,7 +130,7 @@ def eigenvalues_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
     """Eigenvalues (models, unit) of matrices (models, unit, unit) by falling magnitude."""
-    eigenvalues = torch.linalg.eigvals(matrix)
+    eigenvalues: Tensor = torch.linalg.eigvals(matrix)
     return eigenvalues.gather(1, eigenvalues.abs().argsort(dim=1, descending=True, stable=True))
 
 
