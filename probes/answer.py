@@ -17,6 +17,10 @@ METRICS = {"r2_within_cell": "within-cell R2", "kendall_tau": "within-cell tau",
 MOST_NAMED = 2
 """Embeddings that a sentence speaks of one by one; of more it counts."""
 
+UNPROBED = (
+    "Nothing is probed: a probe learns from two models or more and is judged on two others, and no label has so many. "
+    "What there is to see of each model is on the page: its place and neighbours, its labels, its eigenvalues."
+)
 Row = Mapping[str, Any]
 
 
@@ -103,6 +107,8 @@ def _comparison(rows: Sequence[Row], difference: Row) -> Comparison:
 def sentence(rows: Sequence[Row]) -> str:
     """The answer on the first split that has embeddings: what each reads better or worse, with intervals."""
     compared = comparisons(rows)
+    if not rows:
+        return UNPROBED
     if not compared:
         return "No embedding stands beside the baselines here: an answer needs some (`weightspace embed`)."
     split = compared[0].difference["split"]

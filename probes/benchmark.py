@@ -39,16 +39,16 @@ def benchmark(
     max_epochs: int = MAX_EPOCHS,
     progress: bool = False,
     updates: int | None = None,
-    beside: Sequence[str] = (),
+    baseline_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train, freeze and probe each encoder with each objective and seed; writes benchmark.json, returned, and a report.
 
     Each is trained anew for each of the `splits`, and for each fold of one that has folds. `cpu_minutes` or `updates`
-    bound one training. `beside` are the baselines, all if none is named. Finished runs in `out` are read back; one that
+    bound one training. `baseline_names` are the baselines, all if empty. Finished runs in `out` are read back; one that
     fails is a row with its error. Seeds are averaged, and so are ends of intervals, which speak of test models alone.
     """
     objectives = [objective] if isinstance(objective, str) else list(objective)
-    _refuse_unusable(encoders, objectives, seeds, splits, beside)
+    _refuse_unusable(encoders, objectives, seeds, splits, baseline_names)
     _refuse_unusable_budget(cpu_minutes, updates)
     opened = open_zoo(zoo)
     chosen = choose_targets(opened, targets)
@@ -56,7 +56,7 @@ def benchmark(
     budget = Budget(cpu_minutes=cpu_minutes, updates=updates, max_epochs=max_epochs)
     planned, folder = _planned(encoders, objectives, seeds, parts), Path(out) / "runs"
     runs, several = [finished(run, zoo, folder, chosen, budget, progress) for run in planned], len(objectives) > 1
-    feature_sets = [*_embeddings(runs, several), *(bars := baselines(opened, beside))]
+    feature_sets = [*_embeddings(runs, several), *(bars := baselines(opened, baseline_names))]
     chosen = ordered(chosen, feature_sets)
     evaluation = evaluate(opened.table, feature_sets, chosen, splits=splits)
     evaluation.rows.extend(_failed(runs, several, chosen))
@@ -67,7 +67,7 @@ def benchmark(
         "targets": [target.name for target in chosen], "baselines": [bar.name for bar in bars],
     }  # fmt: skip
     title = f"Encoders on {Path(zoo).resolve().name}, trained with {', '.join(objectives)}"
-    heading = heading_of(title, opened, fewer(bars, beside))
+    heading = heading_of(title, opened, fewer(bars, baseline_names))
     page = render(averaged, read_rows(opened.table), feature_sets, chosen, heading, extras)
     write(Path(out), "benchmark.json", document, page)
     return document
@@ -135,10 +135,10 @@ def _failed(runs: Sequence[Run], several: bool, targets: Sequence[Target]) -> It
 
 
 def _refuse_unusable(
-    encoders: Sequence[str], objectives: Sequence[str], seeds: int, splits: Sequence[str], beside: Sequence[str]
+    encoders: Sequence[str], objectives: Sequence[str], seeds: int, splits: Sequence[str], baseline_names: Sequence[str]
 ) -> None:
     """Raise ValueError for what would only fail after training."""
-    refuse_unknown_baselines(beside)
+    refuse_unknown_baselines(baseline_names)
     if not splits:
         raise ValueError("`splits` is empty; name at least one.")
     refuse_wrong_splits(splits)

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import __version__
-from weightspace.components import faults, plugins
+from weightspace.components import faults, plugins, usage
 from weightspace.terminal import printable
 
 SPLITS_HELP = "Splits to judge on: in_distribution, new_task, new_size, new_family "
@@ -44,8 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(usage.in_words(message, self.prog), ex)
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="probes",
         version=__version__,
         description="Asks what embeddings of a zoo know of its labels, beside baselines and controls.",
@@ -59,7 +64,7 @@ def _parser() -> ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    run = ArgumentParser(
+    run = _Parser(
         allow_abbrev=False,
         description="Probes embeddings of a zoo; writes probes.json and report.html, and prints a short table.",
         epilog="Example: probes run --zoo zoo --embeddings labels.safetensors no_labels.safetensors --out probes",
@@ -87,6 +92,12 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--splits", type=str, nargs="+", default=[], metavar="NAME", help=SPLITS_HELP)
     run.add_argument("--baselines", type=str, nargs="+", default=[], metavar="NAME", help=BASELINES_HELP)
     run.add_argument("--seed", type=int, default=0, help="Seed of resamples and permutations.")
+    _add_parts_of_the_page(run)
+    _add_printing(run, "probes.json")
+    commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+
+
+def _add_parts_of_the_page(run: ArgumentParser) -> None:
     run.add_argument(
         "--checkpoints",
         type=str,
@@ -95,8 +106,14 @@ def _add_run(commands: Any) -> None:
         metavar="CKPT",
         help="Checkpoints that made the embeddings, for which the report shows the weights that predictions rest on.",
     )
-    _add_printing(run, "probes.json")
-    commands.add_subcommand("run", run, help="Probe embeddings of a zoo.")
+    run.add_argument(
+        "--reference",
+        type=str,
+        nargs=2,
+        default=[],
+        metavar=("DIR", "FILE"),
+        help="Another zoo and its embeddings by the same encoder, to be on the map: neighbours of the models there.",
+    )
 
 
 def _add_printing(parser: ArgumentParser, name: str) -> None:
@@ -105,7 +122,7 @@ def _add_printing(parser: ArgumentParser, name: str) -> None:
 
 
 def _add_benchmark(commands: Any) -> None:
-    benchmark = ArgumentParser(
+    benchmark = _Parser(
         allow_abbrev=False,
         description="Trains encoders on a zoo, freezes them and probes their embeddings; writes benchmark.json.",
         epilog="Example: probes benchmark --zoo zoo --encoders MessagePassing --objective Supervised --out benchmark",
@@ -159,7 +176,8 @@ def _run(options: Namespace) -> int:
 
         encoders = [frozen(checkpoint) for checkpoint in options.checkpoints]
     arguments = (options.zoo, options.embeddings, options.out, options.targets, options.seed, options.splits)
-    rows = run(*arguments, encoders=encoders, beside=options.baselines)
+    chosen = {"baseline_names": options.baselines, "reference": options.reference}
+    rows = run(*arguments, encoders=encoders, **chosen)
     if options.json:
         sys.stdout.write(Path(options.out, "probes.json").read_text(encoding="utf-8") + "\n")
         return 0
@@ -189,7 +207,7 @@ def _benchmark(options: Namespace) -> int:
         updates=options.updates,
         targets=options.targets,
         splits=options.splits,
-        beside=options.baselines,
+        baseline_names=options.baselines,
         progress=sys.stderr.isatty(),
     )
     if options.json:

@@ -75,6 +75,22 @@ def evaluate(
     return evaluation
 
 
+def left_out(zoo_table: pa.Table, targets: Sequence[Target]) -> Evaluation:
+    """The evaluation of a zoo in which no target can be probed: no rows, and what was left out of each and why."""
+    rows, evaluation = read_rows(zoo_table), Evaluation()
+    for split, parts in divided(zoo_table).items():
+        if isinstance(parts, str):
+            evaluation.splits[split] = {"skipped": parts}
+        else:
+            _questions(rows, targets, parts, evaluation.excluded.setdefault(split, {}))
+            evaluation.splits[split] = _held_out(parts) | {"unavailable": {}}
+    return evaluation
+
+
+def _held_out(parts: Sequence[Division]) -> dict[str, Any]:
+    return {"description": SPLITS[parts[0].split].description, "folds": [part.fold for part in parts]}
+
+
 def ordered(targets: Sequence[Target], feature_sets: Sequence[FeatureSet]) -> list[Target]:
     """Targets, last those whose ingredients an embedding was trained on."""
     adjacent = {name for f in feature_sets if isinstance(f, Embedding) for name in f.label_adjacent}
@@ -95,8 +111,7 @@ def _evaluate_split(
     for name, reason in unavailable.items():
         logger.warning("No rows of %s on %s: %s.", name, split, reason)
     usable = beside([features for features in feature_sets if features.name not in unavailable])
-    held_out = {"description": SPLITS[split].description, "folds": [part.fold for part in parts]}
-    evaluation.splits[split] = held_out | {"unavailable": unavailable}
+    evaluation.splits[split] = _held_out(parts) | {"unavailable": unavailable}
     questions = _questions(rows, targets, parts, evaluation.excluded.setdefault(split, {}))
     control = min(usable, key=lambda features: (not features.learned, features.name != "statistics"), default=None)
     shuffled: list[dict[str, Any]] = []

@@ -72,6 +72,8 @@ class Embedding(FeatureSet):
 
     made_for: Mapping[tuple[str, int | None], np.ndarray]
     encoder: str = ""
+    encoder_digest: str = ""
+    """sha256 of the weights of the encoder, "" in files of older versions."""
 
     boosted: ClassVar[bool] = False
 
@@ -271,5 +273,6 @@ def _read_embedding(path: Path, zoo: Zoo) -> Embedding:
         reads="queries" if queries else "weights",
         label_adjacent=tuple(adjacent),
         encoder=str(record.get("encoder", "")),
+        encoder_digest=str(record.get("encoder_sha256", "")),
         made_for={(split, fold): values},
     )

@@ -44,10 +44,12 @@ def drawn(rows: Sequence[Row], zoo_rows: Rows, embeddings: Sequence[Embedding]) 
     shown = [row for row in shown if row["split"] == split]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _values(right, shown)
-    right.set_title(f"read from frozen embeddings, {TITLES[split]}", fontsize=10)
     if shown:
+        _values(right, shown)
+        right.set_title(f"read from frozen embeddings, {TITLES[split]}", fontsize=10)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    else:
+        right.set_axis_off()
     if embeddings:
         read = {row["value"]: row["target"] for row in of_embeddings if row["features"] == embeddings[0].name}
         _map(left, zoo_rows, embeddings[0], read[max(read)] if read else None)

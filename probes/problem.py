@@ -193,6 +193,13 @@ def _refuse_too_few(rows: Rows, target: Target, labels: np.ndarray, train: np.nd
 
 def refuse_unposed(rows: Rows, targets: Sequence[Target], divisions: Sequence[Division]) -> None:
     """Raise ValueError if no target can be probed on any of these divisions, before anything is trained for them."""
+    reasons = none_posed(rows, targets, divisions)
+    if reasons:
+        raise ValueError(f"No target can be probed: {reasons}")
+
+
+def none_posed(rows: Rows, targets: Sequence[Target], divisions: Sequence[Division]) -> str:
+    """Why no target can be probed on any of these divisions; "" where one can."""
     excluded: dict[str, dict[str, dict[str, Any]]] = {}
     for division in divisions:
         for target in targets:
@@ -201,8 +208,8 @@ def refuse_unposed(rows: Rows, targets: Sequence[Target], divisions: Sequence[Di
             except NotEnoughError as reason:
                 excluded.setdefault(division.name, {})[target.name] = {"skipped": str(reason)}
             else:
-                return
-    raise ValueError(f"No target can be probed: {unposed(excluded)}")
+                return ""
+    return unposed(excluded)
 
 
 def unposed(excluded: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

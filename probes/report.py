@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from probes.attribution import Attribution, Encode, explained, made_by
-from probes.evaluation import Evaluation, divided, evaluate, ordered
-from probes.feature_sets import Baseline, Embedding, baselines, read_embeddings
+from probes.evaluation import Evaluation, divided, evaluate, left_out, ordered
+from probes.feature_sets import Baseline, Embedding, FeatureSet, baselines, read_embeddings
 from probes.fitting import metrics_of
+from probes.page.portraits import portraits
 from probes.page.render import Extras, Heading, render
 from probes.picture import picture
-from probes.problem import Rows, read_rows
+from probes.problem import Rows, none_posed, read_rows
+from probes.reference import beside
 from probes.targets import Target, default_targets, named_target
 from weightspace.components.discovery import refuse_unknown_name
 from weightspace.store import SPLITS, Division, Zoo, open_zoo, write_durably
@@ -36,42 +38,61 @@ def run(
     splits: Sequence[str] = (),
     encoders: Sequence[Encode] = (),
     notice: str = "",
-    beside: Sequence[str] = (),
+    baseline_names: Sequence[str] = (),
+    reference: Sequence[Path | str] = (),
 ) -> list[dict[str, Any]]:
     """Probe embeddings of a zoo beside its baselines; returns the rows.
 
     Leaves probes.json, report.html and picture.png in `out`. Without `splits`, on all that the zoo has rows for. An
     embedding has rows on the splits that its encoder was trained for; files of one name are taken together, so that
     each split, and each fold, may have an encoder of its own. For `encoders` that made one of the embeddings the report
-    says which weights predictions rest on. `notice` stands first. `beside` are the baselines, all if none is named.
+    says which weights predictions rest on. `notice` stands first. `baseline_names` are the baselines, all if empty.
+    `reference` is another zoo and a file of its embeddings, which the map then holds, too. A zoo in which nothing can
+    be probed, such as one of three networks, has a page without probes where embeddings of it are given and no targets
+    or splits are named.
     """
     opened = open_zoo(zoo)
     learned = read_embeddings(embeddings, opened)
     refuse_wrong_splits(splits)
     _refuse_unused(learned, divided(opened.table, splits))
+    mapped = beside(opened, learned, *reference) if reference else None
     Path(out).mkdir(parents=True, exist_ok=True)
-    bars = baselines(opened, beside)
-    feature_sets = [*learned, *bars]
-    chosen = ordered(choose_targets(opened, targets), feature_sets)
-    rows = read_rows(opened.table)
+    rows, chosen = read_rows(opened.table), ordered(choose_targets(opened, targets), learned)
+    reasons = _unposed(rows, chosen, splits)
+    if reasons and (targets or splits or not learned):
+        raise ValueError(f"No target can be probed: {reasons}")
     pairs = matched(encoders, opened, rows, learned)
-    evaluation = evaluate(opened.table, feature_sets, chosen, seed, splits)
-    document = {
-        "rows": evaluation.rows,
-        "zoo": opened.fingerprint,
-        "targets": [_described(target) for target in chosen],
-        "baselines": [bar.name for bar in bars],
-        "excluded": evaluation.excluded,
-        "splits": evaluation.splits,
-        "seed": seed,
-        "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
-    }
-    extras = Extras(attributions=attributions(pairs, opened, evaluation))
-    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, f"{notice} {fewer(bars, beside)}".strip())
+    bars = [] if reasons else baselines(opened, baseline_names)
+    feature_sets: list[FeatureSet] = [*learned, *bars]
+    evaluation = (
+        left_out(opened.table, chosen) if reasons else evaluate(opened.table, feature_sets, chosen, seed, splits)
+    )
+    extras = Extras(attributions=attributions(pairs, opened, evaluation), mapped=mapped, portraits=portraits(opened))
+    notices = f"{notice} {fewer(bars, baseline_names)}".strip()
+    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, notices)
     page = render(evaluation, rows, feature_sets, chosen, heading, extras)
-    write(Path(out), "probes.json", document, page)
+    names = [bar.name for bar in bars]
+    write(Path(out), "probes.json", _document(opened, evaluation, chosen) | {"seed": seed, "baselines": names}, page)
     write_durably(Path(out) / "picture.png", picture(evaluation.rows, rows, learned))
     return evaluation.rows
+
+
+def _document(zoo: Zoo, evaluation: Evaluation, targets: Sequence[Target]) -> dict[str, Any]:
+    """The content of probes.json but its seed."""
+    return {
+        "rows": evaluation.rows,
+        "zoo": zoo.fingerprint,
+        "targets": [_described(target) for target in targets],
+        "excluded": evaluation.excluded,
+        "splits": evaluation.splits,
+        "created_with": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _unposed(rows: Rows, targets: Sequence[Target], splits: Sequence[str]) -> str:
+    """Why nothing can be probed on any of the splits; "" where something can."""
+    parts = (part for part in divided(rows.table, splits).values() if not isinstance(part, str))
+    return none_posed(rows, targets, [division for divisions in parts for division in divisions])
 
 
 def write(out: Path, name: str, document: Mapping[str, Any], page: str) -> None:
@@ -120,10 +141,10 @@ def heading_of(title: str, zoo: Zoo, notice: str = "") -> Heading:
     return Heading(title=title, zoo=zoo.fingerprint, zoo_title=zoo_title, notice=notice)
 
 
-def fewer(bars: Sequence[Baseline], beside: Sequence[str]) -> str:
-    """The notice that only some baselines were probed, those `bars`; "" where none was named and all are there."""
+def fewer(bars: Sequence[Baseline], chosen: Sequence[str]) -> str:
+    """The notice that only some baselines were probed, those `bars`; "" where none was chosen and all are there."""
     names = ", ".join(bar.name for bar in bars) or "none"
-    return f"Only these baselines were probed, by choice: {names}; others may be stronger." if beside else ""
+    return f"Only these baselines were probed, by choice: {names}; others may be stronger." if chosen else ""
 
 
 def matched(

@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from probes.answer import above_chance
 from tests.probes.page_parser import Page
+from tests.test_pages import AFTER_QUICKSTART
 from weightspace.quickstart import SMOKE_TEST, quickstart
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +109,22 @@ def test_the_zoo_opens_with_hugging_face_datasets(folder, tmp_path):
     table = datasets.load_dataset(str(folder / "zoo"), cache_dir=str(tmp_path))["train"]
     assert table.num_rows == 480
     assert set(table["split"]) == {"train", "val", "test"}
+
+
+def test_ten_lines_of_the_readme_embed_predict_measure_and_find_neighbours(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "quickstart").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    (block,) = AFTER_QUICKSTART
+    assert len(block.splitlines()) <= 10
+    names: dict = {"__name__": "page"}
+    exec(compile(block, "README", "exec"), names)
+    embeddings = safetensors.torch.load_file(folder / "embeddings.safetensors")["embedding"]
+    wanted = (embeddings - names["embedding"]).norm(dim=1).sort().values[:5]
+    found = (embeddings[names["nearest"]] - names["embedding"]).norm(dim=1)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert list(names["predicted"].columns) == ["memory_decay_rate"]
+    assert {"state_effective_rank", "memory_decay_rate"} <= set(names["measured"].columns)
+    assert "state_effective_rank" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ def run(installed, work):
 
 def commands_of_the_readme():
     """Lines of its code blocks that call a command, without comments, in their order."""
-    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    # Each block with its end, or the end of one would open the next.
+    blocks = [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if not kind]
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(tuple(LEFT_OUT))]
 
@@ -91,11 +92,16 @@ def test_every_recipe_is_there_by_its_name(run):
     assert "models" in run("zoo-builder", "build", "--config", "quickstart", "--out", "nowhere", "--dry_run")
 
 
+@pytest.fixture(scope="module")
+def quickstart(run):
+    """What the tiny quickstart prints; it leaves the folder `quickstart`, which Python of the README opens."""
+    return run("weightspace", "quickstart", "--size", "tiny", "--out", "quickstart")
+
+
 @pytest.mark.slow
-def test_the_tiny_quickstart_goes_the_whole_way(run, work):
-    answer = run("weightspace", "quickstart", "--size", "tiny", "--out", "quickstart")
+def test_the_tiny_quickstart_goes_the_whole_way(run, work, quickstart):
     assert (work / "quickstart" / "probes" / "report.html").is_file()
-    assert "\nOn unseen models, supervised (learned with labels) " in answer
+    assert "\nOn unseen models, supervised (learned with labels) " in quickstart
     assert run("zoo-builder", "verify", "quickstart/zoo").strip().endswith("every byte is as promised")
 
 
@@ -125,7 +131,7 @@ def test_files_of_networks_become_a_zoo_by_the_command_of_the_readme(run, work):
 
 
 @pytest.mark.slow
-def test_python_of_the_readme_runs(run):
+def test_python_of_the_readme_runs(run, quickstart):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:

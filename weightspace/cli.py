@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from weightspace import __version__, recipes, training_help
-from weightspace.components import faults, plugins
+from weightspace.components import faults, plugins, usage
 from weightspace.terminal import printable
 
 TRAINING = {
@@ -230,18 +230,23 @@ def _process_settings() -> dict[str, Any]:
     return parsing_settings
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(usage.in_words(message, self.prog), ex)
+
+
 def _parser() -> ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     texts: dict[str, Any] = {"description": __doc__, "epilog": EXAMPLES, "formatter_class": plain}
-    parser = ArgumentParser(prog="weightspace", version=__version__, **texts)
+    parser = _Parser(prog="weightspace", version=__version__, **texts)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, line in TRAINING.items():
-        commands.add_subcommand(name, ArgumentParser(), help=line)
+        commands.add_subcommand(name, _Parser(), help=line)
     for name, function in COMMANDS.items():
         description = (function.__doc__ or "").split("Args:")[0].strip()
         examples = (line.strip() for line in EXAMPLES.splitlines() if f"weightspace {name} " in line)
         epilog = f"example:\n  {next(examples)}\n\n{plugins.HELP}"
-        subparser = ArgumentParser(
+        subparser = _Parser(
             prog=f"weightspace {name}", description=description, epilog=epilog, formatter_class=plain
         )
         flags = {"json"} & set(inspect.signature(function).parameters)

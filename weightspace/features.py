@@ -117,13 +117,24 @@ def spectra_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
             columns[f"{label}.singular.{i}"] = values
         if len(row.nodes) > 2:
             continue
-        eigenvalues = torch.linalg.eigvals(matrix)
-        order = eigenvalues.abs().argsort(dim=1, descending=True, stable=True)
-        eigenvalues = eigenvalues.gather(1, order)
-        for i, values in enumerate(eigenvalues.unbind(1)):
+        for i, values in enumerate(_eigenvalues(matrix).unbind(1)):
             columns[f"{label}.eigenvalue.{i}.real"] = values.real
             columns[f"{label}.eigenvalue.{i}.imaginary"] = values.imag.abs()
     return columns
+
+
+def eigenvalues_of(spec: WeightSpec, params: Params) -> dict[str, Tensor]:
+    """Eigenvalues (models, unit) complex128 of each recurrent matrix and gate row of stacked effective params.
+
+    They have the labels of rows, and stand by falling magnitude. Families that recur unit by unit have none.
+    """
+    return {row.label: _eigenvalues(row.value.double()) for row in rows(spec, params, spec.recurrent())}
+
+
+def _eigenvalues(matrix: Tensor) -> Tensor:
+    """Eigenvalues (models, unit) of matrices (models, unit, unit) by falling magnitude."""
+    eigenvalues: Tensor = torch.linalg.eigvals(matrix)
+    return eigenvalues.gather(1, eigenvalues.abs().argsort(dim=1, descending=True, stable=True))
 
 
 def columns_of(zoo: Zoo, describe: Callable[[WeightSpec, Params], dict[str, Tensor]]) -> Columns:

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from weightspace import __version__, recipes
-from weightspace.components import faults, plugins
+from weightspace.components import faults, plugins, usage
 from weightspace.terminal import printable
 from zoo_builder import bring_command, list_command
 from zoo_builder.bench import command as bench_command
@@ -62,8 +62,13 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(usage.in_words(message, self.prog), ex)
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="zoo-builder",
         version=__version__,
         description="Builds, checks and describes zoos of recurrent networks.",
@@ -71,7 +76,7 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subcommands(required=True)
     _add_build(commands)
-    verify = ArgumentParser(
+    verify = _Parser(
         description="Checks every byte of a zoo against its zoo.json; exit status 1 if there is a fault.",
         epilog="Example: zoo-builder verify zoo --repair",
     )
@@ -81,14 +86,14 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("verify", verify, help="check every byte of a zoo")
     _add_label(commands)
     _add_import(commands)
-    info = ArgumentParser(
+    info = _Parser(
         description="Counts models by family, task, split and status, and gives the range of each label.",
         epilog="Example: zoo-builder info zoo --json",
     )
     info.add_argument("folder", type=str, help="the zoo's folder")
     info.add_argument("--json", action="store_true", help="print one JSON document")
     commands.add_subcommand("info", info, help="what a zoo holds")
-    listing = ArgumentParser(description=list_command.DESCRIPTION, epilog=list_command.EPILOG)
+    listing = _Parser(description=list_command.DESCRIPTION, epilog=list_command.EPILOG)
     list_command.add_options(listing)
     commands.add_subcommand("list", listing, help="what there is to build with")
     _add_study(commands)
@@ -97,7 +102,7 @@ def _parser() -> ArgumentParser:
 
 
 def _add_build(commands: Any) -> None:
-    build = ArgumentParser(
+    build = _Parser(
         description="Builds the zoo of a recipe, or goes on with a build that was stopped.",
         epilog="Example: zoo-builder build --config quickstart --out zoo --workers 2",
     )
@@ -116,7 +121,7 @@ def _add_build(commands: Any) -> None:
 
 
 def _add_label(commands: Any) -> None:
-    label = ArgumentParser(
+    label = _Parser(
         description="Adds labels to a finished zoo, or measures them again, without retraining.",
         epilog="Example: zoo-builder label zoo --labels MemoryCapacity FixedPoints",
     )
@@ -134,22 +139,22 @@ def _add_label(commands: Any) -> None:
 
 
 def _add_import(commands: Any) -> None:
-    bring = ArgumentParser(description=bring_command.DESCRIPTION, epilog=bring_command.EPILOG)
+    bring = _Parser(description=bring_command.DESCRIPTION, epilog=bring_command.EPILOG)
     bring_command.add_options(bring)
     commands.add_subcommand("import", bring, help="make a zoo of networks trained elsewhere")
 
 
 def _add_bench(commands: Any) -> None:
-    bench = ArgumentParser(description=bench_command.DESCRIPTION, epilog=bench_command.EPILOG)
+    bench = _Parser(description=bench_command.DESCRIPTION, epilog=bench_command.EPILOG)
     bench_command.add_options(bench)
     commands.add_subcommand("bench", bench, help="training speed beside the alternatives")
 
 
 def _add_study(commands: Any) -> None:
-    study = ArgumentParser(description="Reproduces phenomena of papers at a small size.", epilog=study_command.EPILOG)
-    run = ArgumentParser(description=study_command.DESCRIPTION, epilog=study_command.EPILOG)
+    study = _Parser(description="Reproduces phenomena of papers at a small size.", epilog=study_command.EPILOG)
+    run = _Parser(description=study_command.DESCRIPTION, epilog=study_command.EPILOG)
     study_command.add_options(run)
-    table = ArgumentParser(description=study_command.TABLE_DESCRIPTION, epilog=study_command.TABLE_EPILOG)
+    table = _Parser(description=study_command.TABLE_DESCRIPTION, epilog=study_command.TABLE_EPILOG)
     study_command.add_table_options(table)
     commands.add_subcommand("study", study, help="reproduce a phenomenon of a paper")
     parts = study.add_subcommands(required=True)

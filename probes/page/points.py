@@ -59,10 +59,16 @@ def data_of(
     return {
         "models": names.tolist(),
         "model": model.tolist(),
-        "columns": [_column(shown, name) for name in dict.fromkeys([*DESCRIBED, *(t.name for t in targets)])],
+        "columns": [_column(shown, name) for name in _columns(shown.rows, targets)],
         "maps": [_map(shown, features) for features in embeddings[:MAX_MAPS]],
         "questions": list(_questions(shown, predictions)),
     }
+
+
+def _columns(rows: Rows, targets: Sequence[Target]) -> list[str]:
+    """Names of the columns to show: first the zoo of a row, where there are two."""
+    zoo = ["zoo"] if "zoo" in rows.table.column_names else []
+    return list(dict.fromkeys([*zoo, *DESCRIBED, *(target.name for target in targets)]))
 
 
 def _column(shown: Shown, name: str) -> dict[str, Any]:

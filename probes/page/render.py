@@ -23,8 +23,9 @@ from probes.leaderboard import Leaderboard, indistinct
 from probes.page.charts import charts
 from probes.page.confusions import confusions
 from probes.page.heatmaps import pictured
-from probes.page.points import MAX_MAPS, data_of, shown_rows
+from probes.page.points import MAX_MAPS, Shown, data_of, shown_rows
 from probes.problem import Rows
+from probes.reference import Mapped
 from probes.targets import Target
 from weightspace.store import SPLITS
 
@@ -41,11 +42,17 @@ class Heading:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """Parts that not every page has: learning curves, leaderboards over seeds, attributions of predictions."""
+    """Parts that not every page has.
+
+    Learning curves, leaderboards over seeds, attributions of predictions, a reference zoo on the map, and what
+    `portraits` reads of a small zoo.
+    """
 
     curves: Sequence[Curve] = field(default_factory=list)
     leaderboards: Sequence[Leaderboard] = field(default_factory=list)
     attributions: Sequence[Attribution] = field(default_factory=list)
+    mapped: Mapped | None = None
+    portraits: Mapping[str, Any] | None = None
 
 
 def _said(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -58,6 +65,12 @@ def _said(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _counted(rows: Rows, shown: Shown) -> dict[str, int]:
+    """Numbers of rows and models of the zoo, and of rows on maps, of which only some may be shown."""
+    of_zoo = {"num_rows": len(rows.model), "num_models": len(np.unique(rows.model))}
+    return {**of_zoo, "num_shown": len(shown.chosen), "num_mapped": len(shown.rows.model)}
+
+
 def render(
     evaluation: Evaluation,
     rows: Rows,
@@ -68,12 +81,12 @@ def render(
 ) -> str:
     """One HTML page of an evaluation that needs nothing else: figures are inline, nothing is fetched."""
     extras = extras or Extras()
-    shown = shown_rows(rows)
-    data = data_of(shown, feature_sets, targets, evaluation.predictions)
+    shown, data = _figures(evaluation, rows, feature_sets, targets, extras)
     # A page without a chosen split ends where its rows do.
     splits = list(dict.fromkeys(row["split"] for row in evaluation.rows))
     parts = {
         "map": bool(data["maps"]),
+        "portraits": extras.portraits is not None,
         "judged": bool(data["questions"]),
         "attribution": bool(extras.attributions),
         "leaderboard": bool(extras.leaderboards),
@@ -82,9 +95,9 @@ def render(
     return _environment().get_template("page.html.j2").render(
         heading=heading,
         **_said(evaluation.rows),
-        num_rows=len(rows.model),
-        num_models=len(np.unique(rows.model)),
-        num_shown=len(shown.chosen),
+        **_counted(rows, shown),
+        reference=None if extras.mapped is None else extras.mapped.title,
+        portraits=extras.portraits,
         num_embeddings=sum(isinstance(f, Embedding) and "#" not in f.name for f in feature_sets),
         max_maps=MAX_MAPS,
         targets=targets,
@@ -101,6 +114,23 @@ def render(
         leaderboards=[(board, indistinct(board)) for board in extras.leaderboards],
         attributions=pictured(extras.attributions, rows),
     )
+
+
+def _figures(
+    evaluation: Evaluation,
+    rows: Rows,
+    feature_sets: Sequence[FeatureSet],
+    targets: Sequence[Target],
+    extras: Extras,
+) -> tuple[Shown, dict[str, Any]]:
+    """The rows that figures show, those of a reference last, and the data behind the figures."""
+    mapped = extras.mapped
+    shown = shown_rows(rows if mapped is None else mapped.rows)
+    data = data_of(shown, feature_sets if mapped is None else mapped.embeddings, targets, evaluation.predictions)
+    data["own"] = 0 if mapped is None else int(np.sum(shown.chosen < mapped.num_own))
+    # Of a small zoo the first row is chosen, so that its neighbours are there.
+    data["row"] = -1 if extras.portraits is None or not len(shown.chosen) else 0
+    return shown, data
 
 
 def _learned_on(rows: Sequence[Mapping[str, Any]]) -> set[str]:

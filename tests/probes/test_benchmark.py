@@ -124,7 +124,7 @@ def test_costs_are_those_of_the_encoder(made):
 
 
 def test_objectives_without_labels_are_reported_as_such_and_budgets_end_training(zoo, tmp_path):
-    options = {"cpu_minutes": 2 / 60, "beside": ["statistics"]}
+    options = {"cpu_minutes": 2 / 60, "baseline_names": ["statistics"]}
     document = benchmark(zoo, tmp_path, objective="Emulation", targets=["trace"], **options)
     assert document["baselines"] == ["statistics"]
     assert "Only these baselines were probed" in (tmp_path / "report.html").read_text()
@@ -245,7 +245,7 @@ def test_unknown_names_and_numbers_are_refused_before_anything_is_trained(zoo, t
     with pytest.raises(ValueError, match="No model is held out for the split new_size"):
         benchmark(zoo, tmp_path, splits=["in_distribution", "new_size"])
     with pytest.raises(ValueError, match=r"No baseline is called 'spectre'.*Did you mean 'spectra'"):
-        benchmark(zoo, tmp_path, beside=["spectre"])
+        benchmark(zoo, tmp_path, baseline_names=["spectre"])
     with pytest.raises(ValueError, match="`splits` is empty"):
         benchmark(zoo, tmp_path, splits=[])
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from weightspace.data.datamodule import ZooDataModule
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.objectives.supervised import Supervised
 from weightspace.store import open_zoo
+from weightspace.store.checksum import tensors_digest
 from weightspace.training.embed import embed, load, write_embeddings
 from weightspace.training.module import EmbeddingModule, fit
 
@@ -53,6 +54,7 @@ def test_the_file_says_in_one_key_what_it_holds_and_its_bytes_are_stable(made, t
         "objective": "Supervised",
         "learned_with": "labels",
         "label_adjacent": [],
+        "encoder_sha256": tensors_digest(load(best).encoder.state_dict()),
         "queries": False,
         "name": "MessagePassing-Supervised",
         "zoo": open_zoo(zoo).fingerprint,

@@ -3,7 +3,10 @@
 import ast
 import importlib.util
 import json
+import resource
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,8 +16,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from tests.probes.page_parser import Page
 from weightspace.exchange.readings import Words, read_models, readings_of
 from weightspace.rollout import rollout
+from weightspace.store import open_zoo
 
 
 def folder_of(package):
@@ -102,3 +107,55 @@ def test_the_layers_of_resemblyzer_compute_what_torch_computes(tmp_path):
     # In float64: in float32 torch itself is 4e-6 from its answer there, on outputs of up to 6.
     x = torch.randn(20, 2, 40, dtype=torch.float64)
     torch.testing.assert_close(in_float64(model, x), linear.double()(lstm.double()(x)[0]).detach(), rtol=0, atol=1e-6)
+
+
+def run(*command):
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shipped(tmp_path):
+    """For each package a folder with the file that it ships, and the options of the command that reads it."""
+    folders = {name: tmp_path / name for name in ("g2p_en", "silero_vad", "resemblyzer")}
+    for name, folder in folders.items():
+        folder_of(name)
+        folder.mkdir()
+    shutil.copy(folder_of("g2p_en") / "checkpoint20.npz", folders["g2p_en"] / "g2p.npz")
+    shutil.copy(folder_of("silero_vad") / "data" / "silero_vad_16k.safetensors", folders["silero_vad"])
+    checkpoint = torch.load(folder_of("resemblyzer") / "pretrained.pt", map_location="cpu", weights_only=True)
+    safetensors.torch.save_file(checkpoint["model_state"], folders["resemblyzer"] / "voice.safetensors")
+    (tmp_path / "keys.json").write_text(json.dumps(KEYS))
+    # Fixed points among 1,536 states take many minutes.
+    labels = ["--labels", "Rank", "Memory"]
+    options = {"g2p_en": ["--key_map", tmp_path / "keys.json"], "resemblyzer": ["--readout", "linear"]}
+    return [(folders[name], [*options.get(name, ()), *labels]) for name in folders]
+
+
+PICTURES = {"g2p_en": 3 + 3, "silero_vad": 4, "resemblyzer": 3 * 4}
+"""Recurrent matrices of each package, by gate: two GRUs, an LSTM, and an LSTM of three layers."""
+
+
+@pytest.mark.slow
+def test_networks_of_three_packages_are_embedded_measured_and_shown_in_reports_below_4_gb(tmp_path):
+    others = tmp_path / "others"
+    run("zoo_builder", "build", "--config", "quickstart-tiny", "--out", others)
+    run("weightspace", "embed", "--zoo", others, "--out", f"{others}.safetensors")
+    for folder, options in shipped(tmp_path):
+        zoo, report = folder / "zoo", folder / "report"
+        run("zoo_builder", "import", "--state_dicts", folder, "--out", zoo, *options)
+        run("weightspace", "embed", "--zoo", zoo, "--out", f"{zoo}.safetensors")
+        command = ["probes", "run", "--zoo", zoo, "--embeddings", f"{zoo}.safetensors", "--out", report]
+        run(*command, "--reference", others, f"{others}.safetensors")
+        page, table = Page((report / "report.html").read_text()), open_zoo(zoo).table
+        names = table["model_id"].to_pylist()
+        assert [page.data["models"][code] for code in page.data["model"][: len(names)]] == names
+        assert all(name in page.text for name in names)
+        for label in ("state_effective_rank", "memory_decay_rate"):
+            assert f"{label} " in page.text
+            assert all(f"{value:.4g}" in page.text for value in table[label].to_pylist())
+        assert sum(tag == "svg" for tag, _ in page.elements) == PICTURES[folder.name]
+        # Kilobytes, of the largest process so far.
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        print(f"{folder.name}: {peak / 2**20:.2f} GB")
+        assert peak < 4 * 2**20

@@ -121,6 +121,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(models, tmp_pat
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 9, 4)))
     with pytest.raises(ValueError, match=r"The inputs have 4 columns, but the model 'both\.forward' reads 3"):
         bring(models[0], tmp_path / "zoo", inputs=tmp_path / "x.npz")
+    with pytest.raises(ValueError, match=r"There is no file .*absent\.npz of inputs"):
+        bring(models[0], tmp_path / "zoo", inputs=tmp_path / "absent.npz")
     with pytest.raises(ValueError, match="No label is called 'Ranck'"):
         bring(models[0], tmp_path / "zoo", labels=["Ranck"])
     with pytest.raises(ValueError, match="is none of the recurrent modules"):

@@ -25,6 +25,8 @@ def line_of(error: Exception, debug: bool) -> str:
     """
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
     if isinstance(error, ValueError | OSError):
         return str(error)
     place = _place_in_plugin(error.__traceback__)

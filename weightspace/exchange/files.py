@@ -76,6 +76,8 @@ def read_inputs(path: Path) -> Tensor:
     """Input sequences (sequences, time, input) float32 of an npz or safetensors file: its only tensor, or `x`."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"The inputs {path} must be a file {' or '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise ValueError(f"There is no file {path} of inputs; it holds one tensor `x` (sequences, time, input).")
     tensors = read_tensors(path)
     x = next(iter(tensors.values())) if len(tensors) == 1 else tensors.get("x")
     if x is None or x.dim() != 3 or 0 in x.shape:

@@ -38,6 +38,15 @@ def refuse_damaged(path: object, archive: bytes) -> None:
         )
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) of named tensors: their names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def embedding_digest(record: Mapping[str, Any], embeddings: Tensor) -> str:
     """sha256 (hex) of embeddings (models, embedding_dim) and of their record without its `sha256`."""
     content = {key: value for key, value in record.items() if key != "sha256"}

@@ -51,7 +51,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give the folder that `zoo-builder build --out` made.")
     if not file.is_file():
-        raise ValueError(f"{path} has no {MANIFEST}: not a zoo, or unfinished (run the same build, or label, again).")
+        inside = sorted(inner.parent.name for inner in path.glob(f"*/{MANIFEST}"))
+        hint = f" It holds the zoo {path / inside[0]}." if inside else ""
+        raise ValueError(
+            f"{path} has no {MANIFEST}: not a zoo, or unfinished (run the same build, or label, again).{hint}"
+        )
     refuse_outside(path, file)
     way_out = " Run the same `zoo-builder build` again: it is made anew from the shards."
     try:

@@ -25,7 +25,7 @@ from weightspace.exchange.readings import Reading, as_float32, read_models
 from weightspace.families import Family
 from weightspace.spec import Params
 from weightspace.store import Stack, Zoo, divide, recorded_split, write_durably
-from weightspace.store.checksum import embedding_digest
+from weightspace.store.checksum import embedding_digest, tensors_digest
 from weightspace.terminal import shows_bars
 from weightspace.training.restoring import load
 
@@ -122,10 +122,11 @@ def _stack_of(family: Family, models: Sequence[tuple[int, Params]]) -> Stack:
 
 
 def _record(encoder: Encoder, name: str | None) -> dict[str, Any]:
-    """Metadata of embeddings by an encoder: its class, objective, kind of labels, and their name."""
+    """Metadata of embeddings by an encoder: its class, weights, objective, kind of labels, and their name."""
     trained = encoder.provenance or {"objective": None, "learned_with": None, "label_adjacent": []}
     kept = {key: trained[key] for key in ("objective", "learned_with", "label_adjacent")}
-    kept = {"encoder": type(encoder).__name__, "queries": encoder.queries, **kept}
+    weights = {key: value for key, value in encoder.state_dict().items() if isinstance(value, Tensor)}
+    kept |= {"encoder": type(encoder).__name__, "encoder_sha256": tensors_digest(weights), "queries": encoder.queries}
     return {**kept, "name": name or default_name(encoder)}
 
 

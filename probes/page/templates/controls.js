@@ -118,6 +118,7 @@ if (judged && data.questions.length) {
   document.getElementById("judged-choice").append(select("Question", options, "0", (value) => show(Number(value))));
   show(0);
 }
+if (data.row >= 0 && data.maps.length) choose(data.row);
 window.addEventListener("themechange", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 redraw();

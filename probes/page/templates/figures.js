@@ -2,7 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#a89a00"];
 const RAMP = [[67, 97, 194], [22, 163, 154], [232, 177, 0]];
-const NONE = "#9aa3ae", SHADES = 24, REACH = 14, KEPT = 0.02;
+const NONE = "#9aa3ae", SHADES = 24, REACH = 14, KEPT = 0.02, OWN = 6.5;
 const num = data.model.length;
 const state = { colour: 0, filters: new Map(), row: -1 };
 const views = [];
@@ -97,17 +97,20 @@ class View {
     context.scale(ratio, ratio);
     const ink = getComputedStyle(canvas).color;
     if (this.diagonal) this.axes(context, ink);
-    const size = Math.max(1.6, Math.min(3.5, 160 / Math.sqrt(this.rows.length)));
+    const small = Math.max(1.6, Math.min(3.5, 160 / Math.sqrt(this.rows.length)));
+    const size = (row) => (row < data.own && !this.diagonal ? OWN : small);
     context.globalAlpha = 0.75;
-    this.rows.forEach((row, i) => {
-      if (!passes(row)) return;
+    // The rows of the zoo itself are the first, and lie above those of a reference.
+    for (let i = this.rows.length - 1; i >= 0; i -= 1) {
+      const row = this.rows[i];
+      if (!passes(row)) continue;
       const [colour, kind] = look(row);
       context.fillStyle = colour;
-      mark(context, ...this.pixel(i), size, kind);
+      mark(context, ...this.pixel(i), size(row), kind);
       context.fill();
-    });
+    }
     context.globalAlpha = 1;
-    this.rings(context, ink, size + 3);
+    this.rings(context, ink, size);
   }
   rings(context, ink, size) {
     const at = this.rows.indexOf(state.row);
@@ -121,11 +124,11 @@ class View {
       context.moveTo(...this.pixel(at));
       context.lineTo(...this.pixel(i));
       context.stroke();
-      mark(context, ...this.pixel(i), size - 1, 0);
+      mark(context, ...this.pixel(i), size(row) + 2, 0);
       context.stroke();
     }
     context.lineWidth = 2;
-    mark(context, ...this.pixel(at), size, 0);
+    mark(context, ...this.pixel(at), size(state.row) + 3, 0);
     context.stroke();
   }
   axes(context, ink) {
