@@ -60,7 +60,7 @@ class MessagePassing(DenseEncoder):
         self.embed_types(edge_dim)
         self.node_in = nn.Linear(2 * roles + self.num_codes + 1, node_dim)
         self.embed_nodes(node_dim, max_layers)
-        self._quieten_constants()
+        self.start_from_weights(self.edge_in, 2 * roles)
         # Weights of slot 1 start as those of slot 0 in another order: so they take no draws from the stream of slot 0.
         self.edge_more = nn.Parameter(self.edge_in.weight.detach().flip(0).clone())
         self.node_more = nn.Parameter(self.node_in.weight[:, : 2 * roles].detach().flip(0).clone())
@@ -70,21 +70,6 @@ class MessagePassing(DenseEncoder):
 
     edge_scale: Tensor
     node_scale: Tensor
-
-    @torch.no_grad()
-    def _quieten_constants(self) -> None:
-        """Start with edge states of spread 1, most of it from weights.
-
-        What the declaration says is the same in all models of a cohort: where it is the larger part of a state, models
-        differ by a hundredth of what the head reads, and training stays at the mean.
-        """
-        of_weights = 2 * len(ROW_ROLES)
-        # The variance of these draws is a third of 1 / inputs; the two directions share the spread.
-        self.edge_in.weight[:, :of_weights].mul_((1.5 * self.edge_in.in_features) ** 0.5)
-        for embedding in (self.edge_type, self.edge_type_reverse):
-            embedding.weight.mul_(0.1)
-        for embedding in (self.kind, self.node_layer, self.nonlinearity):
-            embedding.weight.mul_(0.3)
 
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
         """Root mean square of training weights by (connection type, channel) and (node kind, channel), as buffers."""
