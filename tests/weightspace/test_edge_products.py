@@ -75,4 +75,5 @@ def test_a_ring_of_six_and_two_rings_of_three_differ_by_products_and_not_by_line
     first, second = made(models, "complete")([models])
     torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
     first, second = made(models)([models])
-    assert (first - second).abs().max() > 1e-2
+    # A billion times what the linear maps leave.
+    assert (first - second).abs().max() > 1e-3
