@@ -68,7 +68,7 @@ class MatrixPower(FieldEncoder):
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
         """Scales of weights over the training models, and of invariants over some of each family and size."""
         some: list[Stack] = []
-        super().fit_standardisation(_keeping(some, stacks))
+        super().fit_standardisation(_keeping(some, stacks, self.level.mean.dtype))
         if some:
             self.level.fit(torch.cat([super(MatrixPower, self).pooled(stack) for stack in some]))
 
@@ -125,14 +125,14 @@ class Product(nn.Module):
         return _mixed(f, self.keep) + _mixed(product, self.add), product, size
 
 
-def _keeping(some: list[Stack], stacks: Iterable[Stack]) -> Iterator[Stack]:
-    """The same stacks, the first `PER_STACK` models of each put into `some`, up to `PER_FAMILY` of a family."""
+def _keeping(some: list[Stack], stacks: Iterable[Stack], dtype: torch.dtype) -> Iterator[Stack]:
+    """The same stacks, the first `PER_STACK` models of each put into `some`, in `dtype`, up to `PER_FAMILY`."""
     counts: Counter[Family] = Counter()
     for stack in stacks:
         number = min(PER_STACK, len(stack), PER_FAMILY - counts[stack.family])
         if number > 0:
             counts[stack.family] += number
-            params = {name: values[:number] for name, values in stack.params.items()}
+            params = {name: values[:number].to(dtype) for name, values in stack.params.items()}
             some.append(replace(stack, params=params, rows=stack.rows[:number]))
         yield stack
 
