@@ -29,7 +29,9 @@ class EquivariantLinear(FieldEncoder):
     Weight spaces as in DWSNets (Navon et al., ICML 2023, arXiv 2301.12780), NFN (Zhou et al., NeurIPS 2023, arXiv
     2302.14040) and universal neural functionals (Zhou et al., NeurIPS 2024, arXiv 2402.05232), with both axes of a
     recurrent matrix tied: see `LinearMaps`, and there for the option `basis`. States are e <- e + relu(u), x <- x +
-    silu(z); pooled by connection type and node kind: means, mean squares, and those of diagonals.
+    silu(z); pooled by connection type and node kind: means, mean squares, and those of diagonals. Such networks see two
+    units at a time; `basis="products"` adds matrix products of edge states, e <- e + relu(u) + p (see `EdgeProducts`),
+    for labels that need traces of third and higher powers, such as the largest real part of the eigenvalues.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """

@@ -39,6 +39,7 @@ class LinearMaps(nn.Module):
 
     `basis="six"` keeps six of the 15 maps, those of an MLP whose layers are one recurrent matrix (as in Herrmann et
     al., ICML 2024, arXiv 2403.11998): entry, total, means over rows and columns, each placed on rows and on columns.
+    "products" keeps all, beside products that are no part of this layer.
     """
 
     def __init__(self, edge_dim: int, node_dim: int, max_ends: int, basis: Basis) -> None:

@@ -32,7 +32,8 @@ class MatrixPower(FieldEncoder):
     polynomials of degree 2^L in the weights and their transposes: trace(W^k), Gram matrices, W_ho W_hh^k W_ih. Fields
     are divided by their root mean square singular value, whose logarithm is kept. Nodes read the diagonal, the means
     and root mean squares of rows and columns of each product beside their biases; pooled by node kind: diagonals as
-    they are (which makes traces), means and mean squares of node states.
+    they are (which makes traces), means and mean squares of node states. The head reads these invariants in units of
+    their spread over training models.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
