@@ -145,7 +145,7 @@ def test_models_beyond_the_limits_are_refused_by_name(kind):
 
 
 def test_a_basis_that_is_not_known_is_refused():
-    with pytest.raises(ValueError, match=r"`basis` \(='seven'\) must be 'complete' or 'six'"):
+    with pytest.raises(ValueError, match=r"`basis` \(='seven'\) must be 'complete', 'six' or 'products'"):
         EquivariantLinear(basis="seven")
 
 

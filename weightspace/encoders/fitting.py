@@ -28,7 +28,10 @@ def refuse_misfit(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) 
     claims cost nothing until they are compared with its tensors.
     """
     with torch.device("meta"), _at_most(len(tensors)):
-        expected = make().state_dict()
+        module = make()
+    expected = module.state_dict()
+    for name in _absent_from_older_files(module) - set(tensors):
+        del expected[name]
     _refuse_other_vocabulary(expected, tensors)
     for name in sorted({*expected, *tensors}):
         shapes = [tuple(side[name].shape) if name in side else None for side in (tensors, expected)]
@@ -48,10 +51,16 @@ def filled(make: Callable[[], M], tensors: Mapping[str, Tensor]) -> M:
     for dtype in dtypes:
         module.to(dtype)
     for name, tensor in module.state_dict().items():
-        if tensor.dtype != tensors[name].dtype:
+        if name in tensors and tensor.dtype != tensors[name].dtype:
             raise ValueError(f"'{name}' is of {tensors[name].dtype}, but by its settings of {tensor.dtype}")
     module.load_state_dict(dict(tensors))
     return module
+
+
+def _absent_from_older_files(module: nn.Module) -> set[str]:
+    """Names of tensors without which a module reads files of earlier versions as those versions did."""
+    parts = ((f"{prefix}." if prefix else "", part) for prefix, part in module.named_modules())
+    return {prefix + name for prefix, part in parts for name in getattr(part, "absent_from_older_files", ())}
 
 
 def _refuse_other_vocabulary(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

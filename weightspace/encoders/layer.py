@@ -27,6 +27,10 @@ class Layer(nn.Module):
             nn.SiLU(),
             nn.Linear(node_dim, node_dim),
         )
+        # Edge states are not negative: rows that sum to 0 do not see the mean of their channels, whose matrix products
+        # would grow with the number of nodes and outweigh those of weights.
+        with torch.no_grad():
+            self.edge.weight.sub_(self.edge.weight.mean(1, keepdim=True))
 
     def forward(self, topology: Topology, e: Tensor, x: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
         """Next edge and node states; `kinds` is each node's one-hot of `NODE_KINDS`."""

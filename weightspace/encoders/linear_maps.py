@@ -15,7 +15,7 @@ from weightspace.encoders.lifts import States
 from weightspace.encoders.positions import Patterns, num_codes
 from weightspace.graph import EDGE_TYPES
 
-Basis = Literal["complete", "six"]
+Basis = Literal["complete", "six", "products"]
 TO, FROM, DIAGONAL = range(3)
 
 
@@ -39,12 +39,13 @@ class LinearMaps(nn.Module):
 
     `basis="six"` keeps six of the 15 maps, those of an MLP whose layers are one recurrent matrix (as in Herrmann et
     al., ICML 2024, arXiv 2403.11998): entry, total, means over rows and columns, each placed on rows and on columns.
+    "products" keeps all, beside products that are no part of this layer.
     """
 
     def __init__(self, edge_dim: int, node_dim: int, max_ends: int, basis: Basis) -> None:
         super().__init__()
         types, kinds, both = len(EDGE_TYPES), len(NODE_KINDS), (node_dim, node_dim)
-        self.edge_dim, self.node_dim, self.complete = edge_dim, node_dim, basis == "complete"
+        self.edge_dim, self.node_dim, self.complete = edge_dim, node_dim, basis != "six"
 
         def weights(*shape: int, inputs: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape) / inputs**0.5)

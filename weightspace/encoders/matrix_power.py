@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -10,9 +14,14 @@ from weightspace.declaration import NODE_KINDS
 from weightspace.encoders.fields import Fields, Pair
 from weightspace.encoders.graph_encoder import Edges, FieldEncoder, Invariants
 from weightspace.encoders.lifts import EdgeLift, NodeLift
-from weightspace.encoders.pooling import class_means, one_hot_kinds, read_out
+from weightspace.encoders.pooling import PooledScale, class_means, one_hot_kinds, read_out
 from weightspace.encoders.scales import FieldScales
+from weightspace.families import Family
 from weightspace.graph import CHANNELS
+from weightspace.store import Stack
+
+PER_STACK, PER_FAMILY = 16, 256
+"""Training models, of each stack and of each family and size, from which the scales of invariants are set."""
 
 
 class MatrixPower(FieldEncoder):
@@ -23,7 +32,8 @@ class MatrixPower(FieldEncoder):
     polynomials of degree 2^L in the weights and their transposes: trace(W^k), Gram matrices, W_ho W_hh^k W_ih. Fields
     are divided by their root mean square singular value, whose logarithm is kept. Nodes read the diagonal, the means
     and root mean squares of rows and columns of each product beside their biases; pooled by node kind: diagonals as
-    they are (which makes traces), means and mean squares of node states.
+    they are (which makes traces), means and mean squares of node states. The head reads these invariants in units of
+    their spread over training models.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
@@ -52,7 +62,21 @@ class MatrixPower(FieldEncoder):
         self.node = nn.Linear(2 * node_dim, node_dim)
         self.edge_dim, self.traced = edge_dim, edge_dim + num_layers * product_dim
         pooled = len(NODE_KINDS) * (self.traced + 2 * node_dim) + self.traced
+        self.level = PooledScale(pooled)
         self.head = read_out(pooled, 2 * embedding_dim, embedding_dim, dropout=dropout)
+
+    @torch.no_grad()
+    def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
+        """Scales of weights over the training models, and of invariants over some of each family and size."""
+        some: list[Stack] = []
+        super().fit_standardisation(_keeping(some, stacks, self.level.mean.dtype))
+        if some:
+            self.level.fit(torch.cat([super(MatrixPower, self).pooled(stack) for stack in some]))
+
+    def pooled(self, stack: Stack) -> Tensor:
+        """Scaled invariants (models, width) of the models of a stack."""
+        scaled: Tensor = self.level(super().pooled(stack))
+        return scaled
 
     def over(self, fields: Fields) -> Invariants:
         """The invariants of models of one declaration."""
@@ -100,6 +124,18 @@ class Product(nn.Module):
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         product, size = _scaled(_mixed(f, self.first) @ _mixed(f, self.second))
         return _mixed(f, self.keep) + _mixed(product, self.add), product, size
+
+
+def _keeping(some: list[Stack], stacks: Iterable[Stack], dtype: torch.dtype) -> Iterator[Stack]:
+    """The same stacks, the first `PER_STACK` models of each put into `some`, in `dtype`, up to `PER_FAMILY`."""
+    counts: Counter[Family] = Counter()
+    for stack in stacks:
+        number = min(PER_STACK, len(stack), PER_FAMILY - counts[stack.family])
+        if number > 0:
+            counts[stack.family] += number
+            params = {name: values[:number].to(dtype) for name, values in stack.params.items()}
+            some.append(replace(stack, params=params, rows=stack.rows[:number]))
+        yield stack
 
 
 def _mixed(f: Tensor, weight: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class MessagePassing(DenseEncoder):
         self.embed_types(edge_dim)
         self.node_in = nn.Linear(2 * roles + self.num_codes + 1, node_dim)
         self.embed_nodes(node_dim, max_layers)
+        self.start_from_weights(self.edge_in, 2 * roles)
         # Weights of slot 1 start as those of slot 0 in another order: so they take no draws from the stream of slot 0.
         self.edge_more = nn.Parameter(self.edge_in.weight.detach().flip(0).clone())
         self.node_more = nn.Parameter(self.node_in.weight[:, : 2 * roles].detach().flip(0).clone())

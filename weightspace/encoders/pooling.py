@@ -1,6 +1,8 @@
-"""Means of states over the nodes of each kind and the edges of each type, and the head that reads them."""
+"""Means of states over nodes of each kind and edges of each type, their scales, and the head that reads them."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,3 +37,41 @@ def read_out(
     first: list[nn.Module] = [nn.LayerNorm(inputs)] if norm else []
     first += [] if dropout is None else [nn.Dropout(dropout)]
     return nn.Sequential(*first, nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+class PooledScale(nn.Module):
+    """Invariants less their mean and over their spread among training models, as buffers: (v - mean) / scale.
+
+    A spread below `floor` of the size of an invariant counts as that much, or rounding would be blown up. Files written
+    before there were these buffers lack them, and are read with mean 0 and scale 1.
+
+    Shapes: (models, width) -> the same.
+    """
+
+    absent_from_older_files: ClassVar[frozenset[str]] = frozenset({"mean", "scale"})
+
+    def __init__(self, width: int, floor: float = 0.05) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.floor = floor
+
+    mean: Tensor
+    scale: Tensor
+
+    def fit(self, invariants: Tensor) -> None:
+        """Set mean and scale from the invariants (models, width) of training models."""
+        values = invariants.double()
+        size = values.square().mean(0).sqrt()
+        spread = torch.maximum(values.std(0, correction=0), self.floor * size)
+        self.mean.copy_(values.mean(0))
+        self.scale.copy_(torch.where(spread > 0, spread, 1.0))
+
+    def forward(self, invariants: Tensor) -> Tensor:
+        """Scaled invariants."""
+        return (invariants - self.mean) / self.scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, value in (("mean", torch.zeros_like(self.mean)), ("scale", torch.ones_like(self.scale))):
+            state_dict.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
