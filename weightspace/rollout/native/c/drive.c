@@ -221,6 +221,7 @@ static void drive_model(const Job *job, Memory *m, const Drive *drive, Room *roo
     for (int64_t t = 0; t < job->time; t++) {
         int64_t step = t - measured;
         at_step(m, job, t);
+        take_inputs(job, m, model, t, 0, LANES);
         if (step >= 0) visit(job, m, step, room->sum, room->path + step * n * LANES);
         for (int64_t s = job->num_states / 2; t == drive->warm_up && s < job->num_states; s++)
             to_tile(m->base[PREVIOUS] + job->state_at[s] * LANES,
