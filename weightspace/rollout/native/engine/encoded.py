@@ -137,7 +137,7 @@ class Engine:
         through = prologue_adjoint(prologue, wanted.tensors, results) if prologue is not None else None
         deferring = deferred(back, builder) if back is not None else None
         refuse_unsound(program, builder.rows, back, deferring, once=False)
-        layout = laid_out(program, back, deferring, builder.rows)
+        layout = laid_out(program, back, builder.rows, deferring)
         self._kept: list[Any] = []
         self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
         self._job.tensors = len(self.traced.stored) + len(self.traced.computed)

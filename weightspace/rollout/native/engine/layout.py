@@ -37,7 +37,7 @@ class Layout:
 
 
 def laid_out(
-    program: Program, back: Adjoint | None, deferring: Deferred | None, rows: Mapping[int, int]
+    program: Program, back: Adjoint | None, rows: Mapping[int, int], deferring: Deferred | None = None
 ) -> Layout:
     """Layout of every value of a program and of its adjoint, if there is one."""
     layout = Layout()
