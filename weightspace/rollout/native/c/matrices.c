@@ -1,6 +1,7 @@
 // Singular values and spectral radii of many small matrices: as many side by side as a vector holds, one in each lane.
 // No lane's arithmetic depends on its neighbours.
 #include "masks.h"
+#include "square.h"
 
 enum { MAX_SWEEPS = 40, SQUARINGS = 46, ROW = WIDTH };
 #define ORTHOGONAL 1e-14
@@ -83,25 +84,6 @@ void singular_values(int64_t count, int64_t rows, int64_t cols, const double *fr
     }
 }
 
-// out (n, n) = the square of a (n, n).
-static void squared(int64_t n, const double *a, double *out) {
-    for (int64_t c = 0; c < n; c++)
-        for (int64_t first = 0; first < n; first += 8) {
-            V sum[8] = {{0}};
-            int64_t rows = n - first < 8 ? n - first : 8;
-            for (int64_t k = 0; k < n; k++) {
-                V x = load(a + (c * n + k) * ROW);
-                const double *own = a + (k * n + first) * ROW;
-                if (rows == 8)
-                    UNROLL(8)
-                    for (int r = 0; r < 8; r++) sum[r] += load(own + r * ROW) * x;
-                else
-                    for (int64_t r = 0; r < rows; r++) sum[r] += load(own + r * ROW) * x;
-            }
-            for (int64_t r = 0; r < rows; r++) store(out + (c * n + first + r) * ROW, sum[r]);
-        }
-}
-
 // The largest absolute eigenvalue (count) of matrices (count, n, n) as the limit of ||A^k||^(1/k), k = 2^SQUARINGS:
 // Gelfand, Matematicheskii Sbornik 1941. With ||A^k|| between 1/C and C times radius^k it is off by a share of log C / k.
 void spectral_radii(int64_t count, int64_t n, const double *from, const int64_t stride[3], double *out, double *workspace) {
@@ -110,7 +92,7 @@ void spectral_radii(int64_t count, int64_t n, const double *from, const int64_t 
         V top = gather(count, n, n, from, stride, first, now), logs = {0}, vanished = {0};
         for (int squaring = 0; squaring <= SQUARINGS; squaring++, share /= 2) {
             if (squaring) {
-                squared(n, now, next);
+                multiply(ROW, n, now, now, next);
                 double *last = now;
                 now = next, next = last;
             }
