@@ -44,31 +44,33 @@ def deferred(back: Adjoint, builder: Builder) -> Deferred | None:
 
 def _begun(operations: Collection[BackwardOperation], to: Ref, carried: Collection[int]) -> Product | None:
     """The one operation that writes a gradient, if it is a sum of carried gradients alone and none reads the result."""
-    touching = [operation for operation in operations if _reads(operation, to) or _writes(operation, to)]
-    if len(touching) != 1 or not isinstance(touching[0], Product):
+    begun = _only_one_with(operations, to)
+    if begun is None or begun.out != to or begun.terms or begun.bias is not None:
         return None
-    (begun,) = touching
-    is_plain = begun.out == to and not begun.terms and begun.bias is None
-    return begun if is_plain and all(addend.tile.value in carried for addend in begun.addends) else None
+    return begun if all(addend.tile.value in carried for addend in begun.addends) else None
 
 
 def _ended(operations: Collection[BackwardOperation], carry: Ref) -> Product | None:
     """The one operation that touches a carried gradient, if it is a sum that begins with it."""
-    touching = [operation for operation in operations if _reads(operation, carry) or _writes(operation, carry)]
-    if len(touching) != 1 or not isinstance(touching[0], Product):
+    ended = _only_one_with(operations, carry)
+    if ended is None or ended.out != carry or ended.addends[:1] != (Addend(carry),) or ended.bias is not None:
         return None
-    (ended,) = touching
-    others = (*ended.terms, *ended.addends[1:])
-    begins = ended.out == carry and ended.addends[:1] == (Addend(carry),) and ended.bias is None
-    return ended if begins and all(other.tile.value != carry.value for other in others) else None
+    others = [*(term.tile for term in ended.terms), *(addend.tile for addend in ended.addends[1:])]
+    return ended if all(tile.value != carry.value for tile in others) else None
 
 
-def _reads(operation: BackwardOperation, ref: Ref) -> bool:
-    return any(read.value == ref.value for read in operation.reads)
+def _only_one_with(operations: Collection[BackwardOperation], ref: Ref) -> Product | None:
+    """The only operation that reads or writes a value, if it is a sum."""
+    touching = [operation for operation in operations if _touches(operation, ref)]
+    if len(touching) != 1:
+        return None
+    (operation,) = touching
+    return operation if isinstance(operation, Product) else None
 
 
-def _writes(operation: BackwardOperation, ref: Ref) -> bool:
-    return not isinstance(operation, SumInto) and operation.out.value == ref.value
+def _touches(operation: BackwardOperation, ref: Ref) -> bool:
+    written = [] if isinstance(operation, SumInto) else [operation.out]
+    return any(other.value == ref.value for other in (*operation.reads, *written))
 
 
 def _of_later(addend: Addend, renamed: Mapping[int, Ref]) -> Addend:
