@@ -121,7 +121,8 @@ def table(records: Iterable[tuple[Any, ...]], kind: type[tuple[Any, ...]]) -> Nu
 
 
 def _flat(record: tuple[Any, ...]) -> list[int]:
-    return [number for item in record for number in (_flat(item) if isinstance(item, tuple) else [item])]
+    # Beside numbers there are places, which are flat themselves.
+    return [number for item in record for number in (item if isinstance(item, tuple) else (item,))]
 
 
 @functools.cache
