@@ -54,11 +54,8 @@ def test_native_training_does_half_of_what_the_core_can(beside_loop):
     assert {hidden: share for hidden, share in found.items() if share < OF_PEAK[hidden]} == {}
 
 
-LRU = pytest.param("LRU", marks=pytest.mark.xfail(reason="products of 8 columns and passes over memory: 1.4 to 1.5"))
-
-
 @pytest.mark.parametrize("hidden", [32, 64])
-@pytest.mark.parametrize("name", ["Leaky", "LIF", LRU])
+@pytest.mark.parametrize("name", ["Leaky", "LIF", "LRU"])
 def test_an_operation_costs_little_more_than_that_of_a_gru(name, hidden):
     # In turns, because what the machine gives changes from one minute to the next.
     ratios = []

@@ -3,6 +3,7 @@
 // The program is that of a cell with one tangent vector beside its states, whose read-out is the Jacobian of the step
 // (see drive.py). Every lane is a trajectory.
 #include "engine.c"
+#include "square.h"
 
 typedef struct {
     int64_t plain;               // instructions of a step without tangents, the first ones of a step
@@ -83,40 +84,6 @@ static V to_unit(REAL *rows, int64_t count) {
     return (REAL)0.5 * v_log_of_sum(squares);
 }
 
-// next (rows, n) = product (rows, n) times jacobian (n, n) for one block, in one vector of lanes.
-INLINE void block(const int ROWS, const int COLS, int64_t n, const REAL *a, const REAL *b, REAL *out) {
-    V sum[4][4];
-    UNROLL(4)
-    for (int r = 0; r < ROWS; r++)
-        UNROLL(4)
-        for (int c = 0; c < COLS; c++) sum[r][c] = (V){0};
-    for (int64_t k = 0; k < n; k++) {
-        V y[4];
-        UNROLL(4)
-        for (int c = 0; c < COLS; c++) y[c] = load(b + (k * n + c) * LANES);
-        UNROLL(4)
-        for (int r = 0; r < ROWS; r++) {
-            V x = load(a + (r * n + k) * LANES);
-            UNROLL(4)
-            for (int c = 0; c < COLS; c++) sum[r][c] += x * y[c];
-        }
-    }
-    UNROLL(4)
-    for (int r = 0; r < ROWS; r++)
-        UNROLL(4)
-        for (int c = 0; c < COLS; c++) store(out + (r * n + c) * LANES, sum[r][c]);
-}
-
-#define SHAPE(r, c) case r * 5 + c: block(r, c, n, a + i * n * LANES, b + j * LANES, out + (i * n + j) * LANES); break;
-#define SHAPES(r) SHAPE(r, 1) SHAPE(r, 2) SHAPE(r, 3) SHAPE(r, 4)
-
-static void multiply(int64_t n, const REAL *a, const REAL *b, REAL *out) {
-    for (int64_t i = 0; i < n; i += 4)
-        for (int64_t j = 0; j < n; j += 4) switch ((n - i < 4 ? n - i : 4) * 5 + (n - j < 4 ? n - j : 4)) {
-            SHAPES(1) SHAPES(2) SHAPES(3) SHAPES(4)
-        }
-}
-
 // One more Jacobian (from, to, lane) for the mean and for the product, which stands on its left: J(k) ... J(0).
 static void take_jacobian(const Drive *drive, Room *room, const REAL *jacobian, int64_t step, V *log_norm, double *out) {
     int64_t matrix = drive->size * drive->size;
@@ -125,7 +92,7 @@ static void take_jacobian(const Drive *drive, Room *room, const REAL *jacobian, 
         store(room->mean + i, (step ? load(room->mean + i) : (V){0}) + load(jacobian + i));
     if (step == 0) memcpy(room->next, jacobian, matrix * LANES * sizeof(REAL));
     for (int v = 0; v < PER_ROW; v++) {
-        if (step) multiply(drive->size, room->product + v * WIDTH, jacobian + v * WIDTH, room->next + v * WIDTH);
+        if (step) multiply(LANES, drive->size, room->product + v * WIDTH, jacobian + v * WIDTH, room->next + v * WIDTH);
         log_norm[v] += to_unit(room->next + v * WIDTH, matrix);
         for (int i = 0; i < WIDTH; i++) sum += log_norm[v][i];
     }
@@ -221,6 +188,7 @@ static void drive_model(const Job *job, Memory *m, const Drive *drive, Room *roo
     for (int64_t t = 0; t < job->time; t++) {
         int64_t step = t - measured;
         at_step(m, job, t);
+        take_inputs(job, m, model, t, 0, LANES);
         if (step >= 0) visit(job, m, step, room->sum, room->path + step * n * LANES);
         for (int64_t s = job->num_states / 2; t == drive->warm_up && s < job->num_states; s++)
             to_tile(m->base[PREVIOUS] + job->state_at[s] * LANES,

@@ -9,7 +9,8 @@
 //   INPUT           per time step, inputs and noise. INPUT_GRADIENT: their gradients, of one step.
 //   RING            per step, of the last `ring_steps`, gradients that products need for their weights: these are taken
 //                   for a whole ring at once (`weight_jobs`), so that sums stay in registers. Its first rows are the
-//                   CARRY of states whose gradients are such factors; NEXT_RING is the step before.
+//                   CARRY of states whose gradients are such factors; NEXT_RING is the step before, LATER_RING the
+//                   one after.
 //   CARRY           gradients of the states after a step; NEXT_CARRY those before it, the CARRY of the step before.
 //   VECTORS         biases and other vectors of params, a number (no row) each; SUMS their gradients, lane by lane,
 //                   where they are summed tile by tile.
@@ -23,7 +24,7 @@ enum Opcode {
     SOFTPLUS_GRAD, GREATER_GRAD, SIGMOID_GRAD_OF_PRODUCT, TANH_GRAD_OF_PRODUCT, ADD_VECTOR, MUL_VECTOR, FMA_VECTOR, SUM_INTO,
     SUM_PRODUCT_INTO, SUM_CROSSED_INTO, RECIPROCAL, CLAMP_MIN, CLAMP_MIN_GRAD, GATHER, SCATTER, LOAD
 };
-enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, NEXT_RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, PARAMS, NUM_SPACES };
+enum Space { SCRATCH, RECORD, PREVIOUS, INPUT, RING, NEXT_RING, LATER_RING, CARRY, NEXT_CARRY, INPUT_GRADIENT, VECTORS, SUMS, PARAMS, NUM_SPACES };
 enum Loss { GIVEN, CROSS_ENTROPY, SQUARED_ERROR };
 
 typedef struct {
@@ -44,10 +45,14 @@ typedef struct { int64_t matrix, x[2], dy[2], silent_steps; } WeightJob;
 typedef struct {
     // Program.
     int64_t num_step, num_readout, num_readout_back, num_step_back, num_first_back, num_last_back_at;
+    int64_t num_deferring_step_back, num_deferred_readout_back;
     const Instruction *step, *readout, *readout_back, *step_back;
     const Instruction *first_back;   // instead of `step_back` at the first time step
     const Instruction *last_back;    // and of both at the last ones: of the last step, then of the one before it, ...
     const int64_t *last_back_at;     // where the list of each of them starts, and where the last one ends
+    // Instead of `step_back`, where the step before is read out for the loss, and there instead of `readout_back`: what
+    // the one would carry there is part of the sums of the other.
+    const Instruction *deferring_step_back, *deferred_readout_back;
     const TermSpec *terms;
     const AddendSpec *addends;
     const double *constants;
@@ -292,10 +297,12 @@ static void at_step(Memory *m, const Job *job, int64_t t) {
     m->base[INPUT] = m->inputs + t * job->input_rows * LANES;
     m->base[NEXT_RING] = m->ring + ring_place(job, t) * job->ring_rows * LANES;
     m->base[RING] = m->base[NEXT_RING] + job->ring_rows * LANES;
+    m->base[LATER_RING] = m->ring + (ring_place(job, t + 1) + 1) * job->ring_rows * LANES;
     m->base[CARRY] = m->carry + (t & 1) * job->carry_rows * LANES;
     m->base[NEXT_CARRY] = m->carry + (~t & 1) * job->carry_rows * LANES;
-    m->soon[0] = soon(m->base[RECORD], job->record_rows);
-    m->soon[1] = soon(m->base[INPUT], job->input_rows);
+    int64_t half = (job->record_rows + 1) / 2;
+    m->soon[0] = soon(m->base[RECORD], half);
+    m->soon[1] = soon(m->base[RECORD] + half * LANES, job->record_rows - half);
 }
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -517,13 +524,22 @@ static void squared_error(REAL *tile, int64_t size, const REAL *target, REAL wei
         }
 }
 
-static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
+// Inputs of later steps are asked for this many steps before their own: their memory is read once, in jumps that the
+// processor does not foresee.
+enum { STEPS_AHEAD = 3 };
+
+// The inputs of step t as tiles.
+static void take_inputs(const Job *job, Memory *m, int64_t model, int64_t t, int64_t first, int64_t lanes) {
     for (int64_t i = 0; i < job->num_inputs; i++) {
-        const REAL *from = job->input[i] + model * job->input_stride[i] + first * job->input_size[i];
-        for (int64_t t = 0; t < job->time; t++)
-            to_full_tile(m->inputs + (t * job->input_rows + job->input_at[i]) * LANES,
-                    from + t * job->batch * job->input_size[i], job->input_size[i], lanes);
+        int64_t size = job->input_size[i], step = job->batch * size;
+        const REAL *from = job->input[i] + model * job->input_stride[i] + first * size + t * step;
+        for (int64_t k = 0; t + STEPS_AHEAD < job->time && k < lanes * size; k += 64 / sizeof(REAL))
+            __builtin_prefetch(from + STEPS_AHEAD * step + k);
+        to_full_tile(m->inputs + (t * job->input_rows + job->input_at[i]) * LANES, from, size, lanes);
     }
+}
+
+static void start(const Job *job, Memory *m, int64_t model, int64_t first, int64_t lanes) {
     for (int64_t s = 0; s < job->num_states; s++)
         to_full_tile(m->record + job->state_at[s] * LANES,
                 job->initial[s] + model * job->initial_stride[s] + first * job->state_rows[s], job->state_rows[s], lanes);
@@ -544,6 +560,7 @@ static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int
     for (int64_t t = 0; t < job->time; t++) {
         int64_t shown = t - job->time + job->shown_steps, place = (model * job->shown_steps + shown) * job->batch + first;
         at_step(m, job, t);
+        take_inputs(job, m, model, t, first, lanes);
         run(job, m, job->step, job->num_step);
         if (shown < 0) continue;
         for (int64_t s = 0; job->states && s < job->num_states; s++)
@@ -558,12 +575,17 @@ static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int
     if (job->verdicts) pronounce(&verdict, job->verdicts + 4 * model);
 }
 
+// What one sequence at step t counts in the loss.
+INLINE REAL weight_of(const Job *job, const Memory *m, int64_t t) {
+    int64_t scored = t - (job->time - job->scored);
+    return job->loss_kind == GIVEN ? job->output_gradient != 0 : scored < 0 ? 0 : m->weight[scored];
+}
+
 // The gradient of the loss with respect to the outputs at step t, in its place; false where it is nothing.
 static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, int64_t first, int64_t lanes, REAL *loss) {
     int64_t scored = t - (job->time - job->scored), rows = job->output_rows;
-    int is_given = job->loss_kind == GIVEN;
-    REAL weight = is_given || scored < 0 ? 0 : m->weight[scored];
-    if (is_given ? !job->output_gradient : weight == 0) {
+    REAL weight = weight_of(job, m, t);
+    if (weight == 0) {
         // What the read-out would have left for the gradients of weights is nothing, not what an earlier step left.
         memset(m->base[RING] + job->carried_in_ring * LANES, 0,
                (job->ring_rows - job->carried_in_ring) * LANES * sizeof(REAL));
@@ -571,7 +593,7 @@ static int output_gradient(const Job *job, Memory *m, int64_t model, int64_t t, 
     }
     run(job, m, job->readout, job->num_readout);
     REAL *tile = at(m, job->output_gradient_at);
-    if (is_given) {
+    if (job->loss_kind == GIVEN) {
         to_tile(tile, job->output_gradient + ((model * job->time + t) * job->batch + first) * rows, rows, lanes);
         return 1;
     }
@@ -622,10 +644,20 @@ static void weight_jobs(const Job *job, Memory *m, int64_t first, int64_t steps)
     }
 }
 
+// Whether the read-out of the step before t takes over a part of what step t carries there. The places of the two steps
+// in the ring must differ, and nothing else may be added between.
+static int is_deferred(const Job *job, const Memory *m, int64_t t) {
+    int is_steady = t > 0 && job->time - t >= job->num_last_back_at;
+    return job->num_deferred_readout_back && is_steady && job->ring_steps > 1 && !job->state_gradient &&
+           weight_of(job, m, t - 1) != 0;
+}
+
 // From the gradients of the states after step t to those before it.
 static void step_back(const Job *job, Memory *m, int64_t t) {
     int64_t later = job->time - 1 - t;
-    if (later + 1 < job->num_last_back_at) {
+    if (is_deferred(job, m, t)) {
+        run(job, m, job->deferring_step_back, job->num_deferring_step_back);
+    } else if (later + 1 < job->num_last_back_at) {
         int64_t from = job->last_back_at[later];
         run(job, m, job->last_back + from, job->last_back_at[later + 1] - from);
     } else if (t) {
@@ -651,8 +683,12 @@ static double backward(const Job *job, Memory *m, int64_t model, int64_t first, 
                 add_to_tile(at(m, job->carry_at[s]),
                             job->state_gradient[s] + ((model * job->time + t) * job->batch + first) * job->state_rows[s],
                             job->state_rows[s], lanes);
-        if (output_gradient(job, m, model, t, first, lanes, loss))
-            run(job, m, job->readout_back, job->num_readout_back);
+        if (output_gradient(job, m, model, t, first, lanes, loss)) {
+            if (t + 1 < job->time && is_deferred(job, m, t + 1))
+                run(job, m, job->deferred_readout_back, job->num_deferred_readout_back);
+            else
+                run(job, m, job->readout_back, job->num_readout_back);
+        }
         if (!job->want_gradients) continue;
         step_back(job, m, t);
         if (job->input_gradient)

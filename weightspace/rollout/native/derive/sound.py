@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from weightspace.rollout.native.derive.adjoint import Adjoint
+from weightspace.rollout.native.derive.deferred import Deferred
 from weightspace.rollout.native.trace.program import BackwardOperation, Program, Ref, SumInto, Untraceable
 
 
@@ -45,7 +46,14 @@ class Written:
             self.write(operation.out)
 
 
-def refuse_unsound(program: Program, rows: Mapping[int, int], back: Adjoint | None = None, *, once: bool) -> None:
+def refuse_unsound(
+    program: Program,
+    rows: Mapping[int, int],
+    back: Adjoint | None = None,
+    deferring: Deferred | None = None,
+    *,
+    once: bool,
+) -> None:
     """Raise Untraceable unless everything a program reads, and its adjoint, is computed before; with `once`, only once.
 
     Tangents are summed in place, so that programs with tangents compute some rows several times.
@@ -62,6 +70,8 @@ def refuse_unsound(program: Program, rows: Mapping[int, int], back: Adjoint | No
     both = step.copy()
     both.run(program.readout, once=once)
     both.read(program.output)
+    if back is not None and deferring is not None:
+        _refuse_unsound_deferral(step.copy(), both.copy(), back, deferring)
     if back is not None:
         _refuse_unsound_adjoint(step, both, back)
 
@@ -94,3 +104,20 @@ def _refuse_unsound_adjoint(step: Written, both: Written, back: Adjoint) -> None
         for ref in back.next_carry.values():
             for ran in (step, *lasts):
                 ran.read(ref)
+
+
+def _refuse_unsound_deferral(step: Written, both: Written, back: Adjoint, deferring: Deferred) -> None:
+    """Check that what a step no longer carries to the step before is written by the read-out there."""
+    for ref in back.carry.values():
+        step.write(ref)
+    step.run(deferring.step, once=False)
+    for ref in (*back.inputs.values(), *(weight.dy for weight in back.step_weights)):
+        step.read(ref)
+    for name, ref in back.next_carry.items():
+        both.write(deferring.later[name])
+        if step.is_written(ref):
+            both.write(back.carry[name])
+    both.write(back.output)
+    both.run(deferring.readout, once=False)
+    for ref in (*back.carry.values(), *(weight.dy for weight in back.readout_weights)):
+        both.read(ref)

@@ -16,6 +16,7 @@ import torch
 
 from weightspace.families import Family
 from weightspace.rollout.native.derive.adjoint import Adjoint, adjoint, pruned
+from weightspace.rollout.native.derive.deferred import Deferred, deferred
 from weightspace.rollout.native.derive.prologue_adjoint import PrologueAdjoint, prologue_adjoint, results_of
 from weightspace.rollout.native.derive.silence import silenced
 from weightspace.rollout.native.derive.sound import refuse_unsound
@@ -40,7 +41,7 @@ from weightspace.rollout.native.engine.records import (
 )
 from weightspace.rollout.native.engine.threads import at_once
 from weightspace.rollout.native.trace.flat import Prologue
-from weightspace.rollout.native.trace.program import Builder, Program
+from weightspace.rollout.native.trace.program import BackwardOperation, Builder, Program
 from weightspace.rollout.native.trace.traced import Traced, trace
 
 LANES = (16, 32)
@@ -134,14 +135,15 @@ class Engine:
             self.reached, self.reached_states = back.tensors, back.reached
         results = {number - len(source.stored) for number in self.reached if number >= len(source.stored)}
         through = prologue_adjoint(prologue, wanted.tensors, results) if prologue is not None else None
-        refuse_unsound(program, builder.rows, back, once=False)
-        layout = laid_out(program, back, builder.rows)
+        deferring = deferred(back, builder) if back is not None else None
+        refuse_unsound(program, builder.rows, back, deferring, once=False)
+        layout = laid_out(program, back, builder.rows, deferring)
         self._kept: list[Any] = []
         self._job = Job(want_gradients=bool(wanted), output_rows=program.output.rows)
         self._job.tensors = len(self.traced.stored) + len(self.traced.computed)
         self._job.stored = len(self.traced.stored)
         encoder = Encoder(layout)
-        self._encode(program, back, encoder)
+        self._encode(program, back, deferring, encoder)
         self._encode_params(prologue, through, encoder)
         self._array("constants", np.array(encoder.constants))
         states = [ref.rows for ref in program.states.values()]
@@ -150,20 +152,20 @@ class Engine:
         self._sizes = Sizes(dtype, inputs, states, program.output.rows, extents)
         self._place(program, back, layout)
 
-    def _encode(self, program: Program, back: Adjoint | None, encoder: Encoder) -> None:
+    def _encode(self, program: Program, back: Adjoint | None, deferring: Deferred | None, encoder: Encoder) -> None:
         job = self._job
-        backward: tuple[Any, ...] = ((), (), (), ())
+        lists: dict[str, Iterable[BackwardOperation]] = {"readout": program.readout, "step": program.step}
         if back is not None:
-            backward = (back.readout, back.step, back.first_step, (*back.readout_weights, *back.step_weights))
-        self._array("readout", encoder.instructions(program.readout), counted=True)
-        self._array("step", encoder.instructions(program.step), counted=True)
-        self._array("readout_back", encoder.instructions(backward[0]), counted=True)
-        self._array("step_back", encoder.instructions(backward[1]), counted=True)
-        self._array("first_back", encoder.instructions(backward[2]), counted=True)
+            lists |= {"readout_back": back.readout, "step_back": back.step, "first_back": back.first_step}
+        if deferring is not None:
+            lists |= {"deferring_step_back": deferring.step, "deferred_readout_back": deferring.readout}
+        for name, operations in lists.items():
+            self._array(name, encoder.instructions(operations), counted=True)
+        weights = (*back.readout_weights, *back.step_weights) if back is not None else ()
         lasts = [encoder.instructions(operations) for operations in (back.last_steps if back is not None else ())]
         self._array("last_back", np.concatenate([encoder.instructions(()), *lasts]))
         self._array("last_back_at", _numbers(accumulate(map(len, lasts), initial=0)), counted=True)
-        self._array("jobs", encoder.jobs(backward[3]), counted=True)
+        self._array("jobs", encoder.jobs(weights), counted=True)
         self._array("matrices", table(encoder.matrices.values(), MatrixSpec), counted=True)
         self._array("vectors", table(encoder.vectors.values(), MatrixSpec), counted=True)
         self._array("terms", table(encoder.terms, TermSpec))

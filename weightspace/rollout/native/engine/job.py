@@ -17,9 +17,9 @@ LOSSES = {"given": 0, "cross_entropy": 1, "squared_error": 2}
 POINTER, INT = ctypes.c_void_p, ctypes.c_int64
 _FIELDS: list[tuple[str, Any]] = [
     *((name, INT) for name in ("num_step", "num_readout", "num_readout_back", "num_step_back", "num_first_back")),
-    ("num_last_back_at", INT),
+    *((name, INT) for name in ("num_last_back_at", "num_deferring_step_back", "num_deferred_readout_back")),
     *((name, POINTER) for name in ("step", "readout", "readout_back", "step_back", "first_back", "last_back")),
-    ("last_back_at", POINTER),
+    *((name, POINTER) for name in ("last_back_at", "deferring_step_back", "deferred_readout_back")),
     *((name, POINTER) for name in ("terms", "addends", "constants")),
     *((name, INT) for name in ("num_matrices", "num_vectors", "num_jobs")),
     *((name, POINTER) for name in ("matrices", "vectors", "pieces", "jobs")),

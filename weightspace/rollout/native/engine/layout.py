@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightspace.rollout.native.derive.adjoint import Adjoint
+from weightspace.rollout.native.derive.deferred import Deferred
 from weightspace.rollout.native.engine.records import SPACES, Place
 from weightspace.rollout.native.engine.reuse import reused
 from weightspace.rollout.native.trace.program import BackwardOperation, Program, Ref, SumInto
@@ -35,7 +36,9 @@ class Layout:
         return Place(SPACES.index(space), row + ref.start)
 
 
-def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) -> Layout:
+def laid_out(
+    program: Program, back: Adjoint | None, rows: Mapping[int, int], deferring: Deferred | None = None
+) -> Layout:
     """Layout of every value of a program and of its adjoint, if there is one."""
     layout = Layout()
     for name, ref in program.states.items():
@@ -54,6 +57,10 @@ def laid_out(program: Program, back: Adjoint | None, rows: Mapping[int, int]) ->
         layout.put(value, "record", rows[value])
     if back is not None:
         _put_gradients(layout, program, back, rows)
+        for name, ref in deferring.later.items() if deferring is not None else ():
+            space, row = layout.place[back.carry[name].value]
+            # Of two places of a carry that take turns, the later step's is the next one of the earlier step.
+            layout.place[ref.value] = ({"ring": "later_ring", "carry": "next_carry"}[space], row)
     _put_scratch(layout, program.step, rows)
     fixed = [program.output.value]
     for value in (*fixed, *([back.output.value] if back else [])):

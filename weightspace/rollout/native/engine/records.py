@@ -17,8 +17,8 @@ OPCODES = (
 )  # fmt: skip
 """Operations, in the order of the enum in engine.c."""
 SPACES = (
-    "scratch", "record", "previous", "input", "ring", "next_ring", "carry", "next_carry", "input_gradient", "vectors",
-    "sums", "params",
+    "scratch", "record", "previous", "input", "ring", "next_ring", "later_ring", "carry", "next_carry",
+    "input_gradient", "vectors", "sums", "params",
 )  # fmt: skip
 """Memory spaces, in the order of the enum in engine.c."""
 MAX_TERMS, MAX_ADDENDS, MAX_PAIRS = 12, 4, 4
@@ -121,7 +121,8 @@ def table(records: Iterable[tuple[Any, ...]], kind: type[tuple[Any, ...]]) -> Nu
 
 
 def _flat(record: tuple[Any, ...]) -> list[int]:
-    return [number for item in record for number in (_flat(item) if isinstance(item, tuple) else [item])]
+    # Beside numbers there are places, which are flat themselves.
+    return [number for item in record for number in (item if isinstance(item, tuple) else (item,))]
 
 
 @functools.cache
