@@ -46,9 +46,10 @@ class EquivariantLinear(FieldEncoder):
         dropout: float = 0.0,
         max_layers: int = 8,
         max_ends: int = 256,
+        summaries: bool = False,
     ) -> None:
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "num_layers": num_layers}
-        super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        super().__init__(embedding_dim, sizes, max_layers, max_ends, summaries)
         if basis not in ("complete", "six", "products"):
             raise ValueError(f"`basis` (={basis!r}) must be 'complete', 'six' or 'products'.")
         self.complete = basis != "six"
@@ -60,7 +61,7 @@ class EquivariantLinear(FieldEncoder):
         self.products = nn.ModuleList(EdgeProducts(edge_dim, max(1, edge_dim // 2)) for _ in range(with_products))
         self.edge_dim, self.node_dim, self.edge_stats = edge_dim, node_dim, 4 * edge_dim
         pooled = len(EDGE_TYPES) * self.edge_stats + 2 * len(NODE_KINDS) * node_dim + node_dim
-        self.head = read_out(pooled, 2 * embedding_dim, embedding_dim, dropout=dropout)
+        self.head = read_out(self.read_width(pooled), 2 * embedding_dim, embedding_dim, dropout=dropout)
 
     def over(self, fields: Fields) -> Invariants:
         """The invariants of models of one declaration, whose maps are put together once."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from weightspace.declaration import NODE_KINDS, NONLINEARITIES
 from weightspace.encoders.base import Encoder, refuse_outside
 from weightspace.encoders.fields import Fields, Pair, read_fields
-from weightspace.encoders.graph_level import Fitted
+from weightspace.encoders.graph_level import Fitted, Summaries
 from weightspace.encoders.lifts import EdgeLift, NodeLift
 from weightspace.encoders.scales import FieldScales
 from weightspace.families import Family
@@ -28,8 +28,9 @@ Invariants = Callable[[Fields, Edges, dict[str, Tensor]], Tensor]
 class GraphEncoder(Encoder):
     """Base of encoders that pool states of a graph: subclasses write `pooled`, and make the `head` that reads it.
 
-    Parts that are `Fitted`, scales and summaries, learn from the training models. Models of more than `max_layers`
-    layers, or `max_ends` inputs or outputs, or more product nodes than `max_pairs`, are refused.
+    Parts that are `Fitted`, scales and summaries, learn from the training models. With `summaries` the head gets the
+    model's invariant summaries (`summaries_of`), standardised over training, beside the pooled states. Models of more
+    than `max_layers` layers, or `max_ends` inputs or outputs, or more product nodes than `max_pairs`, are refused.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
@@ -39,12 +40,15 @@ class GraphEncoder(Encoder):
     """Most product nodes of a model: dense edge fields grow with the square of all nodes. None without a limit."""
     head: nn.Module
 
-    def __init__(self, embedding_dim: int, sizes: Mapping[str, int], max_layers: int, max_ends: int) -> None:
+    def __init__(
+        self, embedding_dim: int, sizes: Mapping[str, int], max_layers: int, max_ends: int, summaries: bool = False
+    ) -> None:
         super().__init__(embedding_dim)
         refuse_outside({**sizes, "max_layers": max_layers, "max_ends": max_ends})
         self.max_sizes = {"layers": (max_layers, "max_layers"), "ends": (max_ends, "max_ends")}
         if self.max_pairs is not None:
             self.max_sizes["pairs"] = (self.max_pairs, "")
+        self.summaries = Summaries() if summaries else None
 
     @abstractmethod
     def pooled(self, stack: Stack) -> Tensor:
@@ -56,8 +60,15 @@ class GraphEncoder(Encoder):
 
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of all models of the stacks, one stack after another."""
-        embeddings: Tensor = self.head(torch.cat([self.pooled(stack) for stack in stacks]))
+        read = torch.cat([self.pooled(stack) for stack in stacks])
+        if self.summaries is not None:
+            read = torch.cat([read, torch.cat([self.summaries(stack) for stack in stacks])], dim=1)
+        embeddings: Tensor = self.head(read)
         return embeddings
+
+    def read_width(self, pooled: int) -> int:
+        """Columns that the head reads: `pooled` invariants, and the summaries where they are read."""
+        return pooled + (0 if self.summaries is None else self.summaries.width)
 
 
 class DenseEncoder(GraphEncoder):

@@ -48,9 +48,10 @@ class MatrixPower(FieldEncoder):
         dropout: float = 0.0,
         max_layers: int = 8,
         max_ends: int = 256,
+        summaries: bool = False,
     ) -> None:
         sizes = {"edge_dim": edge_dim, "product_dim": product_dim, "node_dim": node_dim, "num_layers": num_layers}
-        super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        super().__init__(embedding_dim, sizes, max_layers, max_ends, summaries)
         self.scales = FieldScales()
         self.edges = EdgeLift(edge_dim, max_ends, constant=False)
         self.transposed = nn.Parameter(torch.randn(edge_dim, edge_dim) / edge_dim**0.5)
@@ -63,7 +64,7 @@ class MatrixPower(FieldEncoder):
         self.edge_dim, self.traced = edge_dim, edge_dim + num_layers * product_dim
         pooled = len(NODE_KINDS) * (self.traced + 2 * node_dim) + self.traced
         self.level = PooledScale(pooled)
-        self.head = read_out(pooled, 2 * embedding_dim, embedding_dim, dropout=dropout)
+        self.head = read_out(self.read_width(pooled), 2 * embedding_dim, embedding_dim, dropout=dropout)
 
     @torch.no_grad()
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:

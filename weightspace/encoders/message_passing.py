@@ -47,9 +47,10 @@ class MessagePassing(DenseEncoder):
         dropout: float = 0.0,
         max_layers: int = 8,
         max_ends: int = 256,
+        summaries: bool = False,
     ) -> None:
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
-        super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        super().__init__(embedding_dim, sizes, max_layers, max_ends, summaries)
         self.widths = Widths(edge_dim, node_dim, product_dim, num_layers)
         self.numbers_per_pair = 2 * CHANNELS + 8 * edge_dim + 5 * product_dim
         self.num_codes, roles = num_codes(max_ends), len(ROW_ROLES)
@@ -66,7 +67,7 @@ class MessagePassing(DenseEncoder):
         self.node_more = nn.Parameter(self.node_in.weight[:, : 2 * roles].detach().flip(0).clone())
         self.layers = nn.ModuleList(Layer(edge_dim, node_dim, product_dim) for _ in range(num_layers))
         pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
-        self.head = read_out(pooled, 2 * embedding_dim, embedding_dim, dropout=dropout)
+        self.head = read_out(self.read_width(pooled), 2 * embedding_dim, embedding_dim, dropout=dropout)
 
     edge_scale: Tensor
     node_scale: Tensor

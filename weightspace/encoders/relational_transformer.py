@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from weightspace.declaration import NODE_KINDS
 from weightspace.encoders.graph_encoder import DenseEncoder
-from weightspace.encoders.graph_level import Summaries
 from weightspace.encoders.pooling import class_means, one_hot_kinds, one_hot_types, read_out
 from weightspace.encoders.scales import WeightScales
 from weightspace.graph import CHANNELS, EDGE_TYPES, DenseGraphs, Layout, dense_graphs
@@ -28,9 +27,8 @@ class RelationalTransformer(DenseEncoder):
     arXiv 2210.05062; over neural graphs: Kofinas et al., ICLR 2024, arXiv 2403.12143), for the pair of target i and
     source j: q_ij = Q x_i + Q' e_ij, k_ij = K x_j + K' e_ij, v_ij = V x_j + V' e_ij; x_i hears sum_j a_ij v_ij with
     a_ij = softmax_j(q_ij k_ij / sqrt(d)); then e_ij hears itself, e_ji, x_i and x_j. First edge states hold the weights
-    of both directions, which of them exist, and the types of both, absent ones included. With `summaries`, the head
-    gets the model's invariant summaries (`summaries_of`), standardised over training, beside the pooled states. Models
-    of more than `max_layers` layers, `max_ends` inputs or outputs or 1024 product nodes are refused.
+    of both directions, which of them exist, and the types of both, absent ones included.
+    Models of more than `max_layers` layers, `max_ends` inputs or outputs or 1024 product nodes are refused.
 
     Shapes: stacks of (models, ...) params -> (models, embedding_dim).
     """
@@ -47,12 +45,11 @@ class RelationalTransformer(DenseEncoder):
         max_ends: int = 256,
     ) -> None:
         sizes = {"node_dim": node_dim, "edge_dim": edge_dim, "num_layers": num_layers, "num_heads": num_heads}
-        super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        super().__init__(embedding_dim, sizes, max_layers, max_ends, summaries)
         if node_dim % num_heads:
             raise ValueError(f"`node_dim` (={node_dim}) must be divisible by `num_heads` (={num_heads}).")
         self.numbers_per_pair = 2 * CHANNELS + (6 + num_heads) * edge_dim + 4 * num_heads
         self.scales = WeightScales()
-        self.summaries = Summaries() if summaries else None
         self.edge_in = nn.Linear(4 * CHANNELS, edge_dim)
         self.embed_types(edge_dim)
         self.node_in = nn.Linear(2 * CHANNELS + 1, node_dim)
@@ -62,14 +59,13 @@ class RelationalTransformer(DenseEncoder):
         self.layers = nn.ModuleList(Layer(node_dim, edge_dim, num_heads) for _ in range(num_layers))
         pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
         self.norm = nn.LayerNorm(pooled)
-        pooled += 0 if self.summaries is None else self.summaries.width
-        self.head = read_out(pooled, embedding_dim, embedding_dim, norm=False)
+        self.head = read_out(self.read_width(pooled), embedding_dim, embedding_dim, norm=False)
 
     def pooled(self, stack: Stack) -> Tensor:
-        """Normalised pooled states, then summaries if they are asked for (models, ...)."""
+        """Normalised pooled states (models, ...)."""
         graphs = self.scales(dense_graphs(*stack.effective))
         states: Tensor = self.norm(torch.cat([self._pooled(chunk) for chunk in _chunks(graphs)]))
-        return states if self.summaries is None else torch.cat([states, self.summaries(stack)], dim=1)
+        return states
 
     def _pooled(self, graphs: DenseGraphs) -> Tensor:
         """Means of states and of their squares (models, ...), of nodes by kind and of edges by type."""

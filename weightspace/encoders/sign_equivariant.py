@@ -58,9 +58,10 @@ class SignEquivariant(DenseEncoder):
         dropout: float = 0.1,
         max_layers: int = 8,
         max_ends: int = 256,
+        summaries: bool = False,
     ) -> None:
         sizes = {"edge_dim": edge_dim, "node_dim": node_dim, "product_dim": product_dim, "num_layers": num_layers}
-        super().__init__(embedding_dim, sizes, max_layers, max_ends)
+        super().__init__(embedding_dim, sizes, max_layers, max_ends, summaries)
         # Of all four pairs of an even and an odd parity, which most models have.
         self.numbers_per_pair = 4 * (CHANNELS + 10 * edge_dim + 6 * product_dim)
         self.scales = WeightScales()
@@ -76,7 +77,7 @@ class SignEquivariant(DenseEncoder):
         kinds = len(NODE_KINDS)
         pooled = kinds * (3 * node_dim + edge_dim) + 3 * (kinds**2 + kinds) * edge_dim
         self.pooled_scale = FittedScale(1, pooled, centred=True)
-        self.head = read_out(pooled, embedding_dim, embedding_dim, norm=False, dropout=dropout)
+        self.head = read_out(self.read_width(pooled), embedding_dim, embedding_dim, norm=False, dropout=dropout)
 
     @torch.no_grad()
     def fit_standardisation(self, stacks: Iterable[Stack]) -> None:
