@@ -60,10 +60,13 @@ class GraphEncoder(Encoder):
 
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of all models of the stacks, one stack after another."""
-        read = torch.cat([self.pooled(stack) for stack in stacks])
+        return self.embedded(torch.cat([self.pooled(stack) for stack in stacks]), stacks)
+
+    def embedded(self, pooled: Tensor, stacks: Sequence[Stack]) -> Tensor:
+        """Embeddings (models, embedding_dim) from the invariants (models, width) of the models of stacks."""
         if self.summaries is not None:
-            read = torch.cat([read, torch.cat([self.summaries(stack) for stack in stacks])], dim=1)
-        embeddings: Tensor = self.head(read)
+            pooled = torch.cat([pooled, torch.cat([self.summaries(stack) for stack in stacks])], dim=1)
+        embeddings: Tensor = self.head(pooled)
         return embeddings
 
     def read_width(self, pooled: int) -> int:

@@ -77,13 +77,16 @@ class MessagePassing(DenseEncoder):
         sums = MeanSquares(self.edge_scale), MeanSquares(self.node_scale)
         for stack in stacks:
             add_graphs(dense_graphs(*stack.effective), *sums, constants=True)
-        for scale in sums:
+            if self.summaries is not None:
+                self.summaries.add(stack)
+        for scale in sums if self.summaries is None else (*sums, self.summaries):
             scale.settle()
 
     def forward(self, stacks: Sequence[Stack]) -> Tensor:
         """Embeddings (models, embedding_dim) of stacks, by the dense path."""
         weights: dict[int, Tensor] = {}
-        return torch.cat([self.head(self._pooled(dense_graphs(*stack.effective), weights)) for stack in stacks])
+        pooled = [self._pooled(dense_graphs(*stack.effective), weights) for stack in stacks]
+        return self.embedded(torch.cat(pooled), stacks)
 
     def pooled(self, stack: Stack) -> Tensor:
         """Invariants (models, ...) of the models of a stack."""
@@ -91,6 +94,8 @@ class MessagePassing(DenseEncoder):
 
     def forward_data(self, batch: Data) -> Tensor:
         """Embeddings (models, embedding_dim) of a PyG batch of `graph.to_data` graphs, by the sparse path."""
+        if self.summaries is not None:
+            raise ValueError("Summaries are of stacks, not of graphs; give stacks, or train without `summaries`.")
         graph = batch.batch if isinstance(batch, Batch) else torch.zeros_like(batch.kind)
         present, opposite = batch.edge_present, batch.edge_present_reverse
         forward = batch.edge_attr / self.edge_scale[batch.edge_type]
