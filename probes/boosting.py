@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import joblib
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import threadpool_limits
+
+from weightspace.container import num_cores
 
 PATIENCE = 30
 """Trees without improvement on validation rows after which boosting ends."""
@@ -74,11 +76,11 @@ def make_trees(count: int, **stopping: Any) -> HistGradientBoostingRegressor:
 
 def fit_all(tasks: Sequence[Boosting]) -> list[Fit]:
     """The fits of all tasks, in their order: of large ones as many at a time as there are cores."""
-    workers = min(joblib.cpu_count(), sum(task.x.size >= WORTH_A_PROCESS for task in tasks))
+    workers = min(num_cores(), sum(task.x.size >= WORTH_A_PROCESS for task in tasks))
     if workers < 2:
         return [task.fit() for task in tasks]
     with _imports_of_the_parent():
-        fits: list[Fit] = joblib.Parallel(n_jobs=workers)(joblib.delayed(Boosting.fit)(task) for task in tasks)
+        fits: list[Fit] = Parallel(n_jobs=workers)(delayed(Boosting.fit)(task) for task in tasks)
     return fits
 
 

@@ -68,11 +68,10 @@ def run(
         left_out(opened.table, chosen) if reasons else evaluate(opened.table, feature_sets, chosen, seed, splits)
     )
     extras = Extras(attributions=attributions(pairs, opened, evaluation), mapped=mapped, portraits=portraits(opened))
-    notices = f"{notice} {fewer(bars, baseline_names)}".strip()
-    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, notices)
+    heading = heading_of(f"Probes of {Path(zoo).resolve().name}", opened, f"{notice} {fewer(bars, baseline_names)}")
     page = render(evaluation, rows, feature_sets, chosen, heading, extras)
-    names = [bar.name for bar in bars]
-    write(Path(out), "probes.json", _document(opened, evaluation, chosen) | {"seed": seed, "baselines": names}, page)
+    settings = {"seed": seed, "baselines": [bar.name for bar in bars]}
+    write(Path(out), "probes.json", _document(opened, evaluation, chosen) | settings, page)
     write_durably(Path(out) / "picture.png", picture(evaluation.rows, rows, learned))
     return evaluation.rows
 
@@ -138,7 +137,7 @@ def _described(target: Target) -> dict[str, Any]:
 def heading_of(title: str, zoo: Zoo, notice: str = "") -> Heading:
     """The heading of a page on a zoo, with the title that the zoo's recipe gives it."""
     zoo_title = str(zoo.manifest.get("recipe", {}).get("title", ""))
-    return Heading(title=title, zoo=zoo.fingerprint, zoo_title=zoo_title, notice=notice)
+    return Heading(title=title, zoo=zoo.fingerprint, zoo_title=zoo_title, notice=notice.strip())
 
 
 def fewer(bars: Sequence[Baseline], chosen: Sequence[str]) -> str:

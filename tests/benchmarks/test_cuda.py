@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from weightspace import families
+from weightspace.container import num_cores
 from weightspace.rollout import Streams, captured
 from zoo_builder.build import build
 from zoo_builder.learning.base import Run, fresh_params
@@ -16,7 +17,6 @@ from zoo_builder.learning.batches import UPDATES_PER_DRAW
 from zoo_builder.learning.bptt import BPTT
 from zoo_builder.members import Members
 from zoo_builder.tasks.copy import Copy
-from zoo_builder.workers.container import num_cores
 
 pytestmark = [
     pytest.mark.gpu,

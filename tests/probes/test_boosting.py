@@ -18,7 +18,7 @@ import numpy as np
 from probes import boosting
 from tests.probes.test_boosting import tasks
 os.chdir({folder!r})
-boosting.WORTH_A_PROCESS, boosting.joblib.cpu_count = 0, lambda: 2
+boosting.WORTH_A_PROCESS, boosting.num_cores = 0, lambda: 2
 print([float(fit.error) for fit in boosting.fit_all(tasks())])
 """
 
@@ -39,14 +39,15 @@ def tasks(number: int = 3):
 def test_fits_in_other_processes_are_those_of_this_one(monkeypatch):
     alone = fit_all(tasks())
     monkeypatch.setattr(boosting, "WORTH_A_PROCESS", 0)
-    monkeypatch.setattr(boosting.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(boosting, "num_cores", lambda: 2)
     for here, there in zip(alone, fit_all(tasks()), strict=True):
         assert np.array_equal(here.predicted, there.predicted)
         assert here.error == there.error
 
 
 def test_small_fits_start_no_process(monkeypatch):
-    monkeypatch.setattr(boosting.joblib, "Parallel", lambda **options: pytest.fail("a process was started"))
+    monkeypatch.setattr(boosting, "num_cores", lambda: 2)
+    monkeypatch.setattr(boosting, "Parallel", lambda **options: pytest.fail("a process was started"))
     assert len(fit_all(tasks())) == 3
     assert fit_all([]) == []
 

@@ -353,7 +353,8 @@ def test_the_recipe_of_the_packaged_encoder_is_the_one_beside_the_code():
     root = Path(__file__).parents[2] / "configs"
     trained = Encoder.from_pretrained(pretrained.DEFAULT).provenance
     assert trained["learned_with"] == "no_labels"
-    assert trained["recipe"]["families"] == yaml.safe_load((root / "zoo" / "pretraining.yaml").read_text())["families"]
+    for name, training in (("all-families", trained), ("dynamics", trained["started_from"])):
+        assert training["recipe"]["families"] == yaml.safe_load((root / "zoo" / f"{name}.yaml").read_text())["families"]
     said = yaml.safe_load((root / "encoder" / "pretraining.yaml").read_text())["model"]
     for part in ("encoder", "objective"):
         recorded = trained["settings"][part]["init_args"]

@@ -58,7 +58,7 @@ def replaced(value, path, new):
 
 def laid_out(monkeypatch):
     """An estimate without the measurement, on a machine with 16 GB."""
-    monkeypatch.setattr("zoo_builder.workers.container.memory", lambda: 2**34)
+    monkeypatch.setattr("weightspace.container.memory", lambda: 2**34)
     monkeypatch.setattr(estimate, "_learning_seconds", lambda *asked: 1.0)
     monkeypatch.setattr(estimate, "_label_seconds", lambda *asked: 1.0)
 

@@ -55,7 +55,6 @@ class RelationalTransformer(DenseEncoder):
         self.node_in = nn.Linear(2 * CHANNELS + 1, node_dim)
         self.embed_nodes(node_dim, max_layers)
         self.position = nn.Embedding(max_ends + 1, node_dim)
-        self.start_from_weights(self.edge_in, 2 * CHANNELS)
         self.layers = nn.ModuleList(Layer(node_dim, edge_dim, num_heads) for _ in range(num_layers))
         pooled = 2 * len(NODE_KINDS) * node_dim + 2 * len(EDGE_TYPES) * edge_dim
         self.norm = nn.LayerNorm(pooled)

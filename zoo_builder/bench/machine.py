@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zoo_builder.workers.container import num_cores
+from weightspace.container import num_cores
 
 FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "asimd", "sve")
 """Flags of the processor for the width of vectors and for fused multiply-add."""

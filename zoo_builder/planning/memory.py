@@ -6,10 +6,10 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from weightspace import container
 from zoo_builder.planning.bounds import parameters, what_to_lower
 from zoo_builder.planning.plan import Cohort, Plan
 from zoo_builder.stacks import STACK
-from zoo_builder.workers import container
 
 
 def check_memory(plan: Plan, memory: int | None = None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from weightspace import child
-from zoo_builder.workers.container import num_cores
+from weightspace.container import num_cores
 from zoo_builder.workers.environment import ENVIRONMENT
 from zoo_builder.workers.job import Job
 

@@ -9,7 +9,6 @@ from weightspace.encoders.fitting import filled
 from weightspace.encoders.matrix_power import MatrixPower
 from weightspace.encoders.message_passing import MessagePassing
 from weightspace.encoders.pooling import PooledScale
-from weightspace.encoders.relational_transformer import RelationalTransformer
 from weightspace.families.elman import Elman
 from weightspace.rollout import generator
 from weightspace.store import Stack
@@ -78,7 +77,7 @@ def test_a_file_that_lacks_anything_else_is_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [EquivariantLinear, MatrixPower, MessagePassing, RelationalTransformer])
+@pytest.mark.parametrize("kind", [EquivariantLinear, MatrixPower, MessagePassing])
 def test_models_of_one_cohort_differ_from_the_start_in_what_the_head_reads(kind):
     """Where what the declaration says outweighs weights, the spread is below .02, and training stays at the mean."""
     models = stack(32, hidden_size=12)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from zoo_builder.workers import container
+from weightspace import container
 
 # Path below the root -> what the file says, cores out of 8, and memory.
 V2 = {"proc/self/cgroup": "0::/\n"}
