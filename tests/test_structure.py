@@ -21,6 +21,7 @@ TRAINING = READING | {"data", "encoders", "objectives"}
 ROOMS = {
     "terminal": set(),
     "child": set(),
+    "container": set(),
     "recipes": {"components"},
     "components": {"terminal"},
     "declaration": set(),
@@ -50,12 +51,12 @@ ROOMS = {
     "cli": TRAINING | {"training", "exchange", "checks", "quickstart", "recipes", "training_help"},
 }
 FROM_OUTSIDE = {
-    "zoo_builder": ZOO,
+    "zoo_builder": ZOO | {"container"},
     # Networks trained elsewhere come in through the readers of their files.
     "zoo_builder/bring.py": ZOO | {"exchange"},
     "zoo_builder/bring_command.py": ZOO | {"exchange"},
     "zoo_builder/cli.py": ZOO | {"recipes"},
-    "probes": BASE | {"store", "features", "markov", "responses"},
+    "probes": BASE | {"container", "store", "features", "markov", "responses"},
     "probes/benchmark.py": TRAINING | {"training"},
     "probes/encoder_runs.py": TRAINING | {"training"},
 }
