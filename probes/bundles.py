@@ -1,4 +1,4 @@
-"""Columns that no training row has together, packed into one: trees then look at one family's columns, not at all."""
+"""Columns that no training row has together, packed into one: trees then look at the columns of a single family."""
 
 from __future__ import annotations
 

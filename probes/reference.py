@@ -21,7 +21,7 @@ class Mapped:
     """Rows of a zoo and, after them, of its reference, with the embeddings (rows, embedding_dim) of both."""
 
     rows: Rows
-    num_own: int
+    num_rows: int
     embeddings: list[Embedding]
     title: str
 
@@ -34,9 +34,9 @@ def beside(zoo: Zoo, embeddings: Sequence[Embedding], reference: Path | str, fil
     """
     other = open_zoo(reference)
     (theirs,) = read_embeddings([file], other)
-    same = [one for one in embeddings if one.encoder_digest and one.encoder_digest == theirs.encoder_digest]
+    same = [read for read in embeddings if read.encoder_digest and read.encoder_digest == theirs.encoder_digest]
     if not same:
-        known = ", ".join(f"'{one.name}'" for one in embeddings) or "none"
+        known = ", ".join(f"'{read.name}'" for read in embeddings) or "none"
         raise ValueError(
             f"{file} was not made by the encoder of any embedding of {zoo.path} ({known}); run `weightspace embed` on "
             "both zoos with one checkpoint, or on both without any."
@@ -46,12 +46,12 @@ def beside(zoo: Zoo, embeddings: Sequence[Embedding], reference: Path | str, fil
         [_titled(zoo.table, titles[0]), _titled(_shared(other.table, zoo.table), titles[1], PREFIX)],
         promote_options="default",
     )
-    return Mapped(read_rows(table), zoo.num_rows, [_joined(one, theirs) for one in same], titles[1])
+    return Mapped(read_rows(table), zoo.num_rows, [_joined(read, theirs) for read in same], titles[1])
 
 
-def _shared(table: pa.Table, own: pa.Table) -> pa.Table:
-    """The columns of a reference's table that the zoo's own has with the same type."""
-    fields = {field.name: field.type for field in own.schema}
+def _shared(table: pa.Table, zoo_table: pa.Table) -> pa.Table:
+    """The columns of a reference's table that the zoo's table has with the same type."""
+    fields = {field.name: field.type for field in zoo_table.schema}
     needed = {*COLUMNS, *SPLIT_COLUMNS}
     return table.select([f.name for f in table.schema if f.name in needed or fields.get(f.name) == f.type])
 
@@ -63,7 +63,8 @@ def _titled(table: pa.Table, title: str, prefix: str = "") -> pa.Table:
     return named.append_column("zoo", pa.array([title] * table.num_rows))
 
 
-def _joined(own: Embedding, theirs: Embedding) -> Embedding:
-    """The embedding of both zoos' rows, the reference's last, for every split that the zoo's own was made for."""
+def _joined(embedding: Embedding, theirs: Embedding) -> Embedding:
+    """The embedding of both zoos' rows, the reference's last, for every split of the zoo's embedding."""
     (values, *_) = theirs.made_for.values()
-    return replace(own, made_for={key: np.concatenate([kept, values]) for key, kept in own.made_for.items()})
+    made_for = {key: np.concatenate([kept, values]) for key, kept in embedding.made_for.items()}
+    return replace(embedding, made_for=made_for)

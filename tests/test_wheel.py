@@ -94,7 +94,7 @@ def test_every_recipe_is_there_by_its_name(run):
 
 @pytest.fixture(scope="module")
 def quickstart(run):
-    """What the tiny quickstart prints; it leaves the folder `quickstart`, which Python of the README opens."""
+    """Output of the tiny quickstart, which leaves the folder `quickstart` that Python of the README opens."""
     return run("weightspace", "quickstart", "--size", "tiny", "--out", "quickstart")
 
 

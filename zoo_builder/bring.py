@@ -90,7 +90,7 @@ class Contents(NamedTuple):
 
 
 def _contents(readings: Iterator[Reading], recorded: Tensor | None) -> Contents:
-    """What a folder holds.
+    """Names of the models of a folder by family, and which are backward directions.
 
     ValueError where a model is not finite, reads other inputs than the recorded ones, or is called like another.
     """

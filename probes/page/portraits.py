@@ -59,8 +59,8 @@ def _spectra(zoo: Zoo) -> list[list[dict[str, Any]]]:
             continue
         kept = {name: tensor[usable] for name, tensor in params.items()}
         for label, values in eigenvalues_of(spec, kept).items():
-            for row, own in zip(stack.rows[usable].tolist(), values.numpy(), strict=True):
-                pictures[row].append(_picture(label, own))
+            for row, spectrum in zip(stack.rows[usable].tolist(), values.numpy(), strict=True):
+                pictures[row].append(_picture(label, spectrum))
     return pictures
 
 

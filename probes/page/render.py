@@ -127,7 +127,7 @@ def _figures(
     mapped = extras.mapped
     shown = shown_rows(rows if mapped is None else mapped.rows)
     data = data_of(shown, feature_sets if mapped is None else mapped.embeddings, targets, evaluation.predictions)
-    data["own"] = 0 if mapped is None else int(np.sum(shown.chosen < mapped.num_own))
+    data["without_reference"] = 0 if mapped is None else int(np.sum(shown.chosen < mapped.num_rows))
     # Of a small zoo the first row is chosen, so that its neighbours are there.
     data["row"] = -1 if extras.portraits is None or not len(shown.chosen) else 0
     return shown, data

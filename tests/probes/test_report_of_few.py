@@ -113,7 +113,7 @@ def test_neighbours_on_the_map_are_the_nearest_of_both_zoos(page, mine, referenc
     distance = np.linalg.norm(apart[:, None] - apart, axis=-1)
     model = np.array(data["model"])
     distance[model[:, None] == model] = np.inf
-    assert data["own"] == 3
+    assert data["without_reference"] == 3
     assert data["row"] == 0
     assert data["maps"][0]["neighbours"] == np.argsort(distance, axis=1, kind="stable")[:, :5].tolist()
     zoo = data["columns"][0]

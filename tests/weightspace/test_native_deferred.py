@@ -80,7 +80,7 @@ def apart(monkeypatch):
 
 def drawn(family, time, batch):
     draws = [family.init(generator(0, str(model), "init")) for model in range(2)]
-    params = {name: torch.stack([one[name] for one in draws]) for name in family.spec.tensors}
+    params = {name: torch.stack([draw[name] for draw in draws]) for name in family.spec.tensors}
     return params, torch.randn(2, time, batch, family.input_size, generator=generator(0, "m", "x"))
 
 
@@ -96,10 +96,10 @@ def adjoint_of(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_both_sums_of_a_turning_state_are_left_to_the_step_before(family):
     program, builder, back = adjoint_of(family)
-    found = deferred(back, builder)
-    assert len(back.step) - len(found.step) == 2
-    assert len(found.readout) == len(back.readout)
-    refuse_unsound(program, builder.rows, back, found, once=False)
+    split = deferred(back, builder)
+    assert len(back.step) - len(split.step) == 2
+    assert len(split.readout) == len(back.readout)
+    refuse_unsound(program, builder.rows, back, split, once=False)
 
 
 def test_a_sum_of_more_than_what_is_carried_stays_where_it_is():
@@ -109,9 +109,9 @@ def test_a_sum_of_more_than_what_is_carried_stays_where_it_is():
 
 def test_a_sum_that_nobody_takes_over_is_refused():
     program, builder, back = adjoint_of(FAMILIES[0])
-    found = deferred(back, builder)
+    split = deferred(back, builder)
     with pytest.raises(Untraceable, match="before it is computed"):
-        refuse_unsound(program, builder.rows, back, type(found)(found.step, back.readout[:1], found.later), once=False)
+        refuse_unsound(program, builder.rows, back, type(split)(split.step, back.readout[:1], split.later), once=False)
 
 
 @pytest.mark.parametrize("time", TIMES)
@@ -122,16 +122,16 @@ def test_gradients_of_a_loss_at_some_steps_have_the_same_bytes(family, time, apa
     weight = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0])[torch.arange(time).flip(0) % 12].expand(2, time)
     target = torch.randint(2, (2, time, 19, 1), generator=generator(0, "m", "target"))
 
-    def found():
+    def gradients():
         criterion = Criterion("cross_entropy", target, weight, 2)
         run = (family, params, family.spec.trained, x, x.new_zeros(2, 19, 0), criterion)
         losses, gradients = losses_and_gradients(*run, method="native")
         return [losses, *gradients.values()]
 
-    joined = found()
+    joined = gradients()
     apart()
-    assert all(torch.equal(one, other) for one, other in zip(joined, found(), strict=True))
-    assert time == 1 or all(bool(one.any()) for one in joined)
+    assert all(torch.equal(first, second) for first, second in zip(joined, gradients(), strict=True))
+    assert time == 1 or all(bool(part.any()) for part in joined)
 
 
 @pytest.mark.parametrize("through_states", [False, True])
@@ -140,7 +140,7 @@ def test_gradients_of_a_loss_at_some_steps_have_the_same_bytes(family, time, apa
 def test_gradients_that_come_from_outside_have_the_same_bytes(family, time, through_states, apart):
     params, x = drawn(family, time, 37)
 
-    def found():
+    def gradients():
         leaves = [leaf.detach().clone().requires_grad_() for leaf in (*params.values(), x)]
         run = rollout(family, dict(zip(params, leaves, strict=False)), leaves[-1], method="native")
         total = run.outputs.square().sum()
@@ -148,6 +148,6 @@ def test_gradients_that_come_from_outside_have_the_same_bytes(family, time, thro
             total = total + sum(state.square().sum() for state in run.states.values())
         return torch.autograd.grad(total, leaves, materialize_grads=True, allow_unused=True)
 
-    joined = found()
+    joined = gradients()
     apart()
-    assert all(torch.equal(one, other) for one, other in zip(joined, found(), strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(joined, gradients(), strict=True))

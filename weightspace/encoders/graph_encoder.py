@@ -100,8 +100,8 @@ class DenseEncoder(GraphEncoder):
     def start_from_weights(self, edge_in: nn.Linear, of_weights: int) -> None:
         """Start with edge states of spread 1 that come from weights, the first `of_weights` inputs of `edge_in`.
 
-        What the declaration says is the same in all models of a cohort: where it is the larger part of a state, models
-        differ by a hundredth of what the head reads, and training hardly leaves their mean.
+        Terms of the declaration are the same in all models of a cohort: where they are the larger part of a state,
+        models differ by a hundredth of what the head reads, and training hardly leaves their mean.
         """
         # The variance of these draws is a third of 1 / inputs; a weight and its opposite share the spread.
         edge_in.weight[:, :of_weights].mul_((1.5 * edge_in.in_features) ** 0.5)

@@ -135,7 +135,7 @@ def eigenvalues(matrices: Tensor) -> Tensor:
 
 
 def or_nan(routine: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """What a routine finds of matrices (..., row, col), NaN of those for which it does not converge."""
+    """Results of a routine on matrices (..., row, col), NaN of those for which it does not converge."""
     try:
         return routine(matrices)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in its list of names

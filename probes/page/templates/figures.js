@@ -98,7 +98,7 @@ class View {
     const ink = getComputedStyle(canvas).color;
     if (this.diagonal) this.axes(context, ink);
     const small = Math.max(1.6, Math.min(3.5, 160 / Math.sqrt(this.rows.length)));
-    const size = (row) => (row < data.own && !this.diagonal ? OWN : small);
+    const size = (row) => (row < data.without_reference && !this.diagonal ? OWN : small);
     context.globalAlpha = 0.75;
     // The rows of the zoo itself are the first, and lie above those of a reference.
     for (let i = this.rows.length - 1; i >= 0; i -= 1) {

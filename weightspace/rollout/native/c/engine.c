@@ -575,7 +575,7 @@ static void forward(const Job *job, Memory *m, int64_t model, int64_t first, int
     if (job->verdicts) pronounce(&verdict, job->verdicts + 4 * model);
 }
 
-// What one sequence at step t counts in the loss.
+// Weight of one sequence at step t in the loss.
 INLINE REAL weight_of(const Job *job, const Memory *m, int64_t t) {
     int64_t scored = t - (job->time - job->scored);
     return job->loss_kind == GIVEN ? job->output_gradient != 0 : scored < 0 ? 0 : m->weight[scored];
